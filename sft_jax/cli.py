@@ -1,0 +1,143 @@
+"""The commands: each parses its arguments, calls what does the work, and prints. Heavy imports wait until needed."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sft_jax.config.read import read_config, write_config
+from sft_jax.config.schema import Config
+from sft_jax.errors import ConfigError, Interrupted, did_you_mean
+
+app = typer.Typer(
+    help="Fine-tune pretrained Hugging Face checkpoints with labelled data, in JAX.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Look at configurations; starts nothing.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+Words = Annotated[
+    list[str],
+    typer.Argument(metavar="CONFIG... [key=value ...]", help="YAML files, then overrides."),
+]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="The run.dir of a training run.")]
+At = Annotated[str, typer.Option("--at", help="Which checkpoint: best or latest.")]
+
+
+@app.command()
+def train(words: Words) -> None:
+    """Train, or go on where the run directory stopped; then test and export the best step."""
+    config = _read(words)
+    from sft_jax import console, run
+
+    screen = console.start()
+    prepared = run.prepare(config)
+    console.show_run(screen.console, prepared)
+    screen.steps = prepared.batches.steps
+    try:
+        result = run.train(prepared, screen)
+    except Interrupted as stop:
+        screen.stop()
+        command = " ".join(["sft-jax train", *words])
+        raise Interrupted(f"{stop}; to go on: {command}", stop.exit_code) from None
+    console.show_result(screen.console, prepared, result)
+
+
+@app.command()
+def evaluate(
+    path: RunDir,
+    split: Annotated[str, typer.Option(help="Which split: test or validation.")] = "test",
+    at: At = "best",
+) -> None:
+    """Score the best step of a run on one of its splits."""
+    from sft_jax import console, run
+
+    prepared = run.open_run(path)
+    metrics, tables, step = run.evaluate(prepared, split, at)
+    console.show_evaluation(console.start().console, split, step, metrics, tables)
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL_DIR", help="A directory that export wrote.")],
+    file: Annotated[
+        str | None, typer.Argument(help="CSV, TSV, JSONL, Parquet or text file; stdin if left out.")
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Add the logits at full precision.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of tokens at a time.")] = 32,
+) -> None:
+    """Label texts: a JSON line with label and scores for each."""
+    from sft_jax.infer.predict import load_predictor, read_inputs
+
+    predictor = load_predictor(model)
+    lines = sys.stdin.read().splitlines() if file is None else None
+    rows = read_inputs(file or "", predictor.task, lines)
+    for record in predictor(rows, batch_size, raw=raw):
+        print(json.dumps(record, ensure_ascii=False))
+
+
+@app.command()
+def export(path: RunDir, out: Annotated[Path, typer.Argument(help="A new directory.")], at: At = "best") -> None:
+    """Write the best step of a run as a Hugging Face directory."""
+    from sft_jax import run
+
+    step = run.export(run.open_run(path), out, at)
+    print(f"step {step} of {path} is in {out}; try: echo 'some text' | sft-jax predict {out}")
+
+
+@config_app.command("check")
+def config_check(words: Words) -> None:
+    """See whether a configuration is right; lists everything that is not."""
+    _read(words)
+    print("ok")
+
+
+@config_app.command("show")
+def config_show(words: Words) -> None:
+    """Print the whole configuration, defaults included."""
+    print(write_config(_read(words)), end="")
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of a configuration, for editors."""
+    print(json.dumps(Config.model_json_schema(), indent=2))
+
+
+@config_app.command("ls")
+def config_ls() -> None:
+    """List the recipes that come with sft_jax."""
+    for file in _recipes().values():
+        first = file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        print(f"{file.stem:20} {first}")
+
+
+@config_app.command("cp")
+def config_cp(name: str, out: Path) -> None:
+    """Copy a recipe to a file of your own."""
+    found = _recipes()
+    if name not in found:
+        raise ConfigError(f"recipe '{name}': there is none{did_you_mean(name, found)} (known: {', '.join(found)})")
+    if out.exists():
+        raise ConfigError(f"{out}: is there already; give a new file")
+    shutil.copyfile(found[name], out)
+    print(f"{out} is yours; run it with: sft-jax train {out}")
+
+
+def _read(words: list[str]) -> Config:
+    files = [w for w in words if "=" not in w]
+    if not files:
+        raise ConfigError("command line: no configuration file; give one, such as configs/quickstart.yaml")
+    return read_config(files, [w for w in words if "=" in w])
+
+
+def _recipes() -> dict[str, Path]:
+    """The recipes: those of the checkout, or those that were installed with the package."""
+    checkout = Path(__file__).parents[1] / "configs"
+    home = checkout if checkout.is_dir() else Path(sys.prefix) / "share" / "sft_jax" / "configs"
+    return {file.stem: file for file in sorted(home.glob("*.yaml"))}

@@ -1,0 +1,275 @@
+"""YAML files and `key.path=value` overrides in, a `Config` out; every problem in one message.
+
+Files are merged left to right, then the overrides. Only plain YAML is read: no tags, no aliases, nothing taken from
+the environment. Never imports jax, so that `config check` answers at once.
+"""
+
+import re
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from sft_jax import assets
+from sft_jax.config.schema import Config, Section
+from sft_jax.errors import ConfigError, did_you_mean, listing
+
+MAX_BYTES = 1 << 20
+Tree = dict[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads numbers and booleans as YAML 1.2 does, and refuses aliases and duplicate keys."""
+
+    # YAML 1.1 takes 2e-5 for text and `no` for false; people mean a number and a word.
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in pairs if not tag.endswith((":bool", ":float"))]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="aliases are not read; write it out", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                mark = node.value[position][0].start_mark
+                raise yaml.MarkedYAMLError(problem=f"'{key}' stands twice", problem_mark=mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf|\.nan)$"),
+    list("-+.0123456789"),
+)
+
+
+def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
+    """The configuration of these files and overrides; raises one ConfigError that lists every problem."""
+    where = " + ".join(str(f) for f in files) or "no file"
+    if overrides:
+        where += f" + {len(overrides)} override" + ("s" if len(overrides) > 1 else "")
+    tree: Tree = {}
+    problems: list[str] = []
+    for file in files:
+        tree = _merged(tree, _read_file(Path(file)))
+    for override in overrides:
+        problem = _override(tree, override)
+        problems += [problem] if problem else []
+    problems += [*_variables(tree), *_missing_files(tree)]
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(listing(where, problems + _explain(error, tree))) from None
+    if problems:
+        raise ConfigError(listing(where, problems))
+    return config
+
+
+def write_config(config: Config) -> str:
+    """The whole configuration, defaults included, as YAML that `read_config` takes back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def parse_value(text: str) -> Any:
+    """One YAML value, as on the right of an override."""
+    return yaml.load(text, _Loader)
+
+
+def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo, type]]:
+    """Every key in dotted form with its field and the section that owns it, in the order of the schema."""
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}", field, section
+        for inner in _sections_of(field.annotation):
+            yield from known_keys(inner, f"{prefix}{name}.")
+
+
+def _sections_of(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return [s for a in typing.get_args(annotation) for s in _sections_of(a)] if union else []
+
+
+def _read_file(file: Path) -> Tree:
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror}); check the path") from None
+    if len(raw) > MAX_BYTES:
+        raise ConfigError(f"{file}: {len(raw)} bytes; a configuration has at most {MAX_BYTES}")
+    try:
+        tree = yaml.load(raw.decode("utf-8"), _Loader)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{file}{line}: not plain YAML: {problem}") from None
+    except RecursionError:
+        raise ConfigError(f"{file}: nested too deep; a configuration has a few levels") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: holds a {type(tree).__name__}; expected `section:` with keys below it")
+    return tree
+
+
+def _merged(below: Tree, above: Tree) -> Tree:
+    result = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def _override(tree: Tree, text: str) -> str | None:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        return f"override '{text}': expected key.path=value"
+    node, parts = tree, key.strip().split(".")
+    for part in parts[:-1]:
+        if not isinstance(node.get(part), dict):
+            node[part] = {}
+        node = node[part]
+    try:
+        node[parts[-1]] = parse_value(value)
+    except yaml.YAMLError:
+        return f"override '{text}': the value is not plain YAML; quote it"
+    return None
+
+
+def _variables(node: Any, path: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _variables(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _variables(value, f"{path}.{index}")
+    elif isinstance(node, str) and "${" in node:
+        yield f"{path}: '${{...}}' is not expanded; write the value, or give it as an override"
+
+
+def _explain(error: ValidationError, tree: Tree) -> list[str]:
+    """One line a key: several complaints about one value (the branches of a union) are one problem."""
+    found: dict[str, list[str]] = {}
+    for details in error.errors():
+        path = _path(details["loc"], tree)
+        found.setdefault(path, []).append(_complaint(details, path))
+    return [f"{path}: {_either(complaints)}" if path else complaints[0] for path, complaints in found.items()]
+
+
+def _either(complaints: Sequence[str]) -> str:
+    """`expected A or B, got x` from what each branch of a union says."""
+    if len(complaints) == 1:
+        return complaints[0]
+    wanted = [text.split(", got ")[0].removeprefix("expected ") for text in complaints]
+    return f"expected {' or '.join(dict.fromkeys(wanted))}, got {complaints[-1].split(', got ')[-1]}"
+
+
+def _path(location: Sequence[int | str], tree: Tree) -> str:
+    """Dotted key of a pydantic location, without the names of union branches that pydantic puts in."""
+    node: Any = tree
+    parts: list[str] = []
+    for position, part in enumerate(location):
+        last = position == len(location) - 1
+        inside = (isinstance(node, dict) and part in node) or (
+            isinstance(node, list) and isinstance(part, int) and part < len(node)
+        )
+        if inside or (last and isinstance(node, dict)):
+            parts.append(str(part))
+            node = node[part] if inside else None
+    return ".".join(parts)
+
+
+def _complaint(details: ErrorDetails, path: str) -> str:
+    kind, given, context = details["type"], details["input"], details.get("ctx", {})
+    if kind == "extra_forbidden":
+        return _unknown_key(path)
+    if kind == "missing":
+        doc = next((f.description for key, f, _ in known_keys() if key == path), None)
+        return f"needed, but not given ({doc.rstrip('.')})" if doc else "needed, but not given"
+    if kind == "literal_error":
+        expected = context["expected"]
+        words = re.findall(r"'([^']*)'", expected)
+        return f"expected {expected}, got {given!r}{did_you_mean(str(given), words)}"
+    if kind == "union_tag_invalid":
+        tags = re.findall(r"'([^']*)'", context["expected_tags"])
+        hint = did_you_mean(context["tag"], tags)
+        return f"kind: expected one of {', '.join(tags)}, got '{context['tag']}'{hint}"
+    if kind == "union_tag_not_found":
+        return "kind: needed, but not given; say which of the known kinds this is"
+    if kind == "value_error":
+        return str(context["error"])
+    message = details["msg"].removeprefix("Input should be ").split(",")[0]
+    return f"expected {message}, got {given!r:.60}"
+
+
+def _unknown_key(path: str) -> str:
+    section, _, name = path.rpartition(".")
+    siblings = {key.rpartition(".")[2] for key, _, _ in known_keys() if key.rpartition(".")[0] == section}
+    hint = did_you_mean(name, siblings)
+    if not hint:
+        elsewhere = {key.rpartition(".")[2]: key for key, _, _ in known_keys()}
+        hint = did_you_mean(name, elsewhere)
+        for short, full in elsewhere.items():
+            hint = hint.replace(f"'{short}'", f"'{full}'")
+    known = f" (known: {', '.join(sorted(siblings))})" if siblings else ""
+    return f"unknown key{hint}{known}"
+
+
+def _missing_files(tree: Tree) -> Iterator[str]:
+    """Local files and directories that are named but not there: found before anything is started."""
+    source = _at(tree, "model", "source")
+    if isinstance(source, str):
+        if source.startswith(assets.SCHEME):
+            yield from _missing_asset("model.source", source)
+        elif source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
+            yield f"model.source: no directory '{source}'; give a directory, a hub name or an asset"
+    if _at(tree, "data", "source", "kind") != "files":
+        return
+    for split in ("train", "validation", "test"):
+        given = _at(tree, "data", "source", split)
+        for file in [given] if isinstance(given, str) else given if isinstance(given, list) else []:
+            key = f"data.source.{split}"
+            if str(file).startswith(assets.SCHEME):
+                yield from _missing_asset(key, file)
+            elif not Path(str(file)).expanduser().is_file():
+                yield f"{key}: no file '{file}' (looked in {Path.cwd()})"
+
+
+def _at(node: Any, *keys: str) -> Any:
+    for key in keys:
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
+
+
+def _missing_asset(key: str, name: str) -> list[str]:
+    try:
+        assets.find(name)
+    except ConfigError as error:
+        return [f"{key}: {error}"]
+    return []
+
+
+def sections() -> Iterator[tuple[str, type[Section]]]:
+    """Every section with its dotted name, the root (named '') first."""
+    yield "", Config
+    for key, field, _ in known_keys():
+        for section in _sections_of(field.annotation):
+            yield key, typing.cast(type[Section], section)

@@ -1,0 +1,146 @@
+"""What a person sees before and after training: tables and facts of a run. Reads runs and results, changes nothing."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from sft_jax.data.loader import padding_share
+from sft_jax.run import Result, Run
+from sft_jax.train.report import Screen
+from sft_jax.weights.files import count
+
+
+def start() -> Screen:
+    """The screen of this process; only the first of several processes shows anything."""
+    return Screen(Console(highlight=False, soft_wrap=True, quiet=jax.process_index() > 0))
+
+
+def show_run(console: Console, run: Run) -> None:
+    """What was loaded, what there is to learn from, and how it will be trained."""
+    show_facts(console, "Model", _model(run))
+    show_table(console, "Rows", _rows(run))
+    show_facts(console, "Data", _data(run))
+    show_facts(console, "Training", _training(run))
+    console.print()
+
+
+def show_result(console: Console, run: Run, result: Result) -> None:
+    """Scores beside what they are to be compared with, and what to type next."""
+    for title, rows in result.tables.items():
+        show_table(console, title, rows)
+    if result.test:
+        rows = [
+            ["on the test split", "accuracy"],
+            *result.baselines.items(),
+            ["this run", result.test["accuracy"]],
+        ]
+        show_table(console, "scores", [[a, b if isinstance(b, str) else f"{b:.4f}"] for a, b in rows])
+    seconds, summary = result.summary["seconds"], result.summary
+    best = f", best at step {result.best_step}" if result.best_step else ""
+    facts = {
+        "steps": f"{result.steps}{best}",
+        "speed": f"{summary['tokens_per_second']:,.0f} real tokens/s",
+        "seconds": f"{seconds['total']:.0f} in all, {seconds['train']:.0f} training, {seconds['compile']:.0f} compiling, "
+        f"first step after {seconds['to_first_step']:.1f}",
+        "peak memory": f"{summary['peak_memory_bytes'] / 1e9:.2f} GB",
+    }
+    show_facts(console, "Done", facts)
+    model = result.directory / "model"
+    show_facts(
+        console,
+        "Next",
+        {
+            "label texts": f"echo 'What a delightful film.' | sft-jax predict {model}",
+            "score again": f"sft-jax evaluate {result.directory}",
+            "in Python": f"transformers.pipeline('text-classification', model='{model}')",
+        },
+    )
+
+
+def show_evaluation(
+    console: Console,
+    split: str,
+    step: int,
+    metrics: Mapping[str, float],
+    tables: Mapping[str, list[list[Any]]],
+) -> None:
+    """Every metric of a split and the task's own tables."""
+    rows = [["metric", "value"], *([name, f"{value:.4f}"] for name, value in metrics.items())]
+    show_table(console, f"{split} at step {step}", rows)
+    for title, table in tables.items():
+        show_table(console, title, table)
+
+
+def show_table(console: Console, title: str, rows: Sequence[Sequence[Any]]) -> None:
+    """A table whose first row is the heading."""
+    table = Table(*(str(cell) for cell in rows[0]), title=title, title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows[1:]:
+        table.add_row(*(str(cell) for cell in row))
+    console.print(table)
+
+
+def show_facts(console: Console, title: str, facts: Mapping[str, str]) -> None:
+    """A heading and aligned `name  value` lines."""
+    console.print(f"\n[bold]{title}[/bold]")
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        console.print(f"  {name.ljust(width)}  {value}", markup=False)
+
+
+def _model(run: Run) -> dict[str, str]:
+    shapes, matched = run.model.template.shapes, run.matched
+    config = run.checkpoint.config
+    facts = {
+        "checkpoint": f"{run.config.model.source} ({config['model_type']}, {len(matched.loaded)} tensors loaded)",
+        "initialised": ", ".join(matched.initialised) or "nothing",
+        "ignored": ", ".join(matched.ignored) or "nothing",
+    }
+    frozen = count({p: shapes[p] for p in run.frozen})
+    total = count(shapes)
+    facts["parameters"] = f"{total - frozen:,} trainable, {frozen:,} frozen"
+    state = 12 * (total - frozen) + (4 if run.dtype == np.float32 else 2) * frozen
+    facts["memory"] = f"about {state / 1e6:,.0f} MB for parameters and moments, before activations"
+    return facts
+
+
+def _rows(run: Run) -> list[list[Any]]:
+    table: list[list[Any]] = [["split", "rows", *run.task.labels, "tokens (median)", "(95 %)", "(longest)", "cut"]]
+    for split, data in run.data.items():
+        labels = np.bincount(data.documents["label"], minlength=len(run.task.labels))
+        lengths = data.lengths
+        middle, high = np.quantile(lengths, [0.5, 0.95])
+        table.append([split, len(data), *labels, int(middle), int(high), lengths.max(), data.truncated])
+    return table
+
+
+def _data(run: Run) -> dict[str, str]:
+    unused = sorted(set(run.rows["train"].column_names) - set(run.task.columns))
+    layout, shapes = run.config.data.layout.kind, run.batches.shapes
+    return {
+        "columns": f"{', '.join(run.task.columns)} read; {', '.join(unused) or 'none'} not used",
+        "layout": f"{layout}; {len(shapes)} declared shapes: {', '.join(str(s) for s in shapes)}",
+        "padding": f"{padding_share(run.batches):.1%} of training tokens",
+    }
+
+
+def _training(run: Run) -> dict[str, str]:
+    config, order = run.config, run.batches.order
+    optim, schedule = config.optim, config.optim.schedule
+    axes = " × ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+    device = jax.devices()[0]
+    return {
+        "steps": f"{run.batches.steps:,} of {config.train.batch_size} documents "
+        f"({order.steps_per_epoch:,} an epoch, {config.train.accumulate} microbatches)",
+        "optimizer": f"{optim.name}, rate {optim.lr:g} {schedule.kind}, warmup {schedule.warmup:g}, "
+        f"decay {optim.weight_decay:g}, clip {optim.clip}",
+        "arithmetic": config.train.compute_dtype,
+        "mesh": f"{axes} on {jax.device_count()} {device.platform} device(s), {device.device_kind}",
+        "seeds": ", ".join(f"{name} {value}" for name, value in config.seed.model_dump().items()),
+        "directory": str(run.directory),
+    }

@@ -1,0 +1,79 @@
+"""Batches by number, and their background preparation.
+
+`batches[k]` is a pure function of k: of no host, device, worker or restart. The position in the data is therefore one
+integer, the step, and seeking costs nothing.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import grain
+
+from sft_jax.data.batch import Batch, Encoded, Row, Shape, collate, lay_out, place, up_to
+from sft_jax.data.order import Order
+
+
+class Batches(Protocol):
+    """Random access to batches."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, step: int, /) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class TrainBatches:
+    """The batch of every step of a run."""
+
+    encoded: Encoded
+    order: Order
+    shapes: tuple[Shape, ...]
+    steps: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        rows, shape = place(self.encoded, self.order.documents(step), self.shapes)
+        return collate(self.encoded, rows, shape)
+
+
+@dataclass(frozen=True)
+class EvalBatches:
+    """Every document once, in one shape, laid out over the whole split since order does not matter."""
+
+    encoded: Encoded
+    rows: Sequence[Row]
+    shape: Shape
+
+    @classmethod
+    def of(cls, encoded: Encoded, like: Shape, batch_size: int, multiple: int) -> "EvalBatches":
+        """Batches of about `batch_size` documents, in rows like those of training, or longer if need be."""
+        like = like._replace(length=max(like.length, up_to(int(encoded.lengths.max()), 8)))
+        rows = lay_out(encoded, range(len(encoded)), like)
+        per_batch = min(len(rows), -(-batch_size * len(rows) // len(encoded)))
+        return cls(encoded, rows, like._replace(rows=up_to(per_batch, multiple)))
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.shape.rows)
+
+    def __getitem__(self, number: int) -> Batch:
+        begin = number * self.shape.rows
+        return collate(self.encoded, self.rows[begin : begin + self.shape.rows], self.shape)
+
+
+def prefetch(batches: Batches, begin: int, ahead: int) -> Iterator[Batch]:
+    """The batches from `begin` on, `ahead` of them prepared in the background."""
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
+    return iter(grain.MapDataset.source(batches)[begin:].to_iter_dataset(options))
+
+
+def padding_share(batches: TrainBatches | EvalBatches, most: int = 64) -> float:
+    """Share of the tokens that are filler, over the batches of a pass (at most `most` of them, spread out)."""
+    count = min(len(batches), batches.order.steps_per_epoch) if isinstance(batches, TrainBatches) else len(batches)
+    filler = total = 0
+    for number in range(0, count, max(1, count // most)):
+        segments = batches[number]["segment_ids"]
+        filler, total = filler + int((segments == 0).sum()), total + segments.size
+    return filler / total

@@ -1,0 +1,65 @@
+"""One family of errors for what a user can mend, and the form they are written in.
+
+Every message reads *where: what; remedy*. Several problems found together are shown together. Knows nothing of the
+rest of the package. The exit code of each class is what `sft-jax` leaves with.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SftError(Exception):
+    """A mistake that the user can mend; shown as one message, never as a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(SftError):
+    """The configuration or the command line is wrong; trying again cannot help."""
+
+    exit_code = 2
+
+
+class DataError(SftError):
+    """Rows, columns, labels or files are not what the configuration says."""
+
+    exit_code = 65
+
+
+class ModelError(SftError):
+    """A checkpoint, its `config.json` or its tokenizer cannot be used."""
+
+    exit_code = 65
+
+
+class RunError(SftError):
+    """A run directory or its checkpoints cannot be used as asked."""
+
+    exit_code = 65
+
+
+class NonFiniteError(SftError):
+    """Loss or gradient became NaN or infinite."""
+
+    exit_code = 76
+
+
+class Interrupted(SftError):
+    """The user or the machine's owner asked to stop; the state was saved first."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def listing(where: str, problems: Iterable[str]) -> str:
+    """`where: n problems` and a line for each problem, in the order given."""
+    lines = list(problems)
+    count = f"{len(lines)} problem" + ("s" if len(lines) != 1 else "")
+    return "\n".join([f"{where}: {count}", *(f"  - {line}" for line in lines)])
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the closest known spelling, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,90 @@
+"""A trained model as a Hugging Face directory: weights, `config.json`, tokenizer and model card.
+
+The directory appears whole or not at all, and `transformers` reads it without our help.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sft_jax.data.text import FILES
+from sft_jax.errors import RunError
+from sft_jax.models.family import Model
+from sft_jax.tasks.task import Task
+from sft_jax.weights.files import write_checkpoint
+from sft_jax.weights.table import save
+
+# What a config.json says of the program that wrote it, and of another head.
+STALE = (
+    "transformers_version",
+    "torch_dtype",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+)
+
+
+def export_model(
+    out: Path,
+    model: Model,
+    params: Mapping[str, np.ndarray],
+    base_config: Mapping[str, Any],
+    task: Task,
+    tokenizer_from: Path,
+    max_length: int,
+    card: str,
+    *,
+    replace: bool = False,
+) -> None:
+    """Write a directory that `transformers` and `sft-jax predict` load, in float32."""
+    if out.exists() and any(out.iterdir()) and not replace:
+        raise RunError(f"{out}: is not empty; give a new directory")
+    config = {k: v for k, v in base_config.items() if k not in STALE} | task.to_hf()
+    name = model.family.classes[config["model_type"]] + model.family.heads[task.head.kind]
+    config |= {"architectures": [name], "dtype": "float32"}
+    config["sft_jax_task"] = {**config["sft_jax_task"], "max_length": max_length}
+    tensors = save(model.table, {p: np.asarray(a, np.float32) for p, a in params.items()})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
+        fresh = Path(work) / "model"
+        write_checkpoint(fresh, config, tensors)
+        for file in FILES:
+            if (tokenizer_from / file).is_file():
+                shutil.copyfile(tokenizer_from / file, fresh / file)
+        (fresh / "README.md").write_text(card, encoding="utf-8")
+        if out.exists():
+            shutil.rmtree(out)
+        fresh.rename(out)
+
+
+def model_card(base: str, task: Task, facts: Mapping[str, str], metrics: Mapping[str, float]) -> str:
+    """The README of an exported model: what it came from, how it was trained, what it scored."""
+    scores = [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags: [sft_jax]",
+        f"pipeline_tag: {task.kind.replace('sequence', 'text').replace('_', '-')}",
+        "---",
+        f"# {Path(base).name or base}, fine-tuned",
+        "",
+        f"`{base}` fine-tuned for {task.kind.replace('_', ' ')} with sft_jax.",
+        f"Labels: {', '.join(task.labels)}.",
+        "",
+        "| setting | value |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in facts.items()),
+        "",
+        *(["| metric on held-out rows | value |", "|---|---|", *scores, ""] if scores else []),
+        "```python",
+        "from transformers import pipeline",
+        f'pipeline("{task.kind.replace("sequence", "text").replace("_", "-")}", model="this directory")',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,108 @@
+"""Offline prediction from an exported directory, by the same tokenisation and arithmetic as training."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from datasets import Dataset
+
+from sft_jax.data.batch import Encoded, Shape, up_to
+from sft_jax.data.loader import EvalBatches
+from sft_jax.data.sources import load_files
+from sft_jax.data.text import load_tokenizer
+from sft_jax.errors import DataError
+from sft_jax.models.family import build_model, load_model
+from sft_jax.tasks.task import Task, restore_task
+from sft_jax.weights.files import find, open_checkpoint
+
+Record = dict[str, Any]
+DEFAULT_LENGTH = 128  # of a model that does not say which length it was trained with
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A loaded model: rows in, records out."""
+
+    task: Task
+    tokenizer: Any
+    max_length: int
+    forward: Callable[[dict[str, np.ndarray]], jax.Array]
+
+    def __call__(self, rows: Dataset | Sequence[str], batch_size: int = 32, *, raw: bool = False) -> Iterator[Record]:
+        """A record for each row (or text), in order; with `raw` the logits at full precision besides."""
+        if not isinstance(rows, Dataset):
+            rows = Dataset.from_dict({self.task.columns[0]: list(rows)})
+        if not len(rows):
+            return
+        encoded = self.task.encode(rows, self.tokenizer, self.max_length, "input", False)
+        for logits in self._outputs(encoded, batch_size):
+            record = self.task.decode(logits)
+            yield {**record, "logits": logits.tolist()} if raw else record
+
+    def _outputs(self, encoded: Encoded, batch_size: int) -> Iterator[np.ndarray]:
+        """Outputs in the order of the documents, a window of them at a time: memory does not grow with the input."""
+        window = 64 * batch_size
+        length = up_to(int(encoded.lengths.max()), 8)
+        shape = Shape(batch_size, length, max(1, length // 8))
+        for begin in range(0, len(encoded), window):
+            part = _slice(encoded, begin, min(begin + window, len(encoded)))
+            batches = EvalBatches.of(part, shape, batch_size, 1)
+            found: dict[int, np.ndarray] = {}
+            for number in range(len(batches)):
+                batch = batches[number]
+                outputs = np.asarray(self.forward(batch))
+                for r, n in zip(*np.nonzero(batch["weight"]), strict=True):
+                    found[int(batch["index"][r, n])] = outputs[r, n]
+            yield from (found[i] for i in range(len(part)))
+
+
+def load_predictor(source: str) -> Predictor:
+    """The model in a directory that `export` wrote, or any of the supported ones with a head of a known task."""
+    directory = find(source)
+    checkpoint = open_checkpoint(directory)
+    task = restore_task(checkpoint.config, str(directory))
+    model = build_model(checkpoint.config, task.head, str(directory))
+    matched, arrays = load_model(model, checkpoint)
+    if matched.initialised:
+        raise DataError(
+            f"{directory}: holds no head for {task.kind} ({', '.join(matched.initialised)} missing); fine-tune it first"
+        )
+    params = {path: jax.numpy.asarray(array, jax.numpy.float32) for path, array in arrays.items()}
+    forward = jax.jit(lambda params, batch: model.template.bind(params)(batch))
+    length = checkpoint.config.get("sft_jax_task", {}).get("max_length", DEFAULT_LENGTH)
+    return Predictor(
+        task=task,
+        tokenizer=load_tokenizer(directory),
+        max_length=min(length, model.max_length),
+        forward=lambda batch: forward(params, batch),
+    )
+
+
+def read_inputs(file: str, task: Task, lines: Sequence[str] | None = None) -> Dataset:
+    """Rows of a CSV, TSV, JSONL, Parquet or Arrow file, or the lines of a text file (or those given) as texts."""
+    if lines is None and Path(file).suffix.lower() in (".txt", ""):
+        try:
+            lines = Path(file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{file}: cannot be read as UTF-8 text ({error})") from None
+    if lines is None:
+        return load_files([file], "input")
+    texts = [line for line in lines if line.strip()]
+    first = task.columns[0]
+    if all(line.lstrip().startswith("{") for line in texts) and texts:
+        try:
+            return Dataset.from_list([json.loads(line) for line in texts])
+        except (ValueError, TypeError) as error:
+            raise DataError(f"input: not JSON lines ({error}); give a text or a JSON object on each line") from None
+    return Dataset.from_dict({first: texts})
+
+
+def _slice(encoded: Encoded, begin: int, end: int) -> Encoded:
+    offsets = encoded.offsets[begin : end + 1]
+    tokens = {name: values[offsets[0] : offsets[-1]] for name, values in encoded.tokens.items()}
+    documents = {name: values[begin:end] for name, values in encoded.documents.items()}
+    return Encoded(tokens, offsets - offsets[0], documents)

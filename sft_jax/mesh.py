@@ -1,0 +1,120 @@
+"""Devices: the mesh, where each parameter and batch lies on it, and the start of several processes.
+
+Axes of the mesh are `data` (the batch alone), `fsdp` (batch, parameters and optimizer state) and `tensor` (heads and
+hidden layers). Knows no model: parameters come with the logical names of their dimensions.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sft_jax.config.schema import MeshSection
+from sft_jax.errors import ConfigError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))
+# Logical name of a dimension -> axis that it is divided over. Names not listed here are whole on every device.
+RULES = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+# How a launcher tells a process of several who it is.
+COORDINATOR, PROCESSES, PROCESS = "SFT_COORDINATOR", "SFT_NUM_PROCESSES", "SFT_PROCESS_ID"
+
+
+def start_processes() -> None:
+    """Join the other processes where a launcher set `SFT_COORDINATOR`; alone, do nothing."""
+    if COORDINATOR not in os.environ or jax.distributed.is_initialized():
+        return
+    try:
+        count, mine = int(os.environ[PROCESSES]), int(os.environ[PROCESS])
+    except (KeyError, ValueError):
+        raise ConfigError(
+            f"environment: {COORDINATOR} is set, but {PROCESSES} and {PROCESS} are not both whole numbers; "
+            f"set all three or none"
+        ) from None
+    jax.distributed.initialize(os.environ[COORDINATOR], count, mine)
+
+
+def is_first_process() -> bool:
+    """Whether this process writes reports and exports."""
+    return jax.process_index() == 0
+
+
+def make_mesh(section: MeshSection) -> Mesh:
+    """The mesh over all devices of all processes."""
+    devices = jax.device_count()
+    fixed = section.fsdp * section.tensor
+    data = devices // fixed if section.data == -1 else section.data
+    if data * fixed != devices:
+        raise ConfigError(
+            f"mesh: data={section.data} fsdp={section.fsdp} tensor={section.tensor} does not make "
+            f"{devices} device{'s' if devices > 1 else ''}; their product must, or leave data at -1"
+        )
+    return jax.make_mesh((data, section.fsdp, section.tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are divided."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows divided over `data` and `fsdp`."""
+    return NamedSharding(mesh, BATCH)
+
+
+def param_shardings(
+    mesh: Mesh, axes: Mapping[str, tuple[str, ...]], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, NamedSharding]:
+    """Where each parameter lies. A dimension that its axis does not divide evenly stays whole."""
+
+    def spec(path: str) -> P:
+        named = zip(axes[path], shapes[path], strict=True)
+        names = [RULES.get(name) for name, _ in named]
+        return P(*(a if a and size % mesh.shape[a] == 0 else None for a, size in zip(names, shapes[path], strict=True)))
+
+    return {path: NamedSharding(mesh, spec(path)) for path in shapes}
+
+
+def like_params(
+    tree: Any,
+    shardings: Mapping[str, NamedSharding],
+    shapes: Mapping[str, tuple[int, ...]],
+    mesh: Mesh,
+) -> Any:
+    """Shardings of an optimizer state: leaves that stand under a parameter's path and have its shape lie as it does."""
+
+    def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = [e.key for e in path if isinstance(e, jax.tree_util.DictKey) and e.key in shardings]
+        same = bool(names) and tuple(leaf.shape) == shapes[names[-1]]
+        return shardings[names[-1]] if same else replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def put(arrays: Mapping[str, np.ndarray], shardings: Any) -> dict[str, jax.Array]:
+    """Host arrays, the same in every process, as global arrays; `shardings` is one for all or one for each."""
+    each = shardings if isinstance(shardings, Mapping) else dict.fromkeys(arrays, shardings)
+    if jax.process_count() == 1:
+        return jax.device_put(dict(arrays), dict(each))
+    return {
+        name: jax.make_array_from_callback(array.shape, each[name], lambda index, a=array: a[index])
+        for name, array in arrays.items()
+    }
+
+
+def to_host(tree: Any) -> Any:
+    """Global arrays as whole numpy arrays, in every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)

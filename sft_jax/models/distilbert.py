@@ -1,0 +1,88 @@
+"""DistilBERT: BERT's encoder without token types, with names of its own.
+
+Reference: `transformers.DistilBertForSequenceClassification`; paper: arXiv 1910.01108.
+"""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from sft_jax.models.encoder import Encoder, EncoderConfig
+from sft_jax.models.family import Family, Head, refuse
+from sft_jax.nn.heads import PooledHead
+from sft_jax.nn.template import Normal
+from sft_jax.weights.table import SAME, Row, Table, linear, norm, over_layers
+
+
+def configure(config: dict[str, Any], dropout: float | None) -> EncoderConfig:
+    """The encoder that a DistilBERT `config.json` describes."""
+    refuse(config, "distilbert", {"sinusoidal_pos_embds": False})
+    hidden = config.get("dropout", 0.1)
+    attention = config.get("attention_dropout", 0.1)
+    head = config.get("seq_classif_dropout", 0.2)
+    return EncoderConfig(
+        vocab_size=config["vocab_size"],
+        size=config["dim"],
+        num_layers=config["n_layers"],
+        num_heads=config["n_heads"],
+        mlp_size=config["hidden_dim"],
+        num_positions=config["max_position_embeddings"],
+        num_types=0,
+        activation=config.get("activation", "gelu"),
+        norm_eps=1e-12,
+        init_std=config.get("initializer_range", 0.02),
+        dropout=hidden if dropout is None else dropout,
+        attention_dropout=attention if dropout is None else dropout,
+        head_dropout=head if dropout is None else dropout,
+        dropout_after_attention=False,
+    )
+
+
+def build(config: EncoderConfig, head: Head) -> nnx.Module:
+    """The encoder with a dense layer and a classifier on the first token of each document."""
+    init = Normal(config.init_std)
+    return Encoder(config, PooledHead(config.size, head.size, init, jax.nn.relu, config.head_dropout))
+
+
+def table(config: EncoderConfig, head: Head) -> Table:
+    """All of DistilBERT."""
+    layer, embeddings = "distilbert.transformer.layer.{i}", "distilbert.embeddings"
+    block = (
+        *linear("blocks/{i}/attn/q", f"{layer}.attention.q_lin", "embed heads"),
+        *linear("blocks/{i}/attn/k", f"{layer}.attention.k_lin", "embed heads"),
+        *linear("blocks/{i}/attn/v", f"{layer}.attention.v_lin", "embed heads"),
+        *linear("blocks/{i}/attn/o", f"{layer}.attention.out_lin", "heads embed"),
+        *norm("blocks/{i}/attn_norm", f"{layer}.sa_layer_norm"),
+        *linear("blocks/{i}/mlp/up", f"{layer}.ffn.lin1", "embed mlp"),
+        *linear("blocks/{i}/mlp/down", f"{layer}.ffn.lin2", "mlp embed"),
+        *norm("blocks/{i}/mlp_norm", f"{layer}.output_layer_norm"),
+    )
+    return Table(
+        family="distilbert",
+        rows=(
+            Row("embed/word/embedding", f"{embeddings}.word_embeddings.weight", SAME, "vocab embed"),
+            Row(
+                "embed/position/embedding",
+                f"{embeddings}.position_embeddings.weight",
+                SAME,
+                ". embed",
+            ),
+            *norm("embed/norm", f"{embeddings}.LayerNorm"),
+            *over_layers(block, config.num_layers),
+            *linear("head/dense", "pre_classifier", "embed .", head=True),
+            *linear("head/out", "classifier", "embed .", head=True),
+        ),
+        prefix="distilbert.",
+        ignore=("*embeddings.position_ids", "vocab_*", "qa_outputs.*"),
+    )
+
+
+FAMILY = Family(
+    configure=configure,
+    build=build,
+    table=table,
+    heads={"sequence_classification": "ForSequenceClassification"},
+    classes={"distilbert": "DistilBert"},
+    max_length=lambda config: config.num_positions,
+)

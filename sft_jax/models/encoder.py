@@ -1,0 +1,127 @@
+"""The post-norm transformer encoder that BERT, DistilBERT and RoBERTa share. Source: arXiv 1810.04805.
+
+Letters: r rows of the batch, t tokens in a row, e size of the hidden states. A row may hold several documents:
+`segment_ids` tells them apart (0 is filler) and `position_ids` begin at 0 in each.
+"""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from sft_jax.errors import ModelError, did_you_mean
+from sft_jax.nn.attention import attend, same_segment
+from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, dropout, split
+from sft_jax.nn.stack import Stack
+from sft_jax.nn.template import Normal
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What the arithmetic needs; sizes come from the checkpoint's `config.json`."""
+
+    vocab_size: int
+    size: int
+    num_layers: int
+    num_heads: int
+    mlp_size: int
+    num_positions: int
+    num_types: int  # 0: the family has no token types
+    activation: str
+    norm_eps: float
+    init_std: float
+    dropout: float
+    attention_dropout: float
+    head_dropout: float
+    position_offset: int = 0  # RoBERTa's first position is number pad_token_id + 1
+    dropout_after_attention: bool = True
+
+    def __post_init__(self):
+        if self.size % self.num_heads:
+            raise ModelError(f"config.json: hidden size {self.size} is not divisible by {self.num_heads} heads")
+        if self.activation not in ACTIVATIONS:
+            hint = did_you_mean(self.activation, ACTIVATIONS)
+            known = ", ".join(ACTIVATIONS)
+            raise ModelError(f"config.json: activation '{self.activation}' is not supported{hint} (known: {known})")
+
+
+class Embeddings(nnx.Module):
+    """Words, positions and, where the family has them, token types; summed and normed."""
+
+    def __init__(self, config: EncoderConfig):
+        init = Normal(config.init_std)
+        self.word = Embed(config.vocab_size, config.size, init)
+        self.position = Embed(config.num_positions, config.size, init)
+        self.type = Embed(config.num_types, config.size, init) if config.num_types else None
+        self.norm = LayerNorm(config.size, config.norm_eps)
+        self.offset, self.rate = config.position_offset, config.dropout
+
+    def __call__(self, batch: dict[str, Int[Array, "r t"]], key: PRNGKeyArray | None) -> Float[Array, "r t e"]:
+        x = self.word(batch["input_ids"]) + self.position(batch["position_ids"] + self.offset)
+        if self.type is not None:
+            x = x + self.type(batch["token_type_ids"])
+        return dropout(self.norm(x), self.rate, key)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with its output projection."""
+
+    def __init__(self, config: EncoderConfig):
+        init, size = Normal(config.init_std), config.size
+        self.q, self.k = Linear(size, size, init), Linear(size, size, init)
+        self.v, self.o = Linear(size, size, init), Linear(size, size, init)
+        self.num_heads, self.rate = config.num_heads, config.attention_dropout
+
+    def __call__(
+        self, x: Float[Array, "r t e"], visible: Bool[Array, "r t t"], key: PRNGKeyArray | None
+    ) -> Float[Array, "r t e"]:
+        heads = (*x.shape[:2], self.num_heads, -1)
+        q, k, v = (layer(x).reshape(heads) for layer in (self.q, self.k, self.v))
+        return self.o(attend(q, k, v, visible, rate=self.rate, key=key).reshape(x.shape))
+
+
+class Mlp(nnx.Module):
+    """Two linear layers with an activation between."""
+
+    def __init__(self, config: EncoderConfig):
+        init = Normal(config.init_std)
+        self.up = Linear(config.size, config.mlp_size, init)
+        self.down = Linear(config.mlp_size, config.size, init)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def __call__(self, x: Float[Array, "r t e"]) -> Float[Array, "r t e"]:
+        return self.down(self.activation(self.up(x)))
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each added to its input and normed after."""
+
+    def __init__(self, config: EncoderConfig):
+        self.attn, self.attn_norm = Attention(config), LayerNorm(config.size, config.norm_eps)
+        self.mlp, self.mlp_norm = Mlp(config), LayerNorm(config.size, config.norm_eps)
+        self.attn_rate = config.dropout if config.dropout_after_attention else 0.0
+        self.mlp_rate = config.dropout
+
+    def __call__(
+        self, x: Float[Array, "r t e"], visible: Bool[Array, "r t t"], *, key: PRNGKeyArray | None
+    ) -> Float[Array, "r t e"]:
+        inside, after_attn, after_mlp = split(key, 3)
+        x = self.attn_norm(x + dropout(self.attn(x, visible, inside), self.attn_rate, after_attn))
+        return self.mlp_norm(x + dropout(self.mlp(x), self.mlp_rate, after_mlp))
+
+
+class Encoder(nnx.Module):
+    """Embeddings, blocks and a head."""
+
+    def __init__(self, config: EncoderConfig, head: nnx.Module):
+        self.embed = Embeddings(config)
+        self.blocks = Stack(config.num_layers, lambda: Block(config))
+        self.head = head
+
+    def __call__(self, batch: dict[str, Array], *, key: PRNGKeyArray | None = None) -> Float[Array, "r n labels"]:
+        """Logits for each of the n document slots of each row; slots without a document hold no meaning."""
+        embed_key, blocks_key, head_key = split(key, 3)
+        visible = same_segment(batch["segment_ids"])
+        x = self.blocks(self.embed(batch, embed_key), visible, key=blocks_key)
+        return self.head(x, batch["starts"], head_key).astype(jnp.float32)

@@ -1,0 +1,99 @@
+"""What a model family is, and the list of those there are.
+
+A family is one file: configuration from `config.json`, modules, the weight table, and one `FAMILY` value. Loading is
+the same for all and stands here. Knows no task: a head is asked for by its kind.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from sft_jax.errors import ModelError, did_you_mean
+from sft_jax.nn.template import Template
+from sft_jax.weights.files import Checkpoint
+from sft_jax.weights.table import Matched, Table, check_covers, load, match
+
+# Name in `config.json` ("model_type") -> the file in this folder. One line a family.
+FAMILIES = {
+    "bert": "bert",
+    "distilbert": "distilbert",
+    "roberta": "roberta",
+    "xlm-roberta": "roberta",
+    "camembert": "roberta",
+}
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a task asks of a model: a kind of head and how many outputs it has."""
+
+    kind: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models, as plain functions of its own configuration type."""
+
+    configure: Callable[[dict[str, Any], float | None], Any]  # (config.json, dropout override) -> configuration
+    build: Callable[[Any, Head], nnx.Module]  # a module of abstract parameters; see `nn.template`
+    table: Callable[[Any, Head], Table]
+    heads: dict[str, str]  # kind of head -> ending of the class that `transformers` reads it with
+    classes: dict[str, str]  # model type -> beginning of that class
+    max_length: Callable[[Any], int]  # the longest document, in tokens
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model without its numbers: the family's configuration, the template and the weight table."""
+
+    family: Family
+    config: Any
+    template: Template
+    table: Table
+    max_length: int
+
+
+def find_family(config: dict[str, Any], where: str) -> Family:
+    """The family of a `config.json`; refuses one that is not among `FAMILIES`."""
+    name = str(config.get("model_type"))
+    if name not in FAMILIES:
+        hint = did_you_mean(name, FAMILIES)
+        raise ModelError(f"{where}: model type '{name}' is not supported{hint} (known: {', '.join(FAMILIES)})")
+    return importlib.import_module(f"sft_jax.models.{FAMILIES[name]}").FAMILY
+
+
+def build_model(config: dict[str, Any], head: Head, where: str, dropout: float | None = None) -> Model:
+    """The model that a `config.json` describes, with a head of the kind asked for; allocates nothing."""
+    family = find_family(config, where)
+    if head.kind not in family.heads:
+        raise ModelError(
+            f"{where}: {config['model_type']} has no head '{head.kind}'; it has: {', '.join(family.heads)}"
+        )
+    try:
+        settings = family.configure(config, dropout)
+    except KeyError as error:
+        raise ModelError(f"{where}: config.json lacks {error}; fetch the checkpoint again") from None
+    template, table = Template.of(family.build(settings, head)), family.table(settings, head)
+    check_covers(table, template.keys)
+    return Model(family, settings, template, table, family.max_length(settings))
+
+
+def load_model(
+    model: Model, checkpoint: Checkpoint, *, new_head: bool = False
+) -> tuple[Matched, dict[str, np.ndarray]]:
+    """What a checkpoint holds of a model, and those numbers in our layout."""
+    where = str(checkpoint.directory)
+    matched = match(model.table, model.template.shapes, checkpoint.shapes, where, new_head=new_head)
+    return matched, load(model.table, matched, checkpoint.read)
+
+
+def refuse(config: dict[str, Any], where: str, expected: dict[str, Any]) -> None:
+    """Refuse settings of a `config.json` that the family does not compute, rather than ignore them."""
+    for key, plain in expected.items():
+        if config.get(key, plain) != plain:
+            raise ModelError(f"{where}: {key}={config[key]!r} is not supported; only {plain!r} is")

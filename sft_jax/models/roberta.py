@@ -1,0 +1,53 @@
+"""RoBERTa, XLM-RoBERTa and CamemBERT: BERT's encoder with other position numbers and another head.
+
+Reference: `transformers.RobertaForSequenceClassification`; paper: arXiv 1907.11692.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from sft_jax.models import bert
+from sft_jax.models.encoder import Encoder, EncoderConfig
+from sft_jax.models.family import Family, Head
+from sft_jax.nn.heads import PooledHead
+from sft_jax.nn.template import Normal
+from sft_jax.weights.table import Table, linear
+
+
+def configure(config: dict[str, Any], dropout: float | None) -> EncoderConfig:
+    """The encoder that a RoBERTa `config.json` describes; the numbers of positions follow the padding id."""
+    offset = config.get("pad_token_id", 1) + 1
+    return dataclasses.replace(bert.configure(config, dropout), position_offset=offset)
+
+
+def build(config: EncoderConfig, head: Head) -> nnx.Module:
+    """The encoder with a dense layer and a classifier on the first token, dropout before each."""
+    init, rate = Normal(config.init_std), config.head_dropout
+    return Encoder(config, PooledHead(config.size, head.size, init, jnp.tanh, rate, rate_before=rate))
+
+
+def table(config: EncoderConfig, head: Head) -> Table:
+    """All of RoBERTa; the pooler of a bare encoder is not part of this head."""
+    return Table(
+        family="roberta",
+        rows=(
+            *bert.backbone_rows(config, "roberta."),
+            *linear("head/dense", "classifier.dense", "embed .", head=True),
+            *linear("head/out", "classifier.out_proj", "embed .", head=True),
+        ),
+        prefix="roberta.",
+        ignore=("*embeddings.position_ids", "*pooler.dense.*", "lm_head.*", "qa_outputs.*"),
+    )
+
+
+FAMILY = Family(
+    configure=configure,
+    build=build,
+    table=table,
+    heads={"sequence_classification": "ForSequenceClassification"},
+    classes={"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"},
+    max_length=lambda config: config.num_positions - config.position_offset,
+)

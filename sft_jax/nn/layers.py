@@ -1,0 +1,70 @@
+"""The layers that every family is built from. `key=None` means no dropout: there is no train flag to forget."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from sft_jax.nn.template import Init, ones, param, zeros
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`; the kernel is [inputs, outputs]."""
+
+    def __init__(self, inputs: int, outputs: int, init: Init):
+        self.kernel = param((inputs, outputs), init)
+        self.bias = param((outputs,), zeros)
+
+    def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
+        return x @ self.kernel[...] + self.bias[...]
+
+
+class Embed(nnx.Module):
+    """A table of vectors, looked up by number."""
+
+    def __init__(self, count: int, size: int, init: Init):
+        self.embedding = param((count, size), init)
+
+    def __call__(self, ids: Int[Array, "..."]) -> Float[Array, "... size"]:
+        return jnp.take(self.embedding[...], ids, axis=0)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis, computed in float32 whatever the input's type."""
+
+    def __init__(self, size: int, eps: float):
+        self.scale = param((size,), ones)
+        self.bias = param((size,), zeros)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... size"]) -> Float[Array, "... size"]:
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        normal = centred * jax.lax.rsqrt(variance + self.eps)
+        return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:
+    """Zeroes a share `rate` of the elements and scales the others up; does nothing without a key."""
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def split(key: PRNGKeyArray | None, count: int) -> list[PRNGKeyArray | None]:
+    """`count` independent keys, or as many Nones."""
+    return [None] * count if key is None else list(jax.random.split(key, count))

@@ -1,0 +1,25 @@
+"""A stack of equal blocks: the one place that decides how depth is run.
+
+Today the blocks are looped over. Scanning over stacked storage belongs here too, and nowhere else: paths name layers
+(`blocks/3/...`) whatever the storage, so patterns, checkpoints and exports will not see the difference.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from sft_jax.nn.layers import split
+
+
+class Stack(nnx.List):
+    """`count` blocks, each made by `build`; called with what every block takes beside the activations."""
+
+    def __init__(self, count: int, build: Callable[[], nnx.Module]):
+        super().__init__([build() for _ in range(count)])
+
+    def __call__(self, x: Float[Array, "..."], *shared: Any, key: PRNGKeyArray | None = None) -> Float[Array, "..."]:
+        for block, block_key in zip(self, split(key, len(self)), strict=True):
+            x = block(x, *shared, key=block_key)
+        return x

@@ -1,0 +1,142 @@
+"""The training loop: one function, and the order in which things happen.
+
+For each step, and the order matters:
+  1. the batch goes onto the mesh and the step is dispatched while earlier ones still run; nothing waits for it;
+  2. at the end of an interval the metrics of the interval *before* are fetched and reported;
+  3. when it is time, the validation split is evaluated, and the best step is noted;
+  4. then a checkpoint is begun, so that it knows of that evaluation;
+  5. a request to stop is answered last, after a checkpoint.
+Knows tasks and templates; no family, no source, no configuration file.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from sft_jax.data.loader import TrainBatches, prefetch
+from sft_jax.errors import Interrupted
+from sft_jax.nn.template import Params
+from sft_jax.train.checkpoint import Checkpoints, Progress
+from sft_jax.train.evaluate import Put
+from sft_jax.train.meter import Meter
+from sft_jax.train.report import Sink
+from sft_jax.train.state import TrainState
+from sft_jax.train.step import Program
+
+Validate = Callable[[Params, Params], dict[str, float]]  # (trainable, frozen) -> metrics
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When things happen, in steps."""
+
+    steps: int
+    log_every: int
+    eval_every: int | None  # None: never
+    save_every: int | None  # None: whenever there was an evaluation
+    best_metric: str
+    best_mode: str  # "max" or "min"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What the loop measured of itself."""
+
+    first_step: float  # when the first step was done, as time.time()
+    seconds: float  # evaluations and checkpoints included, compiling not
+    tokens_per_second: float  # real tokens, steady state
+
+
+def train(
+    state: TrainState,
+    frozen: Params,
+    progress: Progress,
+    *,
+    plan: Plan,
+    program: Program,
+    batches: TrainBatches,
+    put: Put,
+    rate: Callable[[int], Any],
+    validate: Validate,
+    checkpoints: Checkpoints,
+    sinks: Sequence[Sink],
+    ahead: int,
+) -> tuple[TrainState, Timing]:
+    """Train from `progress.step` to `plan.steps`, bringing `progress` along; raises Interrupted after saving."""
+    meter = Meter(plan.steps, plan.log_every, rate, sinks)
+    begun, first, compiling = time.perf_counter(), 0.0, program.seconds
+    with stop_requests() as stop:
+        for batch in prefetch(batches, progress.step, ahead):
+            with meter.paused():  # a shape that was not met before
+                executable = program.compile(batch)
+            state, metrics = executable(state, frozen, put(batch))
+            progress.step += 1
+            if not first:
+                jax.block_until_ready(metrics)
+                first = time.time()
+            meter.add(progress.step, metrics)
+            last = progress.step == plan.steps
+            evaluating = plan.eval_every is not None and (last or progress.step % plan.eval_every == 0)
+            saving = evaluating or last or bool(stop) or _due(plan.save_every, progress.step)
+            if not saving:
+                continue
+            with meter.paused():
+                meter.flush()  # a state that is not finite is never saved
+                if evaluating:
+                    note(progress, plan, validate(state.params, frozen), sinks)
+                progress.finished = last
+                checkpoints.save(state, progress)
+            if stop and not last:
+                checkpoints.wait()
+                raise Interrupted(f"stopped and saved at step {progress.step} of {plan.steps}", stop[0])
+    checkpoints.wait()
+    seconds = time.perf_counter() - begun - (program.seconds - compiling)
+    return state, Timing(first, seconds, meter.tokens_per_second)
+
+
+def note(progress: Progress, plan: Plan, metrics: dict[str, float], sinks: Sequence[Sink]) -> None:
+    """Write an evaluation down and see whether it is the best so far; of equals, the earlier one is."""
+    value = metrics[plan.best_metric]
+    sign = 1 if plan.best_mode == "max" else -1
+    if progress.best_value is None or sign * value > sign * progress.best_value:
+        progress.best_step, progress.best_value = progress.step, value
+    entry = {"step": progress.step, "split": "validation", **metrics}
+    progress.evaluations.append(entry)
+    for sink in sinks:
+        sink.emit("validation", entry)
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM put the exit code into; a second SIGINT stops at once.
+
+    With several processes, signals keep their own effect: stopping must then be agreed on, by the launcher.
+    """
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+        yield asked
+        return
+    codes = {signal.SIGINT: 130, signal.SIGTERM: 42}
+    before = {number: signal.getsignal(number) for number in codes}
+
+    def ask(number: int, frame: Any) -> None:
+        asked.append(codes[signal.Signals(number)])
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    for number in codes:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0

@@ -1,0 +1,97 @@
+"""Metrics of training steps, fetched one interval late so that the device never waits, and throughput."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+from sft_jax.errors import NonFiniteError
+from sft_jax.mesh import to_host
+from sft_jax.train.report import Sink
+
+IN_FLIGHT = 4  # steps dispatched and not yet done; more would only hold memory
+
+
+class Meter:
+    """Collects what steps return and reports it by intervals."""
+
+    def __init__(self, steps: int, every: int, rate: Callable[[int], Any], sinks: Sequence[Sink]):
+        self._steps, self._every, self._rate, self._sinks = steps, every, rate, sinks
+        self._running: deque[Any] = deque()
+        self._open: list[tuple[int, Any]] = []  # steps of the interval that is being filled
+        self._late: tuple[list[tuple[int, Any]], float] | None = None  # the one before, and its seconds
+        self._begun = time.perf_counter()
+        self._reports = 0
+        self._steady_tokens, self._steady_seconds = 0, 0.0  # of all intervals after the first
+
+    def add(self, step: int, metrics: Any) -> None:
+        """Take what a step returned; reports the interval before when this one is full."""
+        self._running.append(metrics["tokens"])
+        if len(self._running) > IN_FLIGHT:
+            jax.block_until_ready(self._running.popleft())
+        self._open.append((step, metrics))
+        if step % self._every == 0:
+            now = time.perf_counter()
+            self._report()
+            self._late, self._open, self._begun = (self._open, now - self._begun), [], now
+
+    def flush(self) -> None:
+        """Report all there is."""
+        self._report()
+        if self._open:
+            jax.block_until_ready(self._open[-1][1])
+            self._late = (self._open, time.perf_counter() - self._begun)
+            self._open = []
+            self._report()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside (compiling, evaluating, saving) is not training."""
+        begin = time.perf_counter()
+        yield
+        self._begun += time.perf_counter() - begin
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens in the steady state: all intervals but the first. 0 where there was only one."""
+        return self._steady_tokens / self._steady_seconds if self._steady_seconds else 0.0
+
+    def _report(self) -> None:
+        if self._late is None:
+            return
+        (entries, seconds), self._late = self._late, None
+        fetched = to_host([metrics for _, metrics in entries])
+        loss = float(sum(m["loss"].total for m in fetched)) / max(1.0, float(sum(m["loss"].weight for m in fetched)))
+        tokens, last = int(sum(m["tokens"] for m in fetched)), entries[-1][0]
+        self._reports += 1
+        if self._reports > 1:
+            self._steady_tokens, self._steady_seconds = (
+                self._steady_tokens + tokens,
+                self._steady_seconds + seconds,
+            )
+        values = {
+            "step": last,
+            "loss": loss,
+            "lr": float(self._rate(last - 1)),
+            "grad_norm": float(fetched[-1]["grad_norm"]),
+            "tokens": tokens,
+            "documents": float(sum(m["loss"].weight for m in fetched)),
+            "tokens_per_second": round(tokens / seconds, 1),
+            "seconds_left": round((self._steps - last) * seconds / len(entries), 1),
+        }
+        for sink in self._sinks:
+            sink.emit("train", values)
+        self._refuse_non_finite([step for step, _ in entries], fetched)
+
+    def _refuse_non_finite(self, steps: Sequence[int], fetched: Sequence[Any]) -> None:
+        for step, m in zip(steps, fetched, strict=True):
+            loss, norm = float(m["loss"].total), float(m["grad_norm"])
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise NonFiniteError(
+                    f"step {step}: loss {loss}, gradient norm {norm}; the checkpoints before it are good: "
+                    f"lower optim.lr, or look at the rows of that step"
+                )

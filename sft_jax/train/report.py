@@ -1,0 +1,92 @@
+"""What a person and a program see of a run: sinks of events, each with one method.
+
+The loop calls `emit(kind, values)`; what becomes of it is no business of the loop. `metrics.jsonl` is always written;
+the console shows a live bar on a terminal and plain lines elsewhere.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Values = Mapping[str, Any]
+
+
+class Sink(Protocol):
+    """Something that events go to: `train`, `validation`, `test`, `note` and `done`."""
+
+    def emit(self, kind: str, values: Values) -> None: ...
+
+
+class MetricsFile:
+    """`metrics.jsonl`: a line for each event, numbers in full. Lines of steps that a resume repeats are dropped."""
+
+    def __init__(self, file: Path, step: int):
+        kept = []
+        if file.is_file():
+            kept = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step]
+        file.write_text("".join(f"{line}\n" for line in kept))
+        self._sink = open(file, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (open for the whole run)
+
+    def emit(self, kind: str, values: Values) -> None:
+        """Append training and evaluation metrics."""
+        if kind in ("train", "validation", "test"):
+            self._sink.write(json.dumps({"kind": kind, **values}) + "\n")
+
+
+class Screen:
+    """The console: a live bar with the latest figures on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.steps = 0
+        self._bar: Progress | None = None
+
+    def emit(self, kind: str, values: Values) -> None:
+        """Show an event."""
+        {
+            "train": self._train,
+            "validation": self._scores,
+            "test": self._scores,
+            "note": self._note,
+        }.get(kind, lambda values: self.stop())(values)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _note(self, values: Values) -> None:
+        self.console.print(values["text"], markup=False)
+
+    def _train(self, values: Values) -> None:
+        line = (
+            f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  grad norm {values['grad_norm']:.3f}  "
+            f"{values['tokens_per_second']:,.0f} tokens/s"
+        )
+        if not self.console.is_terminal:
+            left = time.strftime("%M:%S", time.gmtime(values["seconds_left"]))
+            self.console.print(f"step {values['step']}/{self.steps}  {line}  {left} left", markup=False)
+            return
+        if self._bar is None:
+            columns = (
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=self.console, transient=True)
+            self._bar.add_task("", total=self.steps, completed=values["step"])
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=values["step"], description=line)
+
+    def _scores(self, values: Values) -> None:
+        names = [n for n in values if n not in ("step", "split", "seconds", "tables")]
+        shown = [n for n in names if not n.endswith(("_micro", "_weighted"))]
+        figures = "  ".join(f"{n} {values[n]:.4f}" for n in shown)
+        self.console.print(f"{values['split']} at step {values['step']}  {figures}", markup=False)

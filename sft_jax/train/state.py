@@ -1,0 +1,99 @@
+"""The state of training, and its split into what is trained and what is not.
+
+Frozen parameters ride beside the state: they are never differentiated, have no moments and are not in a checkpoint.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Int
+
+from sft_jax.errors import ConfigError
+from sft_jax.mesh import like_params, param_shardings, put, replicated
+from sft_jax.nn.template import Params, Template
+from sft_jax.paths import select
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """What a step changes: all of it is in a checkpoint, and nothing else is needed to go on."""
+
+    step: Int[Array, ""]  # steps done
+    params: Params  # trainable ones alone, float32
+    opt: Any  # optimizer state over the same paths
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where everything lies on the mesh."""
+
+    mesh: Mesh
+    params: dict[str, NamedSharding]  # all of them
+    state: TrainState  # of shardings
+
+
+def frozen_paths(patterns: Sequence[str], paths: Sequence[str]) -> frozenset[str]:
+    """The paths that the patterns freeze; something must be left to train."""
+    frozen = select(patterns, paths, "train.freeze")
+    if len(frozen) == len(paths):
+        raise ConfigError("train.freeze: every parameter is frozen; leave something to train, such as head/**")
+    return frozen
+
+
+def place(
+    mesh: Mesh,
+    template: Template,
+    axes: Mapping[str, tuple[str, ...]],
+    trainable: Sequence[str],
+    optimizer: optax.GradientTransformation,
+) -> Placement:
+    """Shardings of parameters and optimizer, all explicit: otherwise the step would compile twice."""
+    params = param_shardings(mesh, axes, template.shapes)
+    abstract = abstract_state(template, trainable, optimizer)
+    opt = like_params(abstract.opt, params, template.shapes, mesh)
+    state = TrainState(replicated(mesh), {p: params[p] for p in trainable}, opt)
+    return Placement(mesh, params, state)
+
+
+def abstract_state(template: Template, trainable: Sequence[str], optimizer: optax.GradientTransformation) -> TrainState:
+    """The state as shapes and types alone."""
+    params = {p: jax.ShapeDtypeStruct(template.shapes[p], jnp.float32) for p in sorted(trainable)}
+    opt = jax.eval_shape(optimizer.init, params)
+    return TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt)
+
+
+def initial_state(
+    template: Template,
+    loaded: Mapping[str, np.ndarray],
+    frozen: frozenset[str],
+    optimizer: optax.GradientTransformation,
+    placement: Placement,
+    seed: int,
+    compute_dtype: jnp.dtype,
+) -> tuple[TrainState, Params]:
+    """(state, frozen parameters) at step 0: loaded where a checkpoint had them, else drawn from the seed.
+
+    Trainable parameters are float32 (C20); frozen ones have the type of the arithmetic.
+    """
+    missing = [p for p in template.keys if p not in loaded]
+    shardings = {p: placement.params[p] for p in missing}
+    drawn = jax.jit(lambda key: template.initial(key, missing), out_shardings=shardings)(jax.random.key(seed))
+    held = put(
+        {p: np.asarray(a, np.float32) for p, a in loaded.items()},
+        {p: placement.params[p] for p in loaded},
+    )
+    params = {p: (drawn | held)[p] for p in sorted(template.keys)}
+    trainable = {p: a for p, a in params.items() if p not in frozen}
+    fixed = {p: a.astype(compute_dtype) for p, a in params.items() if p in frozen}
+    start = jax.jit(
+        lambda params: TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)),
+        out_shardings=placement.state,
+    )
+    return start(trainable), fixed

@@ -1,0 +1,168 @@
+"""One training step and one evaluation step: pure functions, compiled once for each declared shape.
+
+Gradients are of totals, summed over microbatches and devices, and divided once by the weight of the whole batch.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+from jaxtyping import Array, PRNGKeyArray
+
+from sft_jax.mesh import batch_sharding, replicated
+from sft_jax.nn.template import Params, Template, crc
+from sft_jax.tasks.task import Counts, Ratio, Task
+from sft_jax.train.state import Placement, TrainState
+
+Arrays = Mapping[str, Array]
+Metrics = dict[str, Any]  # loss: Ratio, grad_norm: float32, tokens: int32
+
+
+def make_train_step(
+    template: Template,
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulate: int,
+    compute_dtype: jnp.dtype,
+    seed: int,
+) -> Callable[[TrainState, Params, Arrays], tuple[TrainState, Metrics]]:
+    """(state, frozen, batch) -> (state, metrics). Dropout masks depend on seed, step and microbatch alone."""
+
+    def total(params: Params, frozen: Params, batch: Arrays, key: PRNGKeyArray) -> tuple[Array, Ratio]:
+        loss = task.loss(bind(template, params, frozen, compute_dtype)(batch, key=key), batch)
+        return loss.total, loss
+
+    gradient = jax.grad(total, has_aux=True)
+
+    def summed(params: Params, frozen: Params, batch: Arrays, key: PRNGKeyArray) -> tuple[Params, Ratio]:
+        if accumulate == 1:
+            return gradient(params, frozen, batch, key)
+
+        def add(carry, item):
+            number, part = item
+            found = gradient(params, frozen, part, jax.random.fold_in(key, number))
+            return jax.tree.map(jnp.add, carry, found), None
+
+        nothing = (jax.tree.map(jnp.zeros_like, params), Ratio(jnp.zeros(()), jnp.zeros(())))
+        parts = {name: microbatches(array, accumulate) for name, array in batch.items()}
+        return jax.lax.scan(add, nothing, (jnp.arange(accumulate), parts))[0]
+
+    def train_step(state: TrainState, frozen: Params, batch: Arrays) -> tuple[TrainState, Metrics]:
+        stream = jax.random.fold_in(jax.random.key(seed), crc("dropout"))
+        totals, loss = summed(state.params, frozen, batch, jax.random.fold_in(stream, state.step))
+        gradients = jax.tree.map(lambda g: g / jnp.where(loss.weight > 0, loss.weight, 1), totals)
+        updates, opt = optimizer.update(gradients, state.opt, state.params)
+        params = jax.tree.map(jnp.add, state.params, updates)
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(gradients),
+            "tokens": (batch["segment_ids"] > 0).sum(),
+        }
+        return TrainState(state.step + 1, params, opt), metrics
+
+    return train_step
+
+
+def make_eval_step(
+    template: Template, task: Task, *, compute_dtype: jnp.dtype
+) -> Callable[[Params, Params, Arrays, Counts], Counts]:
+    """(params, frozen, batch, counts so far) -> counts."""
+
+    def eval_step(params: Params, frozen: Params, batch: Arrays, counts: Counts) -> Counts:
+        outputs = bind(template, params, frozen, compute_dtype)(batch)
+        return jax.tree.map(jnp.add, counts, task.count(outputs, batch))
+
+    return eval_step
+
+
+def bind(template: Template, params: Params, frozen: Params, compute_dtype: jnp.dtype) -> Any:
+    """The module, with all parameters in the type of the arithmetic."""
+    return template.bind({p: a.astype(compute_dtype) for p, a in {**params, **frozen}.items()})
+
+
+def microbatches(array: Array, count: int) -> Array:
+    """[rows, ...] -> [count, rows / count, ...]. Rows are dealt out in turn, so each device keeps its own."""
+    dealt = array.reshape(array.shape[0] // count, count, *array.shape[1:])
+    return jnp.moveaxis(dealt, 1, 0)
+
+
+class Program:
+    """A jitted function with an executable for each shape of batch; nothing else ever compiles.
+
+    `specimen(batch)` gives the arguments for a batch as shapes and types.
+    """
+
+    def __init__(self, jitted: Any, specimen: Callable[[Arrays], tuple[Any, ...]]):
+        self._jitted, self._specimen = jitted, specimen
+        self._executables: dict[tuple[int, ...], Any] = {}
+        self.seconds = 0.0  # spent compiling
+
+    def compile(self, batch: Arrays) -> Any:
+        """The executable for batches of this shape."""
+        shape = tuple(batch["segment_ids"].shape) + tuple(batch["weight"].shape)
+        if shape not in self._executables:
+            begin = time.perf_counter()
+            self._executables[shape] = self._jitted.lower(*self._specimen(batch)).compile()
+            self.seconds += time.perf_counter() - begin
+        return self._executables[shape]
+
+    @property
+    def compiled(self) -> int:
+        """How many shapes were compiled."""
+        return len(self._executables)
+
+
+def train_program(step: Callable[..., Any], placement: Placement, state: TrainState, frozen: Params) -> Program:
+    """The training step, donated and with explicit shardings in and out."""
+    rows, whole = batch_sharding(placement.mesh), replicated(placement.mesh)
+    fixed = {p: placement.params[p] for p in frozen}
+    jitted = jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(placement.state, fixed, rows),
+        out_shardings=(placement.state, whole),
+    )
+    return Program(jitted, lambda batch: (abstract(state), abstract(frozen), abstract(batch)))
+
+
+def eval_program(
+    step: Callable[..., Any],
+    placement: Placement,
+    params: Params,
+    frozen: Params,
+    task: Task,
+    template: Template,
+) -> Program:
+    """The evaluation step; the counts so far are donated."""
+    rows, whole = batch_sharding(placement.mesh), replicated(placement.mesh)
+    shardings: tuple[dict[str, NamedSharding], ...] = tuple(
+        {p: placement.params[p] for p in group} for group in (params, frozen)
+    )
+    jitted = jax.jit(step, donate_argnums=3, in_shardings=(*shardings, rows, whole), out_shardings=whole)
+
+    def specimen(batch: Arrays) -> tuple[Any, ...]:
+        batch = abstract(batch)
+        return (
+            abstract(params),
+            abstract(frozen),
+            batch,
+            count_shapes(template, task, params, frozen, batch),
+        )
+
+    return Program(jitted, specimen)
+
+
+def count_shapes(template: Template, task: Task, params: Params, frozen: Params, batch: Arrays) -> Counts:
+    """The counts of a batch as shapes and types."""
+    everything = abstract({**params, **frozen})
+    return jax.eval_shape(lambda p, b: task.count(template.bind(p)(b), b), everything, abstract(batch))
+
+
+def abstract(tree: Any) -> Any:
+    """Shapes and types of arrays."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)

@@ -1,0 +1,151 @@
+"""The weight table: for each parameter its Hugging Face name, the change of layout and the logical axes.
+
+Loading, saving, sharding and the check that nothing is missing and nothing is left over are four readings of one
+table. Knows no family: a table is a tuple of rows handed in.
+"""
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sft_jax.errors import ModelError, did_you_mean, listing
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A change of layout and its inverse."""
+
+    load: Callable[[np.ndarray], np.ndarray]
+    save: Callable[[np.ndarray], np.ndarray]
+    shape: Callable[[tuple[int, ...]], tuple[int, ...]]  # of ours, from theirs
+
+
+SAME = Layout(lambda a: a, lambda a: a, lambda s: s)
+TRANSPOSE = Layout(np.transpose, np.transpose, lambda s: s[::-1])
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parameter. `{i}` in both names stands for the number of a layer."""
+
+    ours: str
+    theirs: str
+    layout: Layout
+    axes: str  # logical name of each of our dimensions, '.' for none
+    head: bool = False  # made anew where a checkpoint does not hold it
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one model, layers written out, and what a checkpoint may hold besides."""
+
+    family: str
+    rows: tuple[Row, ...]
+    prefix: str = ""  # of the backbone's names in a checkpoint that also has a head
+    ignore: tuple[str, ...] = ()  # patterns of tensors that hold nothing of the model
+    renamed: tuple[tuple[str, str], ...] = ()  # endings that old checkpoints use, and today's
+
+    @property
+    def axes(self) -> dict[str, tuple[str, ...]]:
+        """Logical axes of each of our parameters."""
+        return {row.ours: tuple(row.axes.split()) for row in self.rows}
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What a checkpoint and a table have in common."""
+
+    loaded: dict[str, str]  # our path -> name in the checkpoint
+    initialised: tuple[str, ...]  # our paths that the checkpoint does not hold
+    ignored: tuple[str, ...] = field(default=())  # names in the checkpoint that are not used
+
+
+def linear(ours: str, theirs: str, axes: str, *, head: bool = False) -> tuple[Row, Row]:
+    """Kernel and bias of a torch Linear, whose weight is [outputs, inputs]; `axes` are those of our kernel."""
+    return (
+        Row(f"{ours}/kernel", f"{theirs}.weight", TRANSPOSE, axes, head),
+        Row(f"{ours}/bias", f"{theirs}.bias", SAME, axes.split()[-1], head),
+    )
+
+
+def norm(ours: str, theirs: str) -> tuple[Row, Row]:
+    """Scale and bias of a torch LayerNorm."""
+    return (
+        Row(f"{ours}/scale", f"{theirs}.weight", SAME, "."),
+        Row(f"{ours}/bias", f"{theirs}.bias", SAME, "."),
+    )
+
+
+def over_layers(rows: Iterable[Row], count: int) -> tuple[Row, ...]:
+    """The rows of a block, once for each of `count` layers."""
+    return tuple(
+        Row(r.ours.replace("{i}", str(i)), r.theirs.replace("{i}", str(i)), r.layout, r.axes, r.head)
+        for i in range(count)
+        for r in rows
+    )
+
+
+def match(
+    table: Table,
+    shapes: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    where: str,
+    *,
+    new_head: bool = False,
+) -> Matched:
+    """Pair the table with the tensors of a checkpoint (name -> shape); every misfit in one ModelError.
+
+    `shapes` are those of our parameters. A head that the checkpoint lacks, or all of it with `new_head`, is left
+    to be initialised; a backbone must be there in full.
+    """
+    names = {_canonical(name, table): name for name in found}
+    loaded: dict[str, str] = {}
+    initialised, problems = [], []
+    for row in table.rows:
+        name = names.pop(row.theirs, None) or names.pop(row.theirs.removeprefix(table.prefix), None)
+        if name is None or (row.head and new_head):
+            initialised.append(row.ours)
+            if not row.head:
+                near = did_you_mean(row.theirs, names)
+                problems.append(f"{row.theirs}: not in the checkpoint (needed for {row.ours}){near}")
+        elif row.layout.shape(found[name]) != shapes[row.ours]:
+            ours, theirs = shapes[row.ours], row.layout.shape(found[name])
+            remedy = "; set model.head=new to begin with a fresh one" if row.head else ""
+            problems.append(f"{name}: shape {theirs} for {row.ours}, expected {ours}{remedy}")
+        else:
+            loaded[row.ours] = name
+    ignored = [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in table.ignore)]
+    wanted = [row.theirs for row in table.rows if row.ours not in loaded]
+    for name in sorted(set(names) - set(ignored)):
+        problems.append(f"{names[name]}: in the checkpoint, matched by no row{did_you_mean(name, wanted)}")
+    if problems:
+        raise ModelError(listing(f"{table.family}: checkpoint '{where}'", problems))
+    return Matched(loaded, tuple(initialised), tuple(sorted(names[n] for n in ignored)))
+
+
+def load(table: Table, matched: Matched, read: Callable[[str], np.ndarray]) -> Arrays:
+    """The loaded parameters in our layout, in the type that the checkpoint has."""
+    layouts = {row.ours: row.layout for row in table.rows}
+    return {ours: layouts[ours].load(read(theirs)) for ours, theirs in matched.loaded.items()}
+
+
+def save(table: Table, params: Mapping[str, np.ndarray]) -> Arrays:
+    """Parameters under their Hugging Face names and in that layout."""
+    return {row.theirs: np.ascontiguousarray(row.layout.save(params[row.ours])) for row in table.rows}
+
+
+def _canonical(name: str, table: Table) -> str:
+    for old, new in table.renamed:
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
+
+
+def check_covers(table: Table, keys: Sequence[str]) -> None:
+    """A table and a template must name the same parameters; a difference is a bug in the family's file."""
+    ours = [row.ours for row in table.rows]
+    assert sorted(ours) == sorted(keys), sorted(set(ours) ^ set(keys))
