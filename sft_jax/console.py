@@ -44,8 +44,8 @@ def show_result(console: Console, run: Run, result: Result) -> None:
     facts = {
         "steps": f"{result.steps}{best}",
         "speed": f"{summary['tokens_per_second']:,.0f} real tokens/s",
-        "seconds": f"{seconds['total']:.0f} in all, {seconds['train']:.0f} training, {seconds['compile']:.0f} compiling, "
-        f"first step after {seconds['to_first_step']:.1f}",
+        "seconds": f"{seconds['total']:.0f} in all, {seconds['train']:.0f} training, "
+        f"{seconds['compile']:.0f} compiling, first step after {seconds['to_first_step']:.1f}",
         "peak memory": f"{summary['peak_memory_bytes'] / 1e9:.2f} GB",
     }
     show_facts(console, "Done", facts)
@@ -140,7 +140,7 @@ def _training(run: Run) -> dict[str, str]:
         "optimizer": f"{optim.name}, rate {optim.lr:g} {schedule.kind}, warmup {schedule.warmup:g}, "
         f"decay {optim.weight_decay:g}, clip {optim.clip}",
         "arithmetic": config.train.compute_dtype,
-        "mesh": f"{axes} on {jax.device_count()} {device.platform} device(s), {device.device_kind}",
+        "mesh": f"{axes} of {jax.device_count()} {device.platform} device(s), {device.device_kind}",
         "seeds": ", ".join(f"{name} {value}" for name, value in config.seed.model_dump().items()),
         "directory": str(run.directory),
     }

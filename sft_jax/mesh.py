@@ -44,16 +44,18 @@ def is_first_process() -> bool:
 
 
 def make_mesh(section: MeshSection) -> Mesh:
-    """The mesh over all devices of all processes."""
-    devices = jax.device_count()
+    """The mesh over all devices of all processes, or over the first of them where `data` asks for fewer."""
+    devices = jax.devices()
     fixed = section.fsdp * section.tensor
-    data = devices // fixed if section.data == -1 else section.data
-    if data * fixed != devices:
+    data = len(devices) // fixed if section.data == -1 else section.data
+    wanted = data * fixed
+    if not 0 < wanted <= len(devices) or (wanted < len(devices) and (section.data == -1 or jax.process_count() > 1)):
         raise ConfigError(
-            f"mesh: data={section.data} fsdp={section.fsdp} tensor={section.tensor} does not make "
-            f"{devices} device{'s' if devices > 1 else ''}; their product must, or leave data at -1"
+            f"mesh: data={section.data} fsdp={section.fsdp} tensor={section.tensor} cannot be laid over "
+            f"{len(devices)} device{'s' if len(devices) > 1 else ''}; make their product that number"
         )
-    return jax.make_mesh((data, section.fsdp, section.tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+    shape = (data, section.fsdp, section.tensor)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:wanted])
 
 
 def batch_parts(mesh: Mesh) -> int:

@@ -124,8 +124,8 @@ class Layout(Section):
     """`packed`: several documents a row, isolated; `bucketed`: a few lengths; `padded`: one length."""
     length: Positive | None = None
     """Tokens in a row; null takes the longest document, rounded up to a multiple of 8."""
-    buckets: Positive = 4
-    """How many shapes may be declared: lengths when bucketed, numbers of rows when packed."""
+    buckets: Positive = 2
+    """Shapes made for the usual batch: lengths when bucketed, numbers of rows when packed; each is compiled."""
 
 
 class DataSection(Section):

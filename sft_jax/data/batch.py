@@ -97,11 +97,11 @@ def declare(layout: Layout, encoded: Encoded, order: Order, multiple: int) -> tu
         return (Shape(widest, length, 1),)
     if layout.kind == "bucketed":
         longest = [int(encoded.lengths[order.documents(step)].max()) for step in _sample(order)]
-        sizes = {up_to(size, 8) for size in _quantiles(longest, layout.buckets)} | {length}
+        sizes = {*thresholds([up_to(size, 8) for size in longest], layout.buckets), length}
         return tuple(Shape(widest, size, 1) for size in sorted(sizes))
     whole = Shape(widest, length, max(1, length // 8))
     needed = [len(lay_out(encoded, order.documents(step), whole)) for step in _sample(order)]
-    sizes = {up_to(rows, multiple) for rows in _quantiles(needed, layout.buckets)} | {widest}
+    sizes = {*thresholds([up_to(rows, multiple) for rows in needed], layout.buckets), widest}
     return tuple(whole._replace(rows=rows) for rows in sorted(sizes))
 
 
@@ -148,7 +148,17 @@ def _sample(order: Order, most: int = 512) -> range:
     return range(0, steps, max(1, -(-steps // most)))
 
 
-def _quantiles(values: Sequence[int], count: int) -> list[int]:
-    """The values at 1/count, 2/count, ... and at the end."""
-    ranked = sorted(values)
-    return [ranked[min(len(ranked) - 1, len(ranked) * i // count)] for i in range(1, count + 1)]
+def thresholds(values: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the values, the largest among them, so that rounding each value up adds the least in all."""
+    sizes, often = np.unique(values, return_counts=True)
+    # cost[i]: the least sum for the i smallest sizes, the last of which is a threshold; one threshold at first.
+    cost = np.cumsum(often) * sizes
+    chosen = [[int(size)] for size in sizes]
+    for _ in range(min(count, len(sizes)) - 1):
+        before, picked = cost.copy(), list(chosen)
+        for i in range(1, len(sizes)):
+            ways = [before[j] + often[j + 1 : i + 1].sum() * sizes[i] for j in range(i)]
+            best = int(np.argmin(ways))
+            if ways[best] < before[i]:
+                cost[i], chosen[i] = ways[best], [*picked[best], int(sizes[i])]
+    return chosen[-1]

@@ -1,20 +1,19 @@
 """Tokenizers and tokenisation: one path for training, evaluation and prediction."""
 
-import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from sft_jax.errors import ModelError
 
+FAST = "tokenizer.json"
 # Files that a tokenizer consists of; copied as they are into an export.
 FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model",
+    FAST, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
+    "merges.txt", "sentencepiece.bpe.model", "spiece.model",
 )  # fmt: skip
 
 
@@ -27,47 +26,37 @@ class Tokens:
     truncated: int  # documents that were cut
 
 
-def load_tokenizer(directory: Path) -> Any:
-    """The fast tokenizer of a checkpoint directory; code that comes with it is never run."""
-    config = directory / "tokenizer_config.json"
-    if config.is_file() and "auto_map" in _keys(config):
-        raise ModelError(f"{config}: asks to run code of its own (auto_map), which is never done; remove it")
-    logging.getLogger("transformers").setLevel(logging.ERROR)  # it warns that torch is missing: it should be
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint directory, from data alone: code that comes with it is never run."""
+    try:
+        if (directory / FAST).is_file():
+            return Tokenizer.from_file(str(directory / FAST))
+        return _converted(directory)
+    except Exception as error:  # the tokenizer libraries raise bare Exception for broken files
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{directory}: its tokenizer cannot be loaded ({reason:.150}); fetch {FAST} again, or save one there"
+        ) from None
+
+
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int) -> Tokens:
+    """Tokens of each text (or pair of texts), special tokens included, cut to `max_length`."""
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)  # of a pair, the longer one is cut first
+    inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+    encoded = tokenizer.encode_batch_fast(inputs)
+    lengths = np.fromiter((len(e) for e in encoded), np.int64, len(encoded))
+    fields = {
+        "input_ids": np.concatenate([np.asarray(e.ids, np.int32) for e in encoded]),
+        "token_type_ids": np.concatenate([np.asarray(e.type_ids, np.int32) for e in encoded]),
+    }
+    truncated = sum(bool(e.overflowing) for e in encoded)
+    return Tokens(fields, np.concatenate([[0], np.cumsum(lengths)]), truncated)
+
+
+def _converted(directory: Path) -> Tokenizer:
+    """A tokenizer that has only the files of old releases (`vocab.txt`, `merges.txt`), by way of `transformers`."""
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(directory), use_fast=True, trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:  # tokenizers raise bare Exception for broken files
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{directory}: its tokenizer cannot be loaded ({reason:.150})") from None
-    if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(f"{directory}: no fast tokenizer; save one as tokenizer.json")
-    return tokenizer
-
-
-def tokenize(tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int) -> Tokens:
-    """Tokens of each text (or pair of texts), special tokens included, cut to `max_length`."""
-    encoded = tokenizer(
-        list(texts),
-        list(pairs) if pairs is not None else None,
-        truncation=True,
-        max_length=max_length,
-        return_attention_mask=False,
-        return_token_type_ids=True,
-    )
-    lengths = np.fromiter((len(ids) for ids in encoded["input_ids"]), np.int64, len(texts))
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    fields = {
-        name: np.fromiter((t for row in encoded[name] for t in row), np.int32, offsets[-1])
-        for name in ("input_ids", "token_type_ids")
-    }
-    return Tokens(fields, offsets, sum(bool(e.overflowing) for e in encoded.encodings))
-
-
-def _keys(file: Path) -> set[str]:
-    try:
-        return set(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: not JSON ({error}); fetch the checkpoint again") from None
+    slow = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
+    return slow.backend_tokenizer

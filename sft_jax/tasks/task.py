@@ -57,8 +57,8 @@ class Task:
     to_hf: Callable[[], dict[str, Any]]  # what `config.json` says of the task
 
 
-# Kind in the configuration -> the file in this folder. One line a task. The file has `build(section, rows)`, which makes
-# the task, and `restore(config)`, which makes the section again from the `config.json` that `Task.to_hf` wrote.
+# Kind in the configuration -> the file in this folder. One line a task. The file has `build(section, rows)`, which
+# makes the task, and `restore(config)`, which makes the section again from the `config.json` that `to_hf` wrote.
 TASKS = {"sequence_classification": "sequence_classification"}
 
 

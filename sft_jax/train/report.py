@@ -29,13 +29,14 @@ class MetricsFile:
         kept = []
         if file.is_file():
             kept = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step]
-        file.write_text("".join(f"{line}\n" for line in kept))
-        self._sink = open(file, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (open for the whole run)
+        file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self._file = file
 
     def emit(self, kind: str, values: Values) -> None:
         """Append training and evaluation metrics."""
         if kind in ("train", "validation", "test"):
-            self._sink.write(json.dumps({"kind": kind, **values}) + "\n")
+            with open(self._file, "a", encoding="utf-8") as sink:
+                sink.write(json.dumps({"kind": kind, **values}) + "\n")
 
 
 class Screen:

@@ -1,0 +1,125 @@
+"""What tests share: eight virtual devices, tiny checkpoints with tokenizers, small ragged data, configurations.
+
+Nothing here needs the network, torch or an accelerator.
+"""
+
+import csv
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sft_jax import machine
+
+machine.quiet()
+
+import jax
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from sft_jax.config.read import read_config
+from sft_jax.config.schema import Config
+from sft_jax.models.family import Head, build_model
+from sft_jax.weights.files import write_checkpoint
+from sft_jax.weights.table import save
+
+WORDS = [
+    f"{a}{b}" for a in ("bar", "cel", "dor", "fen", "gul", "hin", "jat", "kol") for b in ("a", "e", "i", "o", "um")
+]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+TINY = {
+    "model_type": "bert",
+    "vocab_size": len(SPECIAL) + len(WORDS),
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "max_position_embeddings": 48,
+    "type_vocab_size": 2,
+    "pad_token_id": 0,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "initializer_range": 0.2,
+}
+
+
+def write_tokenizer(directory: Path) -> None:
+    """A WordPiece tokenizer over WORDS, as `tokenizer.json`."""
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(directory / "tokenizer.json"))
+
+
+def write_model(directory: Path, config: dict | None = None, seed: int = 0, head: int | None = None) -> Path:
+    """A random checkpoint directory with tokenizer; with `head` outputs it holds a classification head as well."""
+    config = {**TINY, **(config or {})}
+    model = build_model(config, Head("sequence_classification", head or 2), "tiny")
+    params = model.template.initial(jax.random.key(seed), model.template.keys)
+    tensors = save(model.table, {p: np.asarray(a) for p, a in params.items()})
+    kept = {n: t for n, t in tensors.items() if head or not n.startswith(("classifier", "pre_classifier"))}
+    write_checkpoint(directory, config, kept)
+    write_tokenizer(directory)
+    return directory
+
+
+def write_rows(file: Path, count: int, seed: int = 0, labels: int = 2, longest: int = 20) -> Path:
+    """A CSV of ragged texts; the label is the kind of word that the text begins with, so that it can be learned."""
+    draw = np.random.default_rng(seed)
+    with open(file, "w", newline="") as sink:
+        writer = csv.writer(sink)
+        writer.writerow(["text", "label"])
+        for _ in range(count):
+            label = int(draw.integers(labels))
+            first = WORDS[5 * label + int(draw.integers(5))]
+            rest = draw.choice(WORDS, size=int(draw.integers(0, longest))).tolist()
+            writer.writerow([" ".join([first, *rest]), label])
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT directory without a head."""
+    return write_model(tmp_path_factory.mktemp("models") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with train.csv (56 rows), validation.csv (21 rows) and test.csv (21 rows)."""
+    home = tmp_path_factory.mktemp("rows")
+    for seed, (split, count) in enumerate((("train", 56), ("validation", 21), ("test", 21))):
+        write_rows(home / f"{split}.csv", count, seed)
+    return home
+
+
+@pytest.fixture
+def configure(tiny: Path, rows: Path, tmp_path: Path) -> Callable[..., Config]:
+    """`configure("key=value", ...)`: a small run on one device in a directory of its own."""
+
+    def make(*overrides: str) -> Config:
+        base = [
+            f"run.dir={tmp_path / 'run'}",
+            f"model.source={tiny}",
+            "task.kind=sequence_classification",
+            "data.source.kind=files",
+            *(f"data.source.{split}={rows / split}.csv" for split in ("train", "validation", "test")),
+            "data.max_length=32",
+            "train.batch_size=8",
+            "train.epochs=2",
+            "train.log_every=1",
+            "optim.lr=1e-3",
+            "eval.batch_size=8",
+            "mesh.data=1",
+        ]
+        return read_config([], [*base, *overrides])
+
+    return make

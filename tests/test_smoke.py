@@ -1,0 +1,13 @@
+"""The whole way once, small: configuration to exported model and back."""
+
+from sft_jax.infer.predict import load_predictor
+from sft_jax.run import evaluate, open_run, prepare, train
+
+
+def test_train_evaluate_predict(configure):
+    result = train(prepare(configure()))
+    assert result.steps == 14
+    metrics, _, step = evaluate(open_run(result.directory), "test")
+    assert metrics == result.test and step == result.best_step
+    records = list(load_predictor(str(result.directory / "model"))(["bara bare", "cela doro"]))
+    assert [set(r) for r in records] == [{"label", "scores"}] * 2
