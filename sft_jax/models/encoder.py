@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
 from sft_jax.errors import ModelError, did_you_mean
 from sft_jax.nn.attention import attend, same_segment
-from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, dropout, split
+from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, dropout
+from sft_jax.nn.random import Key, split
 from sft_jax.nn.stack import Stack
 from sft_jax.nn.template import Normal
 
@@ -57,7 +58,7 @@ class Embeddings(nnx.Module):
         self.norm = LayerNorm(config.size, config.norm_eps)
         self.offset, self.rate = config.position_offset, config.dropout
 
-    def __call__(self, batch: dict[str, Int[Array, "r t"]], key: PRNGKeyArray | None) -> Float[Array, "r t e"]:
+    def __call__(self, batch: dict[str, Int[Array, "r t"]], key: Key | None) -> Float[Array, "r t e"]:
         x = self.word(batch["input_ids"]) + self.position(batch["position_ids"] + self.offset)
         if self.type is not None:
             x = x + self.type(batch["token_type_ids"])
@@ -74,7 +75,7 @@ class Attention(nnx.Module):
         self.num_heads, self.rate = config.num_heads, config.attention_dropout
 
     def __call__(
-        self, x: Float[Array, "r t e"], visible: Bool[Array, "r t t"], key: PRNGKeyArray | None
+        self, x: Float[Array, "r t e"], visible: Bool[Array, "r t t"], key: Key | None
     ) -> Float[Array, "r t e"]:
         heads = (*x.shape[:2], self.num_heads, -1)
         q, k, v = (layer(x).reshape(heads) for layer in (self.q, self.k, self.v))
@@ -104,7 +105,7 @@ class Block(nnx.Module):
         self.mlp_rate = config.dropout
 
     def __call__(
-        self, x: Float[Array, "r t e"], visible: Bool[Array, "r t t"], *, key: PRNGKeyArray | None
+        self, x: Float[Array, "r t e"], visible: Bool[Array, "r t t"], *, key: Key | None
     ) -> Float[Array, "r t e"]:
         inside, after_attn, after_mlp = split(key, 3)
         x = self.attn_norm(x + dropout(self.attn(x, visible, inside), self.attn_rate, after_attn))
@@ -119,7 +120,7 @@ class Encoder(nnx.Module):
         self.blocks = Stack(config.num_layers, lambda: Block(config))
         self.head = head
 
-    def __call__(self, batch: dict[str, Array], *, key: PRNGKeyArray | None = None) -> Float[Array, "r n labels"]:
+    def __call__(self, batch: dict[str, Array], *, key: Key | None = None) -> Float[Array, "r n labels"]:
         """Logits for each of the n document slots of each row; slots without a document hold no meaning."""
         embed_key, blocks_key, head_key = split(key, 3)
         visible = same_segment(batch["segment_ids"])

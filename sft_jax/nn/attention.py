@@ -7,9 +7,10 @@ one that cannot keep segments apart must refuse.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
 from sft_jax.nn.layers import dropout
+from sft_jax.nn.random import Key
 
 
 def same_segment(segments: Int[Array, "r t"]) -> Bool[Array, "r t t"]:
@@ -24,7 +25,7 @@ def attend(
     visible: Bool[Array, "r q k"],
     *,
     rate: float = 0.0,
-    key: PRNGKeyArray | None = None,
+    key: Key | None = None,
 ) -> Float[Array, "r q h d"]:
     """Scaled dot-product attention, softmax in float32. Source: Vaswani et al., 2017, arXiv 1706.03762."""
     mask = visible[:, None]

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
-from sft_jax.nn.layers import Linear, dropout, split
+from sft_jax.nn.layers import Linear, dropout
+from sft_jax.nn.random import Key, split
 from sft_jax.nn.template import Init
 
 
@@ -33,7 +34,7 @@ class PooledHead(nnx.Module):
         self.rate, self.rate_before = rate, rate_before
 
     def __call__(
-        self, hidden: Float[Array, "r t e"], starts: Int[Array, "r n"], key: PRNGKeyArray | None
+        self, hidden: Float[Array, "r t e"], starts: Int[Array, "r n"], key: Key | None
     ) -> Float[Array, "r n labels"]:
         before, after = split(key, 2)
         pooled = dropout(gather_tokens(hidden, starts), self.rate_before, before)

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
+from sft_jax.nn.random import Key, random_bits
 from sft_jax.nn.template import Init, ones, param, zeros
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -57,14 +58,9 @@ class LayerNorm(nnx.Module):
         return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
-def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:
+def dropout(x: Float[Array, "..."], rate: float, key: Key | None) -> Float[Array, "..."]:
     """Zeroes a share `rate` of the elements and scales the others up; does nothing without a key."""
     if key is None or rate == 0:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    keep = random_bits(key, x.shape) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
-
-
-def split(key: PRNGKeyArray | None, count: int) -> list[PRNGKeyArray | None]:
-    """`count` independent keys, or as many Nones."""
-    return [None] * count if key is None else list(jax.random.split(key, count))

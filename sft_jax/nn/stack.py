@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from sft_jax.nn.layers import split
+from sft_jax.nn.random import Key, split
 
 
 class Stack(nnx.List):
@@ -19,7 +19,7 @@ class Stack(nnx.List):
     def __init__(self, count: int, build: Callable[[], nnx.Module]):
         super().__init__([build() for _ in range(count)])
 
-    def __call__(self, x: Float[Array, "..."], *shared: Any, key: PRNGKeyArray | None = None) -> Float[Array, "..."]:
+    def __call__(self, x: Float[Array, "..."], *shared: Any, key: Key | None = None) -> Float[Array, "..."]:
         for block, block_key in zip(self, split(key, len(self)), strict=True):
             x = block(x, *shared, key=block_key)
         return x

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, PRNGKeyArray
 
 from sft_jax.mesh import batch_sharding, replicated
+from sft_jax.nn import random
 from sft_jax.nn.template import Params, Template, crc
 from sft_jax.tasks.task import Counts, Ratio, Task
 from sft_jax.train.state import Placement, TrainState
@@ -34,7 +35,7 @@ def make_train_step(
     """(state, frozen, batch) -> (state, metrics). Dropout masks depend on seed, step and microbatch alone."""
 
     def total(params: Params, frozen: Params, batch: Arrays, key: PRNGKeyArray) -> tuple[Array, Ratio]:
-        loss = task.loss(bind(template, params, frozen, compute_dtype)(batch, key=key), batch)
+        loss = task.loss(bind(template, params, frozen, compute_dtype)(batch, key=random.from_jax(key)), batch)
         return loss.total, loss
 
     gradient = jax.grad(total, has_aux=True)
