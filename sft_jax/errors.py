@@ -52,11 +52,13 @@ class Interrupted(SftError):
         self.exit_code = exit_code
 
 
-def listing(where: str, problems: Iterable[str]) -> str:
-    """`where: n problems` and a line for each problem, in the order given."""
+def listing(where: str, problems: Iterable[str], more: int = 0) -> str:
+    """`where: n problems` and a line for each problem, in the order given; `more` are counted, and not shown."""
     lines = list(problems)
-    count = f"{len(lines)} problem" + ("s" if len(lines) != 1 else "")
-    return "\n".join([f"{where}: {count}", *(f"  - {line}" for line in lines)])
+    total = len(lines) + more
+    count = f"{total} problem" + ("s" if total != 1 else "")
+    rest = [f"and {more} more"] if more else []
+    return "\n".join([f"{where}: {count}", *(f"  - {line}" for line in [*lines, *rest])])
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -104,9 +104,9 @@ def like_params(
 
 def put(arrays: Mapping[str, np.ndarray], shardings: Any) -> dict[str, jax.Array]:
     """Host arrays, the same in every process, as global arrays; `shardings` is one for all or one for each."""
-    each = shardings if isinstance(shardings, Mapping) else dict.fromkeys(arrays, shardings)
+    each: Any = shardings if isinstance(shardings, Mapping) else dict.fromkeys(arrays, shardings)
     if jax.process_count() == 1:
-        return jax.device_put(dict(arrays), dict(each))
+        return jax.device_put(dict(arrays), each)
     return {
         name: jax.make_array_from_callback(array.shape, each[name], lambda index, a=array: a[index])
         for name, array in arrays.items()

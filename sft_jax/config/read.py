@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from sft_jax import assets
-from sft_jax.config.schema import Config, Section
+from sft_jax.config.schema import Config, Section, Seeds
 from sft_jax.errors import ConfigError, did_you_mean, listing
 
 MAX_BYTES = 1 << 20
@@ -58,6 +58,14 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that also quotes a text such as "1e5", which `_Loader` would take for a number."""
+
+
+for _tag, _pattern in {pair for pairs in _Loader.yaml_implicit_resolvers.values() for pair in pairs}:
+    _Dumper.add_implicit_resolver(_tag, _pattern, None)
+
+
 def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
     """The configuration of these files and overrides; raises one ConfigError that lists every problem."""
     where = " + ".join(str(f) for f in files) or "no file"
@@ -66,8 +74,9 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
     tree: Tree = {}
     problems: list[str] = []
     for file in files:
-        tree = _merged(tree, _read_file(Path(file)))
+        tree = _merged(tree, _one_seed(_read_file(Path(file))))
     for override in overrides:
+        tree = _one_seed(tree)
         problem = _override(tree, override)
         problems += [problem] if problem else []
     problems += [*_variables(tree), *_missing_files(tree)]
@@ -82,7 +91,7 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
 
 def write_config(config: Config) -> str:
     """The whole configuration, defaults included, as YAML that `read_config` takes back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def parse_value(text: str) -> Any:
@@ -91,7 +100,10 @@ def parse_value(text: str) -> Any:
 
 
 def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo, type]]:
-    """Every key in dotted form with its field and the section that owns it, in the order of the schema."""
+    """Every key in dotted form with its field and the section that owns it, in the order of the schema.
+
+    Keys of the sections in a list carry no number: `optim.groups.match`.
+    """
     for name, field in section.model_fields.items():
         yield f"{prefix}{name}", field, section
         for inner in _sections_of(field.annotation):
@@ -101,8 +113,8 @@ def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[
 def _sections_of(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    return [s for a in typing.get_args(annotation) for s in _sections_of(a)] if union else []
+    several = typing.get_origin(annotation) in (typing.Union, types.UnionType, list)
+    return [s for a in typing.get_args(annotation) for s in _sections_of(a)] if several else []
 
 
 def _read_file(file: Path) -> Tree:
@@ -138,6 +150,13 @@ def _merged(below: Tree, above: Tree) -> Tree:
     return result
 
 
+def _one_seed(tree: Tree) -> Tree:
+    """`seed: 7` written out, so that what is merged over one of the three seeds leaves the others at 7."""
+    seed = tree.get("seed")
+    whole = isinstance(seed, int) and not isinstance(seed, bool)
+    return {**tree, "seed": dict.fromkeys(Seeds.model_fields, seed)} if whole else tree
+
+
 def _override(tree: Tree, text: str) -> str | None:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
@@ -149,7 +168,7 @@ def _override(tree: Tree, text: str) -> str | None:
         node = node[part]
     try:
         node[parts[-1]] = parse_value(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return f"override '{text}': the value is not plain YAML; quote it"
     return None
 
@@ -169,7 +188,7 @@ def _explain(error: ValidationError, tree: Tree) -> list[str]:
     """One line a key: several complaints about one value (the branches of a union) are one problem."""
     found: dict[str, list[str]] = {}
     for details in error.errors():
-        path = _path(details["loc"], tree)
+        path = _path(details, tree)
         found.setdefault(path, []).append(_complaint(details, path))
     return [f"{path}: {_either(complaints)}" if path else complaints[0] for path, complaints in found.items()]
 
@@ -182,18 +201,19 @@ def _either(complaints: Sequence[str]) -> str:
     return f"expected {' or '.join(dict.fromkeys(wanted))}, got {complaints[-1].split(', got ')[-1]}"
 
 
-def _path(location: Sequence[int | str], tree: Tree) -> str:
-    """Dotted key of a pydantic location, without the names of union branches that pydantic puts in."""
+def _path(details: ErrorDetails, tree: Tree) -> str:
+    """Dotted key of a complaint, without the names of union branches that pydantic puts in."""
     node: Any = tree
+    location = details["loc"]
     parts: list[str] = []
     for position, part in enumerate(location):
         last = position == len(location) - 1
-        inside = (isinstance(node, dict) and part in node) or (
-            isinstance(node, list) and isinstance(part, int) and part < len(node)
-        )
-        if inside or (last and isinstance(node, dict)):
+        if isinstance(node, dict) and (part in node or (last and details["type"] == "missing")):
             parts.append(str(part))
-            node = node[part] if inside else None
+            node = node.get(part)
+        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+            parts.append(str(part))
+            node = node[part]
     return ".".join(parts)
 
 
@@ -202,7 +222,7 @@ def _complaint(details: ErrorDetails, path: str) -> str:
     if kind == "extra_forbidden":
         return _unknown_key(path)
     if kind == "missing":
-        doc = next((f.description for key, f, _ in known_keys() if key == path), None)
+        doc = next((f.description for key, f, _ in known_keys() if key == _without_numbers(path)), None)
         return f"needed, but not given ({doc.rstrip('.')})" if doc else "needed, but not given"
     if kind == "literal_error":
         expected = context["expected"]
@@ -214,14 +234,22 @@ def _complaint(details: ErrorDetails, path: str) -> str:
         return f"kind: expected one of {', '.join(tags)}, got '{context['tag']}'{hint}"
     if kind == "union_tag_not_found":
         return "kind: needed, but not given; say which of the known kinds this is"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"expected keys below it, got {given!r:.60}"
+    if kind == "invalid_key":
+        return "expected a word for a key; quote it"
     if kind == "value_error":
         return str(context["error"])
     message = details["msg"].removeprefix("Input should be ").split(",")[0]
     return f"expected {message}, got {given!r:.60}"
 
 
+def _without_numbers(path: str) -> str:
+    return re.sub(r"\.\d+(?=\.)", "", path)
+
+
 def _unknown_key(path: str) -> str:
-    section, _, name = path.rpartition(".")
+    section, _, name = _without_numbers(path).rpartition(".")
     siblings = {key.rpartition(".")[2] for key, _, _ in known_keys() if key.rpartition(".")[0] == section}
     hint = did_you_mean(name, siblings)
     if not hint:

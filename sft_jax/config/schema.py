@@ -10,23 +10,24 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # jax would use no more of it
 Paths = str | list[str]
 
 
 class Section(BaseModel):
     """Base of every section: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Seeds(Section):
     """One seed for each kind of chance; `seed: 7` sets all three."""
 
-    init: int = 0
+    init: Seed = 0
     """Initial values of whatever the checkpoint does not hold (the new head)."""
-    data: int = 0
+    data: Seed = 0
     """Order of the training rows, and the split where the source has none."""
-    dropout: int = 0
+    dropout: Seed = 0
     """Dropout masks."""
 
     @model_validator(mode="before")

@@ -19,6 +19,7 @@ from sft_jax.data.order import Order
 
 Batch = dict[str, np.ndarray]
 Row = list[int]  # documents, in the order that they stand in a row
+Documents = Sequence[int] | np.ndarray  # numbers of documents
 
 
 class Shape(NamedTuple):
@@ -77,7 +78,7 @@ def pack(lengths: Sequence[int], capacity: int, slots: int) -> list[Row]:
     return rows
 
 
-def lay_out(encoded: Encoded, documents: Sequence[int], shape: Shape) -> list[Row]:
+def lay_out(encoded: Encoded, documents: Documents, shape: Shape) -> list[Row]:
     """The rows that hold these documents in a shape, which may be too many for it."""
     if shape.slots == 1:
         return [[int(d)] for d in documents]
@@ -105,7 +106,7 @@ def declare(layout: Layout, encoded: Encoded, order: Order, multiple: int) -> tu
     return tuple(whole._replace(rows=rows) for rows in sorted(sizes))
 
 
-def place(encoded: Encoded, documents: Sequence[int], shapes: Sequence[Shape]) -> tuple[list[Row], Shape]:
+def place(encoded: Encoded, documents: Documents, shapes: Sequence[Shape]) -> tuple[list[Row], Shape]:
     """The rows that hold these documents and the smallest declared shape that they fit."""
     rows = lay_out(encoded, documents, shapes[-1])
     longest = max(int(encoded.lengths[row].sum()) for row in rows)

@@ -6,20 +6,12 @@ integer, the step, and seeking costs nothing.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import grain
 
 from sft_jax.data.batch import Batch, Encoded, Row, Shape, collate, lay_out, place, up_to
 from sft_jax.data.order import Order
-
-
-class Batches(Protocol):
-    """Random access to batches."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, step: int, /) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -63,17 +55,18 @@ class EvalBatches:
         return collate(self.encoded, self.rows[begin : begin + self.shape.rows], self.shape)
 
 
-def prefetch(batches: Batches, begin: int, ahead: int) -> Iterator[Batch]:
+def prefetch(batches: TrainBatches | EvalBatches, begin: int, ahead: int) -> Iterator[Batch]:
     """The batches from `begin` on, `ahead` of them prepared in the background."""
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
-    return iter(grain.MapDataset.source(batches)[begin:].to_iter_dataset(options))
+    source: Any = batches  # has a length and random access, which is all that grain asks for
+    return iter(grain.MapDataset.source(source)[begin:].to_iter_dataset(options))
 
 
 def padding_share(batches: TrainBatches | EvalBatches, most: int = 64) -> float:
     """Share of the tokens that are filler, over the batches of a pass (at most `most` of them, spread out)."""
     count = min(len(batches), batches.order.steps_per_epoch) if isinstance(batches, TrainBatches) else len(batches)
     filler = total = 0
-    for number in range(0, count, max(1, count // most)):
+    for number in range(0, count, max(1, -(-count // most))):
         segments = batches[number]["segment_ids"]
         filler, total = filler + int((segments == 0).sum()), total + segments.size
     return filler / total

@@ -12,7 +12,8 @@ import numpy as np
 
 def random_bits(seed: int, stream: int, count: int) -> np.ndarray:
     """`count` 64-bit numbers of a stream; the bit generator's raw output, which numpy keeps stable."""
-    return np.random.Philox(key=[seed % 2**64, stream]).random_raw(count)
+    key = np.array([seed % 2**64, stream], np.uint64)  # from a list, numbers above 2**63 would be rounded
+    return np.random.Philox(key=key).random_raw(count)
 
 
 @lru_cache(maxsize=4)

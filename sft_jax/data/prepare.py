@@ -15,7 +15,7 @@ def cut(classes: Sequence[int], shares: Split, seed: int) -> dict[str, Indices]:
     """Disjoint rows for `train`, `validation` and `test`, each class divided in the same shares.
 
     A split of share 0 is left out. Rounding is by class to the nearest row, so that a class of n rows gives
-    round(n * share); a class too small to be divided stays with training.
+    round(n * share), but every class leaves a row to train on.
     """
     order = np.argsort(random_bits(seed, 0, len(classes)), kind="stable")
     kinds = np.asarray(classes)[order]
@@ -23,7 +23,7 @@ def cut(classes: Sequence[int], shares: Split, seed: int) -> dict[str, Indices]:
     for kind in np.unique(kinds):
         rows, begin = order[kinds == kind], 0
         for name, share in (("test", shares.test), ("validation", shares.validation)):
-            end = begin + round(len(rows) * share)
+            end = min(begin + round(len(rows) * share), len(rows) - 1)
             parts[name].append(rows[begin:end])
             begin = end
         parts["train"].append(rows[begin:])

@@ -3,11 +3,13 @@
 Nothing here runs code that comes with data. Knows no task and no tokenizer.
 """
 
+import glob
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import Dataset
+from datasets.exceptions import DatasetGenerationError
 
 from sft_jax.config.schema import Files, Hub
 from sft_jax.errors import DataError
@@ -26,14 +28,18 @@ BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def load_rows(source: Files | Hub) -> dict[str, Dataset]:
     """The splits that a source names, each as random-access rows; local paths must be local by now."""
-    datasets.disable_progress_bars()
     named = {split: getattr(source, split) for split in SPLITS if getattr(source, split)}
     if isinstance(source, Hub):
-        return {split: _load_hub(source, name) for split, name in named.items()}
-    return {
-        split: load_files([files] if isinstance(files, str) else files, f"data.source.{split}")
-        for split, files in named.items()
-    }
+        rows = {split: _load_hub(source, name) for split, name in named.items()}
+    else:
+        rows = {
+            split: load_files([files] if isinstance(files, str) else files, f"data.source.{split}")
+            for split, files in named.items()
+        }
+    empty = [split for split, found in rows.items() if not len(found)]
+    if empty:
+        raise DataError(f"data.source.{empty[0]}: holds no row; give a source with some")
+    return rows
 
 
 def load_files(files: list[str], where: str) -> Dataset:
@@ -46,12 +52,15 @@ def load_files(files: list[str], where: str) -> Dataset:
             f"give files of one kind among {', '.join(BUILDERS)}"
         )
     builder, options = BUILDERS[endings[0]]
-    local = [str(Path(f).expanduser().resolve()) for f in files]
+    found = [Path(f).expanduser().resolve() for f in files]
+    local = [glob.escape(str(f)) if f.exists() else str(f) for f in found]  # `datasets` reads names as patterns
+    _quiet()
     try:
         rows = datasets.load_dataset(builder, data_files=local, split="train", **options)
-    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
+    except (DatasetGenerationError, OSError, ValueError, StopIteration) as error:
         cause = error.__cause__ or error
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        nothing = "it holds no row" if isinstance(cause, StopIteration) else type(cause).__name__
+        reason = " ".join(str(cause).split()) or nothing
         raise DataError(
             f"{where}: {', '.join(files)} cannot be read as {builder} ({reason:.200}); mend the file"
         ) from None
@@ -60,6 +69,7 @@ def load_files(files: list[str], where: str) -> Dataset:
 
 
 def _load_hub(source: Hub, split: str) -> Dataset:
+    _quiet()
     if Path(source.name).expanduser().is_dir():
         return _load_saved(source, split)
     try:
@@ -77,13 +87,22 @@ def _load_hub(source: Hub, split: str) -> Dataset:
 def _load_saved(source: Hub, split: str) -> Dataset:
     try:
         saved = datasets.load_from_disk(str(Path(source.name).expanduser()))
-    except (OSError, ValueError) as error:
-        raise DataError(f"data.source: '{source.name}' was not written by save_to_disk ({error})") from None
-    if isinstance(saved, Dataset):
-        return saved
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"data.source: '{source.name}' cannot be read ({reason:.150}); give a directory that save_to_disk wrote"
+        ) from None
+    if isinstance(saved, Dataset):  # of one split: it must not stand for another as well
+        saved = {"train": saved}
     if split not in saved:
-        raise DataError(f"data.source: '{source.name}' has no split '{split}'; it has {', '.join(saved)}")
+        raise DataError(f"data.source: '{source.name}' has no split '{split}'; it has {', '.join(map(str, saved))}")
     return saved[split]
+
+
+def _quiet() -> None:
+    """No progress bars, and no log lines ahead of our own message."""
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
 
 
 def column(rows: Dataset, name: str, where: str) -> list[Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from sft_jax.errors import ModelError
+from sft_jax.errors import ConfigError, ModelError
 
 FAST = "tokenizer.json"
 # Files that a tokenizer consists of; copied as they are into an export.
@@ -41,6 +41,9 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int) -> Tokens:
     """Tokens of each text (or pair of texts), special tokens included, cut to `max_length`."""
+    special = tokenizer.num_special_tokens_to_add(pairs is not None)
+    if max_length <= special:
+        raise ConfigError(f"data.max_length: {max_length} leaves no room beside {special} special tokens; raise it")
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)  # of a pair, the longer one is cut first
     inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))

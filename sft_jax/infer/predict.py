@@ -86,7 +86,7 @@ def read_inputs(file: str, task: Task, lines: Sequence[str] | None = None) -> Da
     """Rows of a CSV, TSV, JSONL, Parquet or Arrow file, or the lines of a text file (or those given) as texts."""
     if lines is None and Path(file).suffix.lower() in (".txt", ""):
         try:
-            lines = Path(file).read_text(encoding="utf-8").splitlines()
+            lines = Path(file).read_text(encoding="utf-8").split("\n")  # splitlines would also cut at U+2028
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{file}: cannot be read as UTF-8 text ({error})") from None
     if lines is None:

@@ -3,7 +3,6 @@
 Letters: r rows of the batch, n document slots in a row, c classes.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from sft_jax.config.schema import SequenceClassification
 from sft_jax.data.batch import Encoded
 from sft_jax.data.sources import column
 from sft_jax.data.text import tokenize
-from sft_jax.errors import DataError, did_you_mean, listing
+from sft_jax.errors import ConfigError, DataError, ModelError, did_you_mean, listing
 from sft_jax.models.family import Head
 from sft_jax.tasks import metrics
 from sft_jax.tasks.task import Ratio, Rows, Task
@@ -68,6 +67,12 @@ def build(section: SequenceClassification, rows: Rows) -> Task:
 def restore(config: Mapping[str, Any]) -> SequenceClassification:
     """The section that a `config.json` was written from; of a model that others trained, its label names."""
     names = {int(i): str(name) for i, name in config.get("id2label", {"0": "0", "1": "1"}).items()}
+    kind = config.get("problem_type") or "single_label_classification"
+    if kind != "single_label_classification" or len(names) < 2:
+        raise ModelError(
+            f"config.json: problem_type={kind!r} with {len(names)} outputs is not supported; "
+            f"only one label out of two or more is"
+        )
     written = config.get("sft_jax_task", {})
     return SequenceClassification(
         kind="sequence_classification",
@@ -140,27 +145,31 @@ def read_texts(split: Dataset, name: str, where: str) -> list[str]:
     bad = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
     if bad:
         problems = [f"row {i + 1}: {name} is {texts[i]!r:.60}, expected a text" for i in bad[:MOST_SHOWN]]
-        problems += [f"and {len(bad) - MOST_SHOWN} more"] if len(bad) > MOST_SHOWN else []
-        raise DataError(listing(where, problems))
+        raise DataError(listing(where, problems, more=len(bad) - len(problems)))
     return texts
 
 
 def label_numbers(split: Dataset, name: str, labels: Sequence[str], where: str) -> list[int]:
     """The labels as numbers below `len(labels)`, checked on the host before anything is compiled (C25)."""
-    numbers = {label: i for i, label in enumerate(labels)}
     values = column(split, name, where)
-    # A number counts as itself, unless the names of the labels are numbers too.
-    found = [numbers.get(str(v), v if _is_number(v, len(labels)) else None) for v in values]
+    by_name = {label: i for i, label in enumerate(labels)}
+    feature = split.features[name]
+    # A number is the number of a label, unless the labels are themselves called by numbers.
+    by_number: Sequence[int] = () if any(label.lstrip("-").isdigit() for label in labels) else range(len(labels))
+    if isinstance(feature, ClassLabel):  # which stores numbers of names of its own, never names
+        same = set(feature.names) <= set(labels)
+        by_name, by_number = {}, [by_name[n] for n in feature.names] if same else range(len(labels))
+    found = [by_number[v] if _is_number(v, len(by_number)) else by_name.get(_name(v)) for v in values]
     bad = [i for i, number in enumerate(found) if number is None]
     if bad:
         known = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
+        numbers = f" or a number from 0 to {len(by_number) - 1}" if by_number else ""
         problems = [
             f"row {i + 1}: {name} is {values[i]!r:.60}{did_you_mean(str(values[i]), labels)}; expected one of "
-            f"the {len(labels)} labels ({known}) or a number from 0 to {len(labels) - 1}"
+            f"the {len(labels)} labels ({known}){numbers}"
             for i in bad[:MOST_SHOWN]
         ]
-        problems += [f"and {len(bad) - MOST_SHOWN} more"] if len(bad) > MOST_SHOWN else []
-        raise DataError(listing(where, problems))
+        raise DataError(listing(where, problems, more=len(bad) - len(problems)))
     return [int(number) for number in found if number is not None]
 
 
@@ -168,21 +177,28 @@ def _is_number(value: Any, count: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < count
 
 
+def _name(value: Any) -> str | None:
+    return None if value is None else str(value)  # a missing label is no label that is called "None"
+
+
 def _labels(section: SequenceClassification, rows: Rows) -> tuple[str, ...]:
     """Names of the labels; numbers keep their order, and 0..k need no gap."""
-    if section.labels:
+    if section.labels is not None:
+        if len(set(section.labels)) < max(2, len(section.labels)):
+            raise ConfigError(f"task.labels: {section.labels}; give two labels or more, each once")
         return tuple(section.labels)
     train = rows["train"]
     values = column(train, section.label, "data.source.train")
     feature = train.features[section.label]
     if isinstance(feature, ClassLabel):
         return tuple(feature.names)
-    kinds = {v for v in values if v is not None and not (isinstance(v, float) and math.isnan(v))}
-    if any(isinstance(v, float) for v in kinds):
+    odd = [v for v in values if isinstance(v, float | list | dict) and v == v]  # NaN, a gap, is not itself
+    if odd:
         raise DataError(
-            f"data.source.train: column '{section.label}' holds numbers such as {next(iter(kinds))!r}, "
+            f"data.source.train: column '{section.label}' holds values such as {odd[0]!r:.60}, "
             f"not labels; name another column in task.label"
         )
+    kinds = {v for v in values if v is not None and v == v}
     ordered = sorted(kinds) if all(isinstance(v, int) for v in kinds) else sorted(map(str, kinds))
     if len(ordered) < 2:
         raise DataError(

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from sft_jax.errors import RunError, listing
@@ -105,7 +106,7 @@ class Checkpoints:
     def _check(self, wanted: Any, step: int) -> None:
         """Orbax casts a type and says nothing; a checkpoint of other parameters is refused by name."""
         handler = ocp.StandardCheckpointHandler()
-        saved = handler.metadata(self.directory.absolute() / str(step) / "state")
+        saved: Any = handler.metadata(epath.Path(self.directory.absolute() / str(step) / "state"))
         found = {jax.tree_util.keystr(p): a for p, a in jax.tree_util.tree_leaves_with_path(saved.tree["params"])}
         problems = []
         for path, leaf in jax.tree_util.tree_leaves_with_path(wanted["params"]):

@@ -106,6 +106,7 @@ def _by_path(
         return optax.ScaleByScheduleState(count=jax.numpy.zeros((), jax.numpy.int32))
 
     def update(updates, state, params=None):
+        assert params is not None, "decay needs the parameters"
         now = rate(state.count)
         moved = {path: factors[path] * (u - now * decays[path] * params[path]) for path, u in updates.items()}
         return moved, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))

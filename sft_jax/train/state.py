@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Int
 
 from sft_jax.errors import ConfigError
 from sft_jax.mesh import like_params, param_shardings, put, replicated
@@ -23,10 +22,13 @@ from sft_jax.paths import select
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """What a step changes: all of it is in a checkpoint, and nothing else is needed to go on."""
+    """What a step changes: all of it is in a checkpoint, and nothing else is needed to go on.
 
-    step: Int[Array, ""]  # steps done
-    params: Params  # trainable ones alone, float32
+    The same tree also holds shapes, or shardings, in place of the arrays.
+    """
+
+    step: Any  # int32 []: steps done
+    params: Any  # Params: trainable ones alone, float32
     opt: Any  # optimizer state over the same paths
 
 

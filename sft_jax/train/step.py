@@ -19,7 +19,7 @@ from sft_jax.nn.template import Params, Template, crc
 from sft_jax.tasks.task import Counts, Ratio, Task
 from sft_jax.train.state import Placement, TrainState
 
-Arrays = Mapping[str, Array]
+Arrays = Mapping[str, Any]  # a batch: arrays of host or device, or their shapes
 Metrics = dict[str, Any]  # loss: Ratio, grad_norm: float32, tokens: int32
 
 
