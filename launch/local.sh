@@ -31,75 +31,89 @@ free_port() {
   return 1
 }
 
-pids=()
-asked="" # the signal that this script was sent
+# Runs the command as process number $1. What waits and what prefixes outlives a signal, so that last words are shown.
+run() {
+  local rank=$1
+  shift
+  trap : INT TERM
+  SFT_PROCESS_ID=$rank "$@" </dev/null 2>&1 | prefix "$rank"
+}
+
+prefix() {
+  local line
+  trap '' INT TERM
+  while IFS= read -r line || [[ -n $line ]]; do
+    printf '[%s] %s\n' "$1" "$line"
+  done
+}
 
 # Sends a signal to the process groups of all that still run.
 signal_all() {
   local pid
-  for pid in "${pids[@]}"; do
+  for pid in ${pids[@]+"${pids[@]}"}; do
     kill "-$1" -- "-$pid" 2>/dev/null || true
   done
 }
 
-any_left() {
-  local pid
-  for pid in "${pids[@]}"; do
-    if kill -0 -- "-$pid" 2>/dev/null; then
-      return 0
-    fi
-  done
-  return 1
-}
-
-# Sends a signal to all, and after so many seconds ends whatever is left.
-end_all() {
-  signal_all "$1"
-  for ((tenth = 0; tenth < 10 * $2; tenth++)); do
-    any_left || return 0
-    sleep 0.1
-  done
-  signal_all KILL
-}
-
-trap 'asked=INT' INT
-trap 'asked=TERM' TERM
-trap 'signal_all KILL' EXIT
-
-# Job control: every process leads a group of its own, so that its children can be ended with it, and takes SIGINT.
-set -m
-port=$(free_port)
-export SFT_COORDINATOR="127.0.0.1:$port" SFT_NUM_PROCESSES="$count"
-for ((rank = 0; rank < count; rank++)); do
-  SFT_PROCESS_ID=$rank "$@" </dev/null > >(exec sed -u "s/^/[$rank] /") 2>&1 &
-  pids+=("$!")
-done
-
-worst=0
-ended=0 # 1 once the rest was ended by this script
-for ((left = count; left > 0; left--)); do
-  code=0
-  wait -n || code=$?
-  if [[ -n $asked && $ended == 0 ]]; then # `wait` was interrupted, nothing has ended by that
-    left=$((left + 1))
-    ended=1
-    end_all "$asked" "$grace"
-    continue
-  fi
-  if [[ $ended == 1 && ($code == 143 || $code == 137) ]]; then
-    continue
+# Takes note of a process that has ended: keeps the worst exit code, unless this script ended it.
+reap() {
+  local pid=$1 code=0
+  wait "$pid" 2>/dev/null || code=$?
+  if [[ -n $ending && ($code == 143 || $code == 137 || $code == 130) ]]; then
+    return
   fi
   if ((code > worst)); then
     worst=$code
   fi
-  if [[ $code != 0 && $ended == 0 ]]; then
-    echo "launch/local.sh: a process ended with $code; ending the others" >&2
-    ended=1
+}
+
+# Begins to end all: sends a signal, and sets the time after which there will be no mercy.
+end_all() {
+  ending=$1
+  deadline=$((SECONDS + $2))
+  signal_all "$1"
+}
+
+pids=() # of the processes that still run; each leads a group of its own
+worst=0
+asked=""  # the signal that this script was sent
+ending="" # the signal that this script has sent to the rest
+deadline=0
+trap 'asked=INT' INT
+trap 'asked=TERM' TERM
+trap 'signal_all KILL' EXIT
+
+port=$(free_port)
+export SFT_COORDINATOR="127.0.0.1:$port" SFT_NUM_PROCESSES="$count"
+set -m # job control: every process leads a group, so that its children end with it, and takes SIGINT
+for ((rank = 0; rank < count; rank++)); do
+  run "$rank" "$@" &
+  pids+=("$!")
+done
+set +m
+
+while ((${#pids[@]})); do
+  sleep 0.1 || true
+  left=()
+  for pid in "${pids[@]}"; do
+    if kill -0 "$pid" 2>/dev/null; then
+      left+=("$pid")
+    else
+      reap "$pid"
+    fi
+  done
+  pids=(${left[@]+"${left[@]}"})
+  if [[ -n $asked && -z $ending ]]; then
+    end_all "$asked" "$grace"
+  elif [[ $worst != 0 && -z $ending ]]; then
+    echo "launch/local.sh: a process ended with exit code $worst; ending the others" >&2
     end_all TERM 5
+  elif [[ -n $ending ]] && ((SECONDS >= deadline)); then
+    signal_all KILL
   fi
 done
 
 if [[ -n $asked && $worst == 0 ]]; then
-  worst=$([[ $asked == INT ]] && echo 130 || echo 143)
+  case $asked in INT) worst=130 ;; *) worst=143 ;; esac
 fi
 exit "$worst"

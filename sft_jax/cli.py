@@ -1,6 +1,7 @@
 """The commands: each parses its arguments, calls what does the work, and prints. Heavy imports wait until needed."""
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -26,6 +27,10 @@ Words = Annotated[
     typer.Argument(metavar="CONFIG... [key=value ...]", help="YAML files, then overrides."),
 ]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="The run.dir of a training run.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[key=value ...]", help="Settings that may differ, such as mesh.data=1."),
+]
 At = Annotated[str, typer.Option("--at", help="Which checkpoint: best or latest.")]
 
 
@@ -35,29 +40,31 @@ def train(words: Words) -> None:
     config = _read(words)
     from sft_jax import console, run
 
+    prepared = run.prepare(config)  # joins the other processes, so it comes before anything that asks for devices
     screen = console.start()
-    prepared = run.prepare(config)
     console.show_run(screen.console, prepared)
     screen.steps = prepared.batches.steps
     try:
         result = run.train(prepared, screen)
     except Interrupted as stop:
-        screen.stop()
-        command = " ".join(["sft-jax train", *words])
+        command = shlex.join(["sft-jax", "train", *words])
         raise Interrupted(f"{stop}; to go on: {command}", stop.exit_code) from None
+    finally:
+        screen.stop()  # or the cursor of the terminal stays hidden
     console.show_result(screen.console, prepared, result)
 
 
 @app.command()
 def evaluate(
     path: RunDir,
+    overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="Which split: test or validation.")] = "test",
     at: At = "best",
 ) -> None:
     """Score the best step of a run on one of its splits."""
     from sft_jax import console, run
 
-    prepared = run.open_run(path)
+    prepared = run.open_run(path, overrides or [])
     metrics, tables, step = run.evaluate(prepared, split, at)
     console.show_evaluation(console.start().console, split, step, metrics, tables)
 
@@ -125,6 +132,7 @@ def config_cp(name: str, out: Path) -> None:
         raise ConfigError(f"recipe '{name}': there is none{did_you_mean(name, found)} (known: {', '.join(found)})")
     if out.exists():
         raise ConfigError(f"{out}: is there already; give a new file")
+    out.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(found[name], out)
     print(f"{out} is yours; run it with: sft-jax train {out}")
 

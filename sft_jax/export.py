@@ -42,8 +42,8 @@ def export_model(
     replace: bool = False,
 ) -> None:
     """Write a directory that `transformers` and `sft-jax predict` load, in float32."""
-    if out.exists() and any(out.iterdir()) and not replace:
-        raise RunError(f"{out}: is not empty; give a new directory")
+    if out.exists() and not replace and not (out.is_dir() and not any(out.iterdir())):
+        raise RunError(f"{out}: is there already, and not an empty directory; give a new one")
     config = {k: v for k, v in base_config.items() if k not in STALE} | task.to_hf()
     name = model.family.classes[config["model_type"]] + model.family.heads[task.head.kind]
     config |= {"architectures": [name], "dtype": "float32"}

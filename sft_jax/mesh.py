@@ -43,6 +43,14 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
+def wait_for_all(what: str) -> None:
+    """Until every process has come here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)
+
+
 def make_mesh(section: MeshSection) -> Mesh:
     """The mesh over all devices of all processes, or over the first of them where `data` asks for fewer."""
     devices = jax.devices()

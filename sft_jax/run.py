@@ -6,7 +6,7 @@ line does is these four calls.
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from sft_jax import assets, machine
 from sft_jax import mesh as meshes
 from sft_jax.config.read import read_config
-from sft_jax.config.schema import Config, Files
+from sft_jax.config.schema import Config, Files, RunSection
 from sft_jax.data.batch import Encoded, declare
 from sft_jax.data.loader import EvalBatches, TrainBatches, padding_share
 from sft_jax.data.order import Order
@@ -208,16 +208,18 @@ def export(run: Run, out: Path, at: str = "best") -> int:
     return number
 
 
-def open_run(path: Path) -> Run:
-    """The run that a directory holds."""
+def open_run(path: Path, overrides: Sequence[str] = ()) -> Run:
+    """The run that a directory holds; `overrides` may say on which mesh to open it."""
     file = path / "config.yaml"
     if not file.is_file():
         raise RunError(f"{path}: holds no run (no config.yaml); give the run.dir of a `sft-jax train`")
-    return prepare(read_config([file], [f"run.dir={path}", "run.resume=must"]))
+    return prepare(read_config([file], overrides).model_copy(update={"run": RunSection(dir=str(path), resume="must")}))
 
 
 def trained(run: Run, at: str) -> tuple[TrainState, Params, int]:
     """(state, frozen parameters, step) of the `best` or `latest` checkpoint of a run directory."""
+    if at not in ("best", "latest"):
+        raise ConfigError(f"--at: expected best or latest, got '{at}'{did_you_mean(at, ('best', 'latest'))}")
     checkpoints = Checkpoints(run.directory / "checkpoints", run.config.checkpoint.keep)
     steps = checkpoints.steps()
     if not steps:
@@ -287,6 +289,7 @@ def plan(run: Run) -> Plan:
 def begin_directory(run: Run) -> None:
     """Create the run directory, or see that data and weights are those it began with."""
     manifest = directory.manifest(run.config, run.mesh, run.data, run.checkpoint.digest())
+    meshes.wait_for_all("run directory checked")
     if meshes.is_first_process():
         directory.begin(run.config, run.directory, manifest)
 

@@ -87,7 +87,7 @@ def _load_hub(source: Hub, split: str) -> Dataset:
 def _load_saved(source: Hub, split: str) -> Dataset:
     try:
         saved = datasets.load_from_disk(str(Path(source.name).expanduser()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # a damaged directory raises many kinds
         reason = " ".join(str(error).split())
         raise DataError(
             f"data.source: '{source.name}' cannot be read ({reason:.150}); give a directory that save_to_disk wrote"

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from sft_jax.errors import ConfigError, ModelError
 
 FAST = "tokenizer.json"
+VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 # Files that a tokenizer consists of; copied as they are into an export.
 FILES = (
     FAST, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
@@ -59,6 +60,8 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | 
 
 def _converted(directory: Path) -> Tokenizer:
     """A tokenizer that has only the files of old releases (`vocab.txt`, `merges.txt`), by way of `transformers`."""
+    if not any((directory / file).is_file() for file in VOCABULARIES):  # or an empty tokenizer would be made up
+        raise FileNotFoundError(f"there is no {FAST} and none of {', '.join(VOCABULARIES)}")
     from transformers import AutoTokenizer
 
     slow = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)

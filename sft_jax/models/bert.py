@@ -62,10 +62,11 @@ def block_rows(layer: str) -> tuple[Row, ...]:
 def backbone_rows(config: EncoderConfig, prefix: str) -> tuple[Row, ...]:
     """Embeddings and blocks, under a prefix such as `bert.`."""
     embeddings = f"{prefix}embeddings"
+    types = Row("embed/type/embedding", f"{embeddings}.token_type_embeddings.weight", SAME, ". embed")
     return (
         Row("embed/word/embedding", f"{embeddings}.word_embeddings.weight", SAME, "vocab embed"),
         Row("embed/position/embedding", f"{embeddings}.position_embeddings.weight", SAME, ". embed"),
-        Row("embed/type/embedding", f"{embeddings}.token_type_embeddings.weight", SAME, ". embed"),
+        *((types,) if config.num_types else ()),
         *norm("embed/norm", f"{embeddings}.LayerNorm"),
         *over_layers(block_rows(f"{prefix}encoder.layer.{{i}}"), config.num_layers),
     )

@@ -4,7 +4,7 @@ Letters: r rows of the batch, t tokens in a row, e size of the hidden states. A 
 `segment_ids` tells them apart (0 is filler) and `position_ids` begin at 0 in each.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import jax.numpy as jnp
 from flax import nnx
@@ -39,6 +39,13 @@ class EncoderConfig:
     dropout_after_attention: bool = True
 
     def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 1 if field.type is int and field.name not in ("num_types", "position_offset") else 0
+            kinds = (int, float) if field.type is float else (field.type,)
+            if type(value) not in kinds or (field.type in (int, float) and not value >= least):
+                number = f" of at least {least}" if field.type in (int, float) else ""
+                raise ModelError(f"config.json: {field.name} is {value!r:.60}, expected {kinds[-1].__name__}{number}")
         if self.size % self.num_heads:
             raise ModelError(f"config.json: hidden size {self.size} is not divisible by {self.num_heads} heads")
         if self.activation not in ACTIVATIONS:

@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from sft_jax.errors import ModelError
 from sft_jax.models import bert
 from sft_jax.models.encoder import Encoder, EncoderConfig
 from sft_jax.models.family import Family, Head
@@ -19,8 +20,10 @@ from sft_jax.weights.table import Table, linear
 
 def configure(config: dict[str, Any], dropout: float | None) -> EncoderConfig:
     """The encoder that a RoBERTa `config.json` describes; the numbers of positions follow the padding id."""
-    offset = config.get("pad_token_id", 1) + 1
-    return dataclasses.replace(bert.configure(config, dropout), position_offset=offset)
+    pad = config.get("pad_token_id", 1)
+    if type(pad) is not int:
+        raise ModelError(f"config.json: pad_token_id is {pad!r:.60}, expected a whole number; positions begin after it")
+    return dataclasses.replace(bert.configure(config, dropout), position_offset=pad + 1)
 
 
 def build(config: EncoderConfig, head: Head) -> nnx.Module:

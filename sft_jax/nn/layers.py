@@ -62,5 +62,7 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key | None) -> Float[Array
     """Zeroes a share `rate` of the elements and scales the others up; does nothing without a key."""
     if key is None or rate == 0:
         return x
+    if rate >= 1:
+        return jnp.zeros_like(x)  # the scale below would be infinite, and its gradient NaN
     keep = random_bits(key, x.shape) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)

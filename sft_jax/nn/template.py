@@ -43,7 +43,7 @@ def param(shape: tuple[int, ...], init: Init) -> nnx.Param:
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), init=init)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Template:
     """The static half of a module; hashable, so it can be closed over by jitted functions."""
 

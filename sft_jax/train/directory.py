@@ -43,6 +43,8 @@ def is_used(directory: Path) -> bool:
 
 def check(config: Config, directory: Path) -> None:
     """Refuse a directory that this run may not go on in; says why, and what to do."""
+    if directory.exists() and not directory.is_dir():
+        raise RunError(f"{directory}: is a file; give another run.dir")
     if config.run.resume == "never" and is_used(directory):
         raise RunError(f"{directory}: holds a run, and run.resume is never; give another run.dir")
     if config.run.resume == "must" and not is_used(directory):

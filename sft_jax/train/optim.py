@@ -24,7 +24,7 @@ def learning_rate(section: OptimSection, steps: int) -> optax.Schedule:
         "constant": lambda: optax.constant_schedule(peak),
         "linear": lambda: optax.linear_schedule(peak, schedule.end * peak, after),
         "cosine": lambda: optax.cosine_decay_schedule(peak, after, alpha=schedule.end),
-        "inverse_sqrt": lambda: lambda k: peak * (max(1, warmup) / (k + max(1, warmup))) ** 0.5,
+        "inverse_sqrt": lambda: _inverse_sqrt(peak, max(1, warmup)),
         "wsd": lambda: _stable_then_decay(peak, schedule, steps, after),
     }
     shape = shapes[schedule.kind]()
@@ -36,6 +36,11 @@ def learning_rate(section: OptimSection, steps: int) -> optax.Schedule:
 def warmup_steps(schedule: Schedule, steps: int) -> int:
     """The warmup in steps, rounded up where it is given as a share."""
     return int(schedule.warmup) if schedule.warmup >= 1 else -int(-schedule.warmup * steps // 1)
+
+
+def _inverse_sqrt(peak: float, scale: int) -> optax.Schedule:
+    # optax asks for k < 0 too while the warmup lasts, and discards what it gets.
+    return lambda k: peak * (scale / (jax.numpy.maximum(k, 0) + scale)) ** 0.5
 
 
 def _stable_then_decay(peak: float, schedule: Schedule, steps: int, after: int) -> optax.Schedule:
@@ -83,15 +88,20 @@ def _named(section: OptimSection, rate: optax.Schedule) -> optax.GradientTransfo
     if "weight_decay" in arguments:
         options["weight_decay"] = 0.0  # `_by_path` does it, for every optimizer alike
     try:
-        return getattr(optax, section.name)(learning_rate=rate, **options)
-    except TypeError as error:
-        raise ConfigError(f"optim.options: {section.name} cannot be made ({error}); set what it needs") from None
+        made = getattr(optax, section.name)(learning_rate=rate, **options)
+        specimen = {"p": jax.ShapeDtypeStruct((2, 2), jax.numpy.float32)}
+        jax.eval_shape(lambda p: made.update(p, made.init(p), p), specimen)  # as a step will call it
+        return made
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"optim.name: {section.name} cannot be used here ({error}); name another, or mend optim.options"
+        ) from None
 
 
 def _arguments(name: str) -> tuple[str, ...]:
     """The arguments of an optimizer of optax; nothing for what is not an optimizer."""
     found = getattr(optax, name)
-    if not inspect.isfunction(found) or name.startswith("_"):
+    if not inspect.isfunction(found) or name.startswith(("_", "scale_by_")):
         return ()
     arguments = tuple(inspect.signature(found).parameters)
     return arguments if arguments[:1] == ("learning_rate",) else ()

@@ -5,8 +5,8 @@ the console shows a live bar on a terminal and plain lines elsewhere.
 """
 
 import json
-import time
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,10 +26,10 @@ class MetricsFile:
     """`metrics.jsonl`: a line for each event, numbers in full. Lines of steps that a resume repeats are dropped."""
 
     def __init__(self, file: Path, step: int):
-        kept = []
-        if file.is_file():
-            kept = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step]
-        file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
+        fresh = file.with_name(f".{file.name}.new")
+        fresh.write_text("".join(line for line in lines if _stays(line, step)), encoding="utf-8")
+        fresh.rename(file)
         self._file = file
 
     def emit(self, kind: str, values: Values) -> None:
@@ -37,6 +37,14 @@ class MetricsFile:
         if kind in ("train", "validation", "test"):
             with open(self._file, "a", encoding="utf-8") as sink:
                 sink.write(json.dumps({"kind": kind, **values}) + "\n")
+
+
+def _stays(line: str, step: int) -> bool:
+    """Whether a line of an earlier process is neither repeated by one that goes on after `step` nor cut off."""
+    if not line.endswith("\n"):  # the process was killed as it wrote
+        return False
+    event = json.loads(line)
+    return event["kind"] != "test" and event["step"] <= step
 
 
 class Screen:
@@ -71,7 +79,7 @@ class Screen:
             f"{values['tokens_per_second']:,.0f} tokens/s"
         )
         if not self.console.is_terminal:
-            left = time.strftime("%M:%S", time.gmtime(values["seconds_left"]))
+            left = timedelta(seconds=round(values["seconds_left"]))
             self.console.print(f"step {values['step']}/{self.steps}  {line}  {left} left", markup=False)
             return
         if self._bar is None:

@@ -24,6 +24,7 @@ SHARD_BYTES = 5 << 30
 # What a checkpoint's config.json may say that would make a reader fetch or run code, or name someone's machine.
 CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines", "_name_or_path")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
+READABLE = ("F32", "F16", "BF16", "F64")  # types of tensors, as safetensors calls them
 WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md")
 
 
@@ -38,7 +39,13 @@ class Checkpoint:
 
     def read(self, name: str) -> np.ndarray:
         """One tensor in the type that the file has."""
-        with safe_open(self.files[name], framework="np") as tensors:
+        file = self.files[name]
+        with safe_open(file, framework="np") as tensors:
+            kind = tensors.get_slice(name).get_dtype()
+            if kind not in READABLE:
+                raise ModelError(
+                    f"{file}: {name} has type {kind}, not one of {', '.join(READABLE)}; give the unquantised checkpoint"
+                )
             return tensors.get_tensor(name)
 
     def digest(self) -> dict[str, str]:

@@ -103,6 +103,8 @@ def match(
     to be initialised; a backbone must be there in full.
     """
     names = {_canonical(name, table): name for name in found}
+    known = {name for row in table.rows for name in (row.theirs, row.theirs.removeprefix(table.prefix))}
+    spare = [name for name in names if name not in known]  # what a missing one may be a misspelling of
     loaded: dict[str, str] = {}
     initialised, problems = [], []
     for row in table.rows:
@@ -110,7 +112,7 @@ def match(
         if name is None or (row.head and new_head):
             initialised.append(row.ours)
             if not row.head:
-                near = did_you_mean(row.theirs, names)
+                near = did_you_mean(row.theirs, spare)
                 problems.append(f"{row.theirs}: not in the checkpoint (needed for {row.ours}){near}")
         elif row.layout.shape(found[name]) != shapes[row.ours]:
             ours, theirs = shapes[row.ours], row.layout.shape(found[name])

@@ -5,9 +5,10 @@ that is swapped or missing would not be seen.
 """
 # ruff: noqa: E402
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -83,6 +84,7 @@ class Pair:
     model: Model
     params: dict[str, np.ndarray]
     directory: Path
+    forward: Callable[[Any, Batch], jax.Array]  # (parameters, batch) -> logits, compiled
 
 
 def reference_model(name: str, seed: int = 0, spread: float = 0.3) -> "torch.nn.Module":
@@ -115,7 +117,7 @@ def paired(reference: "torch.nn.Module", directory: Path) -> Pair:
     model = build_model(checkpoint.config, Head("sequence_classification", labels), str(directory))
     matched, params = load_model(model, checkpoint)
     assert not matched.initialised
-    return Pair(reference, model, params, directory)
+    return Pair(reference, model, params, directory, jax.jit(lambda p, b: model.template.bind(p)(b)))
 
 
 def documents(reference: "torch.nn.Module", count: int, seed: int = 0, longest: int = LONGEST) -> Encoded:
@@ -149,7 +151,7 @@ def several_a_row(encoded: Encoded, length: int = LONGEST + 3) -> Batch:
 
 def our_logits(pair: Pair, batch: Batch) -> np.ndarray:
     """Logits by document, in the order of the documents."""
-    outputs = np.asarray(jax.jit(lambda p, b: pair.model.template.bind(p)(b))(pair.params, batch))
+    outputs = np.asarray(pair.forward(pair.params, batch))
     found = {int(i): outputs[r, n] for (r, n), i in np.ndenumerate(batch["index"]) if i >= 0}
     return np.stack([found[i] for i in sorted(found)])
 

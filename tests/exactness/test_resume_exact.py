@@ -1,0 +1,75 @@
+"""A run that was stopped and resumed is the run that was not, bit for bit."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from exact_runs import compile_cache, differing, metrics_lines, settings, train_until  # noqa: F401
+
+from sft_jax.config.schema import Config
+from sft_jax.run import evaluate, open_run, prepare, train, trained
+from sft_jax.train.checkpoint import Checkpoints
+
+FREEZES = {"full": "[]", "frozen": "['embed/**','blocks/0/**']"}
+HARD = ("model.dropout=0.1", "data.layout.kind=packed", "train.accumulate=2", "eval.every=4")
+MIDDLES = {"the middle of epoch 1": 3, "the middle of epoch 2": 10}
+
+
+@pytest.fixture(scope="module", params=FREEZES)
+def uninterrupted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny: Path, rows: Path):
+    """(configuration for a directory, finished run, its state): dropout, packed, accumulated, full and frozen."""
+    home = tmp_path_factory.mktemp(f"uninterrupted-{request.param}")
+
+    def make(directory: Path, *overrides: str) -> Config:
+        return settings(directory, tiny, rows, *HARD, f"train.freeze={FREEZES[request.param]}", *overrides)
+
+    train(prepare(make(home / "run")))
+    return make, home / "run", final_state(home / "run")
+
+
+def final_state(directory: Path):
+    """The training state after the last step, read back from the run directory."""
+    return trained(open_run(directory), "latest")[0]
+
+
+def weights(directory: Path) -> bytes:
+    """The exported tensors as they are on disk."""
+    return (directory / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("middle", MIDDLES)
+def test_stop_and_resume_is_as_if_nothing_had_been(uninterrupted, tmp_path: Path, middle: str):
+    """C11, R1, R20: stopped by a signal at step k and resumed, every leaf, loss and exported byte is the same."""
+    make, whole, state = uninterrupted
+    config = make(tmp_path / "run")
+    train_until(config, MIDDLES[middle])
+    assert [line["step"] for line in metrics_lines(tmp_path / "run") if line["kind"] == "train"][-1] == MIDDLES[middle]
+    train(prepare(config))
+    assert state.step == 14
+    assert differing(state, final_state(tmp_path / "run")) == []
+    assert metrics_lines(whole) == metrics_lines(tmp_path / "run")
+    assert weights(whole) == weights(tmp_path / "run")
+
+
+def test_the_comparison_sees_wrong_batches(uninterrupted, tmp_path: Path):
+    """C11, R1: negative control; a resume that reads other batches ends elsewhere."""
+    make, whole, state = uninterrupted
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "14")
+    run = prepare(make(tmp_path / "run"))
+    other = replace(run.batches.order, seed=run.batches.order.seed + 1)
+    train(replace(run, batches=replace(run.batches, order=other)))
+    assert len(differing(state.params, final_state(tmp_path / "run").params)) > 5
+    assert metrics_lines(whole)[-2:] != metrics_lines(tmp_path / "run")[-2:]
+
+
+def test_training_a_finished_run_again_changes_nothing(uninterrupted, tmp_path: Path):
+    """R1, R56: the command of a finished run takes no step, and leaves metrics, checkpoints and model as they were."""
+    make, whole, _ = uninterrupted
+    shutil.copytree(whole, tmp_path / "run")
+    result = train(prepare(make(tmp_path / "run")))
+    assert (result.steps, result.best_step) == (14, Checkpoints(whole / "checkpoints", 2).progress(14).best_step)
+    assert metrics_lines(tmp_path / "run") == metrics_lines(whole)
+    assert weights(whole) == weights(tmp_path / "run")
+    assert evaluate(open_run(tmp_path / "run"), "test")[0] == result.test

@@ -1,0 +1,188 @@
+"""Every family: its table covers its template, and what it cannot compute is refused by name."""
+
+import importlib
+import math
+
+import jax
+import numpy as np
+import pytest
+from conftest import TINY
+
+from sft_jax.errors import ModelError
+from sft_jax.models.family import FAMILIES, Head, build_model, find_family
+from sft_jax.nn.layers import ACTIVATIONS
+
+HEAD = Head("sequence_classification", 3)
+DISTIL = {
+    "vocab_size": 45,
+    "dim": 16,
+    "n_layers": 2,
+    "n_heads": 4,
+    "hidden_dim": 24,
+    "max_position_embeddings": 48,
+    "activation": "gelu",
+    "pad_token_id": 0,
+}
+
+
+def config_of(name: str, **changes) -> dict:
+    """A small `config.json` of a model type."""
+    return {**(DISTIL if name == "distilbert" else TINY), "model_type": name, **changes}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_table_covers_the_template(name):
+    """C31: each parameter has exactly one row, each row a parameter, and no name on disk is used twice."""
+    model = build_model(config_of(name), HEAD, name)
+    assert sorted(row.ours for row in model.table.rows) == sorted(model.template.keys)
+    theirs = [row.theirs for row in model.table.rows]
+    assert len(set(theirs)) == len(theirs)
+    assert all("{i}" not in row.ours + row.theirs for row in model.table.rows)
+
+
+def test_a_table_that_misses_a_parameter_is_a_failure(monkeypatch):
+    """C31: negative control: with one row less, the model is not built at all."""
+    from sft_jax.models import bert
+
+    monkeypatch.setattr(bert, "linear", lambda *a, **k: ())
+    with pytest.raises(AssertionError, match="head/dense/bias"):
+        build_model(config_of("bert"), HEAD, "bert")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_axes_name_every_dimension(name):
+    """R13: the logical axes of a parameter are as many as it has dimensions, in names that the mesh knows."""
+    model = build_model(config_of(name), HEAD, name)
+    shapes = model.template.shapes
+    assert {p: len(axes) for p, axes in model.table.axes.items()} == {p: len(shape) for p, shape in shapes.items()}
+    assert {a for axes in model.table.axes.values() for a in axes} <= {"vocab", "embed", "heads", "mlp", "."}
+    assert model.table.axes["blocks/1/attn/q/kernel"] == ("embed", "heads")
+    assert model.table.axes["blocks/1/mlp/down/kernel"] == ("mlp", "embed")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sizes_come_from_the_configuration(name):
+    """R30: shapes are those that `config.json` says, with the outputs that the task asks for."""
+    shapes = build_model(config_of(name), HEAD, name).template.shapes
+    assert shapes["embed/word/embedding"] == (45, 16)
+    assert shapes["blocks/0/mlp/up/kernel"] == (16, 24)
+    assert shapes["head/out/kernel"] == (16, 3) and shapes["head/out/bias"] == (3,)
+    assert ("embed/type/embedding" in shapes) == (name != "distilbert")
+    assert {p.split("/")[1] for p in shapes if p.startswith("blocks/")} == {"0", "1"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_models_share_one_form(name):
+    """C24: every family gives logits for each document slot, in float32, and lives in one file with one `FAMILY`."""
+    model = build_model(config_of(name), HEAD, name)
+    params = model.template.initial(jax.random.key(0), model.template.keys)
+    tokens = np.ones((2, 5), np.int32)
+    batch = dict.fromkeys(("input_ids", "token_type_ids", "position_ids"), 0 * tokens) | {"segment_ids": tokens}
+    starts = np.zeros((2, 4), np.int32)
+    logits = jax.eval_shape(lambda p: model.template.bind(p)({**batch, "starts": starts}), params)
+    assert logits.shape == (2, 4, 3) and logits.dtype == np.float32
+    assert importlib.import_module(f"sft_jax.models.{FAMILIES[name]}").FAMILY is find_family({"model_type": name}, "")
+    assert name in find_family({"model_type": name}, "").classes
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key' is not supported"),
+        ("roberta", {"position_embedding_type": "relative_key_query"}, "only 'absolute' is"),
+        ("bert", {"is_decoder": True}, "is_decoder=True is not supported; only False is"),
+        ("roberta", {"add_cross_attention": True}, "add_cross_attention=True is not supported"),
+        ("distilbert", {"sinusoidal_pos_embds": True}, "sinusoidal_pos_embds=True is not supported"),
+        ("bert", {"hidden_act": "gelu_neww"}, "activation 'gelu_neww' is not supported; did you mean 'gelu_new'?"),
+        ("distilbert", {"activation": "mish"}, f"(known: {', '.join(ACTIVATIONS)})"),
+        ("bert", {"num_attention_heads": 3}, "hidden size 16 is not divisible by 3 heads"),
+        ("bert", {"model_type": "brt"}, "model type 'brt' is not supported; did you mean 'bert'?"),
+        ("bert", {"model_type": "distil-bert"}, "did you mean 'distilbert'?"),
+        ("bert", {"model_type": None}, f"(known: {', '.join(FAMILIES)})"),
+        ("roberta", {"pad_token_id": None}, "pad_token_id"),
+    ],
+)
+def test_what_is_not_computed_is_refused_by_name(name, changes, said):
+    """C26: a setting that we do not compute is an error that names it, never ignored."""
+    with pytest.raises(ModelError) as error:
+        build_model(config_of(name, **changes), HEAD, "some/where")
+    assert said in str(error.value)
+    build_model(config_of(name), HEAD, "some/where")
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "num_hidden_layers", "intermediate_size", "type_vocab_size"])
+def test_a_missing_size_is_named(key):
+    """C26: a `config.json` without a size names it; nothing is guessed."""
+    config = {k: v for k, v in config_of("bert").items() if k != key}
+    with pytest.raises(ModelError, match=f"some/where: config.json lacks '{key}'"):
+        build_model(config, HEAD, "some/where")
+
+
+def test_an_unknown_head_is_named():
+    """C26: a kind of head that the family lacks is an error that lists those there are."""
+    with pytest.raises(ModelError, match="bert has no head 'poetry'; it has: sequence_classification"):
+        build_model(config_of("bert"), Head("poetry", 2), "some/where")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_nonsense_in_a_configuration_is_an_error_of_ours(name):
+    """R33: whatever stands in a `config.json`, building the model succeeds or raises our error and no other."""
+    sound = config_of(name)
+    for key in sound:
+        for value in (None, "16", -1, 0, 1.5, [], {"a": 1}, True):
+            try:
+                build_model({**sound, key: value}, HEAD, "some/where")
+            except ModelError as error:
+                assert len(str(error).splitlines()) == 1, error
+
+
+@pytest.mark.parametrize("name", ["roberta", "xlm-roberta", "camembert"])
+@pytest.mark.parametrize("pad", [0, 1, 5])
+def test_the_longest_document_of_roberta(name, pad):
+    """C9: RoBERTa's positions begin after its padding id, so that many fewer tokens fit; BERT's all count."""
+    model = build_model(config_of(name, pad_token_id=pad), HEAD, name)
+    assert model.max_length == TINY["max_position_embeddings"] - pad - 1
+    assert model.config.position_offset == pad + 1
+    assert build_model(config_of("bert", pad_token_id=pad), HEAD, "bert").max_length == TINY["max_position_embeddings"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_longest_document_has_a_position(name):
+    """C9: at the longest length the last token reads the last position there is, and one token more reads none."""
+    model = build_model(config_of(name, pad_token_id=1), HEAD, name)
+    params = model.template.initial(jax.random.key(0), model.template.keys)
+
+    def logits(length: int) -> np.ndarray:
+        ids = np.full((1, length), 3, np.int32)
+        batch = {"input_ids": ids, "token_type_ids": 0 * ids, "segment_ids": 0 * ids + 1}
+        batch |= {"position_ids": np.arange(length, dtype=np.int32)[None], "starts": np.zeros((1, 1), np.int32)}
+        return np.asarray(model.template.bind(params)(batch))
+
+    assert np.isfinite(logits(model.max_length)).all()
+    assert not np.isfinite(logits(model.max_length + 1)).all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rates_of_dropout(name):
+    """C26: dropout is that of `config.json`, each rate in its own place, unless one rate is given for all."""
+    own = (
+        {"dropout": 0.11, "attention_dropout": 0.12, "seq_classif_dropout": 0.13}
+        if name == "distilbert"
+        else {"hidden_dropout_prob": 0.11, "attention_probs_dropout_prob": 0.12, "classifier_dropout": 0.13}
+    )
+    kept = build_model(config_of(name, **own), HEAD, name).config
+    assert (kept.dropout, kept.attention_dropout, kept.head_dropout) == (0.11, 0.12, 0.13)
+    given = build_model(config_of(name, **own), HEAD, name, dropout=0.0).config
+    assert (given.dropout, given.attention_dropout, given.head_dropout) == (0.0, 0.0, 0.0)
+    if name != "distilbert":
+        plain = build_model(config_of(name, **{**own, "classifier_dropout": None}), HEAD, name).config
+        assert plain.head_dropout == 0.11
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_new_weights_have_the_spread_of_the_configuration(name):
+    """C23: what is drawn anew has the standard deviation that `initializer_range` says."""
+    model = build_model(config_of(name, initializer_range=0.05), HEAD, name)
+    drawn = model.template.initial(jax.random.key(0), ["head/dense/kernel", "blocks/0/mlp/up/kernel"])
+    for values in map(np.asarray, drawn.values()):
+        assert math.isclose(values.std(), 0.05, rel_tol=0.25)

@@ -1,0 +1,97 @@
+"""Layers against numpy in float64, and activations against their definitions."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sft_jax.nn.heads import PooledHead, gather_tokens
+from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear
+from sft_jax.nn.random import from_jax
+from sft_jax.nn.template import Normal, Template
+
+DRAW = np.random.default_rng(0)
+
+
+def bound(module, **params):
+    """The module with these numbers."""
+    return Template.of(module).bind({path: jnp.asarray(a, jnp.float32) for path, a in params.items()})
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-5, 0.5])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_layer_norm_equals_its_definition(eps, offset):
+    """C33: normalisation equals float64 numpy, its epsilon inside the root, also for inputs far from 0."""
+    x = (DRAW.normal(size=(4, 3, 17)) + offset).astype(np.float32)
+    scale, bias = DRAW.normal(size=(2, 17))
+    wide = x.astype(np.float64)
+    centred = wide - wide.mean(-1, keepdims=True)
+    expected = centred / np.sqrt(wide.var(-1, keepdims=True) + eps) * scale + bias
+    found = bound(LayerNorm(17, eps), scale=scale, bias=bias)(jnp.asarray(x))
+    assert np.abs(found - expected).max() < (1e-5 if offset == 0 else 1e-3)
+
+
+def test_layer_norm_of_a_constant_row_is_finite():
+    """C34: a row without variance gives the bias, and finite gradients."""
+    norm = bound(LayerNorm(5, 1e-12), scale=np.ones(5), bias=np.arange(5.0))
+    x = jnp.full((2, 5), 3.0)
+    assert (np.asarray(norm(x)) == np.arange(5.0)).all()
+    assert np.isfinite(jax.grad(lambda a: norm(a)[:, 0].sum())(x)).all()
+
+
+def test_layer_norm_in_bfloat16_is_computed_in_float32():
+    """C20: for bfloat16 inputs only the result is rounded."""
+    x = jnp.asarray(100 + DRAW.normal(size=(8, 64)), jnp.bfloat16)
+    norm = bound(LayerNorm(64, 1e-5), scale=np.ones(64), bias=np.zeros(64))
+    exact = np.asarray(norm(x.astype(jnp.float32)))
+    found = norm(x)
+    assert found.dtype == jnp.bfloat16
+    assert (np.asarray(found) == np.asarray(exact.astype(jnp.bfloat16))).all()
+
+
+def test_linear_and_embed():
+    """R57: a linear layer is `x @ kernel + bias` with the inputs first, a table gives its rows."""
+    kernel, bias, x = DRAW.normal(size=(4, 7)), DRAW.normal(size=7), DRAW.normal(size=(2, 3, 4))
+    found = bound(Linear(4, 7, Normal(1)), kernel=kernel, bias=bias)(jnp.asarray(x, jnp.float32))
+    assert np.allclose(found, x @ kernel + bias, atol=1e-5)
+    table = DRAW.normal(size=(9, 4)).astype(np.float32)
+    ids = np.asarray([[0, 8], [3, 3]])
+    assert (np.asarray(bound(Embed(9, 4, Normal(1)), embedding=table)(ids)) == table[ids]).all()
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_equal_their_definitions(name):
+    """C26: every activation that a `config.json` may name computes what that name means."""
+    x = np.linspace(-6, 6, 101)
+    tanh_gelu = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    expected = {
+        "gelu": 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+        "gelu_new": tanh_gelu,
+        "gelu_pytorch_tanh": tanh_gelu,
+        "relu": np.maximum(x, 0),
+        "silu": x / (1 + np.exp(-x)),
+        "swish": x / (1 + np.exp(-x)),
+        "tanh": np.tanh(x),
+    }[name]
+    assert np.abs(ACTIVATIONS[name](jnp.asarray(x, jnp.float32)) - expected).max() < 2e-6
+
+
+def test_pooling_reads_the_first_token_of_each_document():
+    """C24: each document slot pools the token where its document begins."""
+    hidden = jnp.arange(24.0).reshape(2, 4, 3)
+    found = gather_tokens(hidden, jnp.asarray([[0, 2], [3, 0]]))
+    assert (np.asarray(found) == np.asarray([[hidden[0, 0], hidden[0, 2]], [hidden[1, 3], hidden[1, 0]]])).all()
+
+
+@pytest.mark.parametrize(("rate", "before"), [(0.5, 0.0), (0.0, 0.5)])
+def test_both_dropouts_of_the_head_act(rate, before):
+    """C26: the dropout before the dense layer and the one after it each change the outputs, given a key."""
+    head = PooledHead(8, 2, Normal(0.5), jnp.tanh, rate, before)
+    template = Template.of(head)
+    bind = template.bind(template.initial(jax.random.key(0), template.keys))
+    hidden, starts = jnp.asarray(DRAW.normal(size=(2, 4, 8)), jnp.float32), jnp.zeros((2, 1), jnp.int32)
+    plain, noisy = bind(hidden, starts, None), bind(hidden, starts, from_jax(jax.random.key(1)))
+    assert plain.shape == (2, 1, 2)
+    assert (np.asarray(plain) != np.asarray(noisy)).any()

@@ -1,0 +1,310 @@
+"""Sequence classification: labels and their numbers, columns, messages about bad rows, and the way to disk and back."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import write_tokenizer
+from datasets import ClassLabel, Dataset, Features, Value
+
+from sft_jax.config.schema import SequenceClassification
+from sft_jax.data.text import load_tokenizer
+from sft_jax.errors import ConfigError, DataError, ModelError
+from sft_jax.tasks.sequence_classification import ClassCounts, read_texts, restore
+from sft_jax.tasks.task import Ratio, build_task, restore_task
+
+WHERE = "data.train"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """The tokenizer over the words of the tests."""
+    directory = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(directory)
+    return load_tokenizer(directory)
+
+
+def section(**settings) -> SequenceClassification:
+    """The section of a configuration."""
+    return SequenceClassification(kind="sequence_classification", **settings)
+
+
+def labelled(labels, names: list[str] | None = None) -> Dataset:
+    """Rows with these labels; with `names` their column is a ClassLabel."""
+    columns = {"text": [f"bara {n}" for n in range(len(labels))], "label": labels}
+    if names is None:
+        return Dataset.from_dict(columns)
+    return Dataset.from_dict(columns, Features({"text": Value("string"), "label": ClassLabel(names=names)}))
+
+
+def task_of(rows: Dataset, **settings):
+    """The task on these training rows."""
+    return build_task(section(**settings), {"train": rows})
+
+
+def message_of(action) -> str:
+    """The message of the DataError that an action raises."""
+    with pytest.raises(DataError) as caught:
+        action()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "labels", "numbers"),
+    [
+        ([2, 0, 1, 0], ("0", "1", "2"), [2, 0, 1, 0]),
+        ([5, 3, 10], ("3", "5", "10"), [1, 0, 2]),
+        ([-1, 1, 1], ("-1", "1"), [0, 1, 1]),
+        (["pos", "neg", "pos"], ("neg", "pos"), [1, 0, 1]),
+        (["10", "9"], ("10", "9"), [0, 1]),
+        ([True, False], ("False", "True"), [1, 0]),
+    ],
+)
+def test_labels_are_the_sorted_values(values, labels, numbers):
+    """Without names from elsewhere, numbers sort as numbers and words as words, and each row gets its place."""
+    rows = labelled(values)
+    task = task_of(rows)
+    assert task.labels == labels and task.head.size == len(labels)
+    assert list(task.classes(rows, WHERE)) == numbers
+
+
+def test_labels_of_the_source_keep_their_order():
+    """A ClassLabel column gives its names in its order, those that no row has included."""
+    rows = labelled([2, 0, 2], ["great", "awful", "meh"])
+    task = task_of(rows)
+    assert task.labels == ("great", "awful", "meh")
+    assert list(task.classes(rows, WHERE)) == [2, 0, 2]
+
+
+def test_numbers_of_a_source_are_not_taken_for_its_names():
+    """C25: stars called '1' to '5' and stored as 0 to 4 keep their classes, though 1 is also a name."""
+    rows = labelled([0, 1, 2, 3, 4], ["1", "2", "3", "4", "5"])
+    task = task_of(rows)
+    assert list(task.classes(rows, WHERE)) == [0, 1, 2, 3, 4]
+
+
+def test_splits_may_number_the_same_names_otherwise():
+    """C25: a validation split whose ClassLabel lists the names in another order is read by name."""
+    task = task_of(labelled([0, 1], ["neg", "pos"]))
+    assert list(task.classes(labelled([0, 1, 1], ["pos", "neg"]), "data.validation")) == [1, 0, 0]
+    assert list(task.classes(labelled(["pos", "neg"]), "data.test")) == [1, 0]
+
+
+def test_labels_of_the_configuration_rule():
+    """Names in `task.labels` are in the order of their numbers, for columns of names, numbers and ClassLabels."""
+    names = ["neg", "pos"]
+    for rows in (labelled(["pos", "neg"]), labelled([1, 0]), labelled([1, 0], ["0", "1"])):
+        task = task_of(rows, labels=names)
+        assert task.labels == ("neg", "pos")
+        assert list(task.classes(rows, WHERE)) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"), [([0.5, 1.5], "0.5"), ([None, float("nan"), 2.0], "2.0"), ([[0, 1], [1]], "[0, 1]")]
+)
+def test_values_that_are_no_labels_are_refused(values, shown):
+    """Scores and lists are not labels; the message shows one and says where to name another column."""
+    assert message_of(lambda: task_of(labelled(values))) == (
+        f"data.source.train: column 'label' holds values such as {shown}, not labels; name another column in task.label"
+    )
+
+
+@pytest.mark.parametrize(("values", "count"), [([1, 1, 1], 1), (["a", None], 1), ([None, None], 0)])
+def test_fewer_than_two_labels_are_refused(values, count):
+    """A column with one label or none cannot be learned, and says so."""
+    expected = f"data.source.train: column 'label' holds {count} label; classification needs two or more"
+    assert message_of(lambda: task_of(labelled(values))) == expected
+
+
+@pytest.mark.parametrize("labels", [[], ["only"], ["same", "same"], ["a", "b", "a"]])
+def test_useless_names_of_labels_are_refused(labels):
+    """C25: fewer than two names, or one twice, would merge classes in silence."""
+    with pytest.raises(ConfigError) as caught:
+        task_of(labelled([0, 1]), labels=labels)
+    assert str(caught.value) == f"task.labels: {labels}; give two labels or more, each once"
+
+
+def test_a_bad_label_is_named_with_row_value_range_and_near_miss():
+    """C25: the message has the row, the value, the labels there are, their numbers and the closest spelling."""
+    task = task_of(labelled(["negative", "neutral", "positive"]))
+    message = message_of(lambda: task.classes(labelled(["positive", "postive", "neutral"]), "data.validation"))
+    assert message == (
+        "data.validation: 1 problem\n"
+        "  - row 2: label is 'postive'; did you mean 'positive'?; expected one of the 3 labels "
+        "(negative, neutral, positive) or a number from 0 to 2"
+    )
+
+
+def test_label_9_of_9_classes_is_refused():
+    """C25: a number just past the range is refused on the host, and one within it is not."""
+    names = [f"topic {letter}" for letter in "abcdefghi"]
+    task = task_of(labelled([0, 8]), labels=names)
+    assert list(task.classes(labelled([8, 0]), WHERE)) == [8, 0]
+    message = message_of(lambda: task.classes(labelled([3, 9, -1]), WHERE))
+    assert message.startswith(f"{WHERE}: 2 problems\n  - row 2: label is 9; expected one of the 9 labels (topic a, ")
+    assert "\n  - row 3: label is -1; " in message and message.endswith(" or a number from 0 to 8")
+
+
+def test_a_number_that_no_label_is_called_is_refused():
+    """C25: with labels 1, 2 and 3 in training, a 0 elsewhere is a mistake and not the first class."""
+    task = task_of(labelled([1, 2, 3]))
+    message = message_of(lambda: task.classes(labelled([3, 0]), "data.test"))
+    assert message == "data.test: 1 problem\n  - row 2: label is 0; expected one of the 3 labels (1, 2, 3)"
+
+
+@pytest.mark.parametrize("labels", [("None", "a"), ("nan", "a"), ("a", "b")])
+def test_a_missing_label_is_no_label(labels):
+    """C25: a row without a label is refused, even where a label is called None."""
+    task = task_of(labelled([*labels]))
+    assert "row 2: label is None; " in message_of(lambda: task.classes(labelled([labels[0], None]), WHERE))
+
+
+def test_an_unlabelled_row_of_the_hub_is_refused():
+    """C25: -1, which test splits on the hub have for a hidden label, is out of range."""
+    rows = labelled([0, -1, 1], ["neg", "pos"])
+    assert "row 2: label is -1; " in message_of(lambda: task_of(rows).classes(rows, WHERE))
+
+
+def test_many_bad_labels_are_counted_and_five_shown():
+    """C25: the heading counts all of them, five are written out, and the rest are summed up."""
+    task = task_of(labelled([0, 1]))
+    lines = message_of(lambda: task.classes(labelled([0] + [7] * 100), WHERE)).split("\n")
+    assert lines[0] == f"{WHERE}: 100 problems" and lines[-1] == "  - and 95 more"
+    assert [line.split(":")[0] for line in lines[1:-1]] == [f"  - row {n}" for n in range(2, 7)]
+
+
+def test_many_labels_are_not_all_listed():
+    """C25: with many labels the message shows the first ten, and the whole range."""
+    task = task_of(labelled([f"kind {n:02d}" for n in range(30)]))
+    message = message_of(lambda: task.classes(labelled(["other"]), WHERE))
+    assert "kind 09, …)" in message and "kind 10" not in message and message.endswith("or a number from 0 to 29")
+
+
+def test_rows_without_a_text_are_named(tokenizer):
+    """C9: an empty text, spaces, a missing one and a number are each named by row, and the rest counted."""
+    rows = Dataset.from_dict({"text": ["bara", "", " \t\n", None, "cela"]})
+    assert message_of(lambda: read_texts(rows, "text", WHERE)) == (
+        f"{WHERE}: 3 problems\n"
+        "  - row 2: text is '', expected a text\n"
+        "  - row 3: text is ' \\t\\n', expected a text\n"
+        "  - row 4: text is None, expected a text"
+    )
+    numbers = Dataset.from_dict({"text": list(range(9))})
+    lines = message_of(lambda: read_texts(numbers, "text", WHERE)).split("\n")
+    assert lines[0] == f"{WHERE}: 9 problems" and len(lines) == 7 and lines[-1] == "  - and 4 more"
+
+
+def test_rows_are_encoded_with_their_labels(tokenizer):
+    """C7: documents have the tokens of their texts in order, their labels, and the count of those that were cut."""
+    rows = Dataset.from_dict({"text": ["bara bare bari", "bara"], "label": ["b", "a"]})
+    encoded = task_of(rows).encode(rows, tokenizer, 4, WHERE, True)
+    assert encoded.tokens["input_ids"].tolist() == [2, 5, 6, 3, 2, 5, 3]
+    assert encoded.lengths.tolist() == [4, 3] and encoded.truncated == 1
+    assert encoded.documents["label"].tolist() == [1, 0] and encoded.documents["label"].dtype == np.int32
+
+
+def test_rows_to_predict_need_no_label(tokenizer):
+    """Without labels the tokens are the same, and the label column is not asked for."""
+    rows = Dataset.from_dict({"text": ["bara", "cela doro"], "label": ["b", "a"]})
+    task = task_of(rows)
+    plain = task.encode(rows.remove_columns("label"), tokenizer, 8, "input", False)
+    assert np.array_equal(plain.tokens["input_ids"], task.encode(rows, tokenizer, 8, WHERE, True).tokens["input_ids"])
+    assert "no column 'label'" in message_of(
+        lambda: task.encode(rows.remove_columns("label"), tokenizer, 8, WHERE, True)
+    )
+
+
+def test_two_text_columns_make_pairs(tokenizer):
+    """C7: the second column follows the first after a separator, with type 1, under whatever names they have."""
+    rows = Dataset.from_dict({"premise": ["bara bare"], "hypothesis": ["cela"], "answer": [0]})
+    task = task_of(rows, text="premise", text_pair="hypothesis", label="answer", labels=["no", "yes"])
+    encoded = task.encode(rows, tokenizer, 16, WHERE, True)
+    assert task.columns == ("premise", "hypothesis", "answer")
+    assert encoded.tokens["input_ids"].tolist() == [2, 5, 6, 3, 10, 3]
+    assert encoded.tokens["token_type_ids"].tolist() == [0, 0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("missing", ["premise", "hypothesis", "answer"])
+def test_missing_columns_are_named(missing, tokenizer):
+    """C21: whichever column is missing is named beside those there are."""
+    rows = Dataset.from_dict({"premise": ["bara"], "hypothesis": ["cela"], "answer": [0]}).remove_columns(missing)
+    settings = {"text": "premise", "text_pair": "hypothesis", "label": "answer", "labels": ["no", "yes"]}
+    message = message_of(lambda: task_of(rows, **settings).encode(rows, tokenizer, 16, WHERE, True))
+    assert message == f"{WHERE}: no column '{missing}'; the rows have: {', '.join(rows.column_names)}"
+
+
+def test_a_record_has_the_most_probable_label_and_all_probabilities():
+    """Scores are the softmax of the outputs, stable however large they are, and the label is the largest."""
+    task = task_of(labelled(["a", "b", "c"]))
+    logits = np.array([1.0, 3.0, 2.0], np.float32)
+    record = task.decode(logits)
+    expected = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum()
+    assert record["label"] == "b" and list(record["scores"]) == ["a", "b", "c"]
+    assert list(record["scores"].values()) == pytest.approx(expected, abs=1e-6)
+    assert task.decode(np.array([1e4, 0, -1e4], np.float32))["scores"] == {"a": 1.0, "b": 0.0, "c": 0.0}
+    json.dumps(record)
+
+
+def test_tables_show_the_counts():
+    """The confusion matrix and the figures of each class stand under the names of the labels."""
+    counts = ClassCounts(Ratio(np.float32(0), np.float32(7)), np.array([[3, 1], [0, 3]], np.float32))
+    found = task_of(labelled(["no", "yes"])).tables(counts)
+    assert found["confusion matrix"] == [["truth \\ predicted", "no", "yes"], ["no", 3, 1], ["yes", 0, 3]]
+    assert found["per class"][0] == ["label", "precision", "recall", "F1", "rows"]
+    assert found["per class"][1] == ["no", 1.0, 0.75, pytest.approx(6 / 7, abs=1e-4), 4]
+    assert found["per class"][2] == ["yes", 0.75, 1.0, pytest.approx(6 / 7, abs=1e-4), 3]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"labels": ["neg", "pos"]},
+        {"text": "premise", "text_pair": "hypothesis", "labels": [f"l{n}" for n in range(12)]},
+        {"text": "satz", "labels": ["schlecht", "gut", "übel"]},
+    ],
+)
+def test_a_task_comes_back_from_its_config_json(settings):
+    """R57: written to `config.json` and read again, a task asks for the same head, columns and records."""
+    task = build_task(section(**settings), {})
+    written = json.loads(json.dumps({"model_type": "bert", "architectures": ["Whatever"], **task.to_hf()}))
+    again = restore_task(written, "here")
+    assert (again.kind, again.head, again.labels) == (task.kind, task.head, task.labels)
+    assert again.columns[:-1] == task.columns[:-1]
+    assert again.to_hf() == task.to_hf()
+    logits = np.random.default_rng(0).normal(size=len(task.labels))
+    assert again.decode(logits) == task.decode(logits)
+    assert restore(written).labels == list(task.labels)
+
+
+@pytest.mark.parametrize("name", ["BertForSequenceClassification", "XLMRobertaForSequenceClassification"])
+def test_models_that_others_trained_bring_their_labels(name):
+    """A foreign `config.json` gives label names in the order of their numbers, and the column is called text."""
+    numbers = {str(n): f"LABEL_{n}" for n in (10, 2, 1, 0, 9, 3, 4, 5, 6, 7, 8)}
+    task = restore_task({"architectures": [name], "id2label": numbers}, "here")
+    assert task.labels == tuple(f"LABEL_{n}" for n in range(11)) and task.columns[0] == "text"
+    assert restore_task({"architectures": [name]}, "here").labels == ("0", "1"), "two labels where none are named"
+
+
+@pytest.mark.parametrize("config", [{}, {"architectures": None}, {"architectures": ["BertForMaskedLM"]}])
+def test_a_config_json_of_no_known_task_is_refused(config):
+    """A model for something else is named, with what would help."""
+    with pytest.raises(ModelError) as caught:
+        restore_task(config, "some/dir")
+    assert str(caught.value) == (
+        "some/dir: its config.json names no task that is known (sequence_classification); "
+        "give a directory that `sft-jax export` wrote"
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"problem_type": "regression", "id2label": {"0": "LABEL_0"}},
+        {"problem_type": "multi_label_classification"},
+        {"id2label": {"0": "LABEL_0"}},
+    ],
+)
+def test_foreign_models_of_another_kind_of_problem_are_refused(config):
+    """A regression or multi-label model would give nonsense as probabilities of one label, so it is refused."""
+    with pytest.raises(ModelError, match=r"config\.json: problem_type=.* is not supported; only one label out of two"):
+        restore_task({"architectures": ["BertForSequenceClassification"], **config}, "here")

@@ -1,0 +1,362 @@
+"""What a user is told who made a mistake: one message, with what is wrong and what there is."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import WORDS, write_model, write_rows
+from datasets import ClassLabel, Dataset, Features, Value
+
+from sft_jax import console, run
+from sft_jax.config.schema import Config
+from sft_jax.errors import ConfigError, DataError, ModelError, RunError, SftError
+from sft_jax.infer.predict import load_predictor, read_inputs
+from sft_jax.train import directory
+
+Make = Callable[..., Config]
+
+
+def said(kind: type[SftError], config: Config, *parts: str) -> str:
+    """What `prepare` says; it is of this kind, holds these parts, and came before anything was written."""
+    with pytest.raises(SftError) as caught:
+        run.prepare(config)
+    message = str(caught.value)
+    assert type(caught.value) is kind, message
+    assert [part for part in parts if part not in message] == [], message
+    assert not Path(config.run.dir).exists(), "written before the mistake was found"
+    return message
+
+
+def csv_file(tmp_path: Path, *lines: str) -> str:
+    """A CSV with these lines."""
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(tmp_path / "rows.csv")
+
+
+# Columns.
+
+
+@pytest.mark.parametrize("option", ["task.text", "task.text_pair", "task.label"])
+def test_missing_column(configure: Make, option):
+    """C21: a column that is not there is named, with those that are."""
+    said(DataError, configure(f"{option}=sentence"), "no column 'sentence'; the rows have: text, label")
+
+
+def test_column_missing_in_one_split(configure: Make, tmp_path):
+    """C21: the split whose rows lack the column is named."""
+    file = csv_file(tmp_path, "sentence,label", "bara,0")
+    said(
+        DataError, configure(f"data.source.test={file}"), "data.test: no column 'text'; the rows have: sentence, label"
+    )
+
+
+def test_unused_columns_are_listed(configure: Make, tmp_path):
+    """C21: columns that are not read are named on the screen, and so are those that are."""
+    file = csv_file(tmp_path, "label,source,text,id", *(f"{i % 2},web,{word},{i}" for i, word in enumerate(WORDS)))
+    facts = console._data(run.prepare(configure(f"data.source.train={file}")))
+    assert facts["columns"] == "text, label read; id, source not used"
+    assert console._data(run.prepare(configure()))["columns"] == "text, label read; none not used"
+
+
+# Texts and labels.
+
+
+def test_empty_text(configure: Make, tmp_path):
+    """Rows without a text are named by number, five of them, and the rest is counted."""
+    file = csv_file(tmp_path, "text,label", "bara,0", ",1", *(f" ,{i % 2}" for i in range(6)), "cela,1")
+    message = said(
+        DataError,
+        configure(f"data.source.train={file}"),
+        "data.train: 7 problems",
+        "row 2: text is '', expected a text",
+        "row 6: text is ' ', expected a text",
+        "and 2 more",
+    )
+    assert "row 1:" not in message and "row 7:" not in message
+
+
+def test_text_that_is_a_number(configure: Make, tmp_path):
+    """A column of numbers is no column of texts."""
+    file = csv_file(tmp_path, "text,label", "1,0", "2,1")
+    said(DataError, configure(f"data.source.train={file}"), "data.train", "row 1: text is 1, expected a text")
+
+
+def test_label_out_of_range(configure: Make, tmp_path, monkeypatch):
+    """C25: label 9 with 9 classes fails before anything is compiled, with the value, the row and the range."""
+    monkeypatch.setattr("sft_jax.train.step.Program.compile", lambda *a: pytest.fail("compiled"))
+    names = ", ".join(f"kind {i}" for i in range(9))
+    file = csv_file(tmp_path, "text,label", *(f"{word},{i % 9}" for i, word in enumerate(WORDS)), "bara,9")
+    config = configure(f"data.source.train={file}", f"task.labels=[{names}]")
+    said(DataError, config, f"row {len(WORDS) + 1}: label is 9", f"9 labels ({names})", "a number from 0 to 8")
+    last = configure(f"data.source.train={file}", f"task.labels=[{names}, kind 9]")
+    assert run.prepare(last).task.head.size == 10
+
+
+@pytest.mark.parametrize("value", ["-1", "0.5", "", "nope"])
+def test_label_that_is_none(configure: Make, tmp_path, value):
+    """C25: a label that is below 0, a fraction, missing or an unknown word is refused, never wrapped around."""
+    file = csv_file(tmp_path, "text,label", "bara,0", f"cela,{value}")
+    said(
+        DataError, configure(f"data.source.test={file}"), "data.test", "label is", "expected one of the 2 labels (0, 1)"
+    )
+
+
+def test_label_near_miss(configure: Make, tmp_path):
+    """C25: a misspelt label is shown with its row and the nearest right one."""
+    file = csv_file(tmp_path, "text,label", "bara,positive", "cela,negative", "dora,postive")
+    config = configure(f"data.source.train={file}", "task.labels=[negative, positive]", *ALONE)
+    said(DataError, config, "row 3: label is 'postive'; did you mean 'positive'?; expected one of the 2 labels")
+
+
+def test_label_of_another_split(configure: Make, tmp_path):
+    """C25: a label of the validation rows that no training row has is named with its split."""
+    said(
+        DataError,
+        configure(f"data.source.validation={write_rows(tmp_path / 'rows.csv', 30, labels=3)}"),
+        "data.validation",
+        "label is 2; expected one of the 2 labels (0, 1)",
+    )
+
+
+def test_class_label_out_of_range(configure: Make, tmp_path):
+    """C25: numbers with names in the source are checked against the names that the run has."""
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["a", "b", "c"])})
+    Dataset.from_dict({"text": WORDS[:9], "label": [0, 1, 2] * 3}, features=features).save_to_disk(tmp_path / "saved")
+    source = f"data.source={{kind: hub, name: {tmp_path / 'saved'}}}"
+    assert run.prepare(configure(source, "eval.every=never")).task.labels == ("a", "b", "c")
+    said(DataError, configure(source, "eval.every=never", "task.labels=[a, b]"), "label", "2 labels (a, b)")
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["bara,1", "cela,1"], "column 'label' holds 1 label; classification needs two or more"),
+        (
+            ["bara,0.5", "cela,1.5"],
+            "column 'label' holds values such as 0.5, not labels; name another column in task.lab",
+        ),
+    ],
+)
+def test_labels_that_are_none(configure: Make, tmp_path, lines, expected):
+    """A column that holds one label, or measurements, cannot be classified."""
+    said(DataError, configure(f"data.source.train={csv_file(tmp_path, 'text,label', *lines)}"), expected)
+
+
+@pytest.mark.parametrize("labels", ["[]", "[one]", "[a, b, a]"])
+def test_labels_twice(configure: Make, labels):
+    """Names of labels have to be two or more, each once."""
+    said(ConfigError, configure(f"task.labels={labels}"), "task.labels: ", "give two labels or more, each once")
+
+
+# Files and splits.
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.csv", "", "cannot be read as csv"),
+        ("a.csv", "text,label\n", "a.csv"),
+        ("a.jsonl", '{"text": "bara"\n', "cannot be read as json"),
+        ("a.parquet", "text", "cannot be read as parquet"),
+        ("a.doc", "text", "files ending in .doc; give files of one kind among .csv, .tsv"),
+    ],
+)
+def test_unreadable_rows(configure: Make, tmp_path, name, content, expected):
+    """A file of rows that is empty, broken or of an unknown kind is named with the split that it is for."""
+    (tmp_path / name).write_text(content)
+    said(DataError, configure(f"data.source.validation={tmp_path / name}"), "data.source.validation: ", expected)
+
+
+def test_split_twice(configure: Make):
+    """A share of a split that the source has is refused."""
+    said(ConfigError, configure("data.split.test=0.2"), "data.split.test: the source has a split of its own; drop one")
+
+
+def test_split_of_nothing(configure: Make):
+    """A share that comes to no row is refused."""
+    config = configure("data.source.test=null", "data.split.test=0.001")
+    said(DataError, config, "data.split.test: 0.001 of 56 rows is no row; give a larger share")
+
+
+# Model, metric, parameters, optimizer, mesh.
+
+
+def test_unknown_metric(configure: Make):
+    """C18: a metric that the task does not have is refused at once, with the nearest and all there are."""
+    message = said(ConfigError, configure("eval.best_metric=acuracy"), "eval.best_metric: ", "did you mean 'accuracy'?")
+    known = run.prepare(configure()).task.metric_names
+    assert f"(known: {', '.join(known)})" in message and "f1_macro" in known
+
+
+def test_document_longer_than_the_model(configure: Make, tiny):
+    """More tokens than the model has positions are refused, with both numbers."""
+    config = configure("data.max_length=49")
+    said(ConfigError, config, f"data.max_length: 49 tokens, but {tiny} has positions for 48; lower it")
+    assert run.prepare(configure("data.max_length=48")).model.max_length == 48
+
+
+def test_document_shorter_than_its_special_tokens(configure: Make):
+    """A length that holds the special tokens alone would silently train on nothing."""
+    said(ConfigError, configure("data.max_length=2"), "data.max_length: 2 leaves no room beside 2 special tokens")
+
+
+def test_freeze_nothing(configure: Make):
+    """Patterns that match no parameter are all named, with the nearest paths."""
+    config = configure("train.freeze=[embed/**, haed/**, blocks/0/attn/query/kernel]")
+    message = said(ConfigError, config, "train.freeze: 2 problems", "'haed/**' matches no parameter")
+    assert "'blocks/0/attn/query/kernel' matches no parameter; the nearest are blocks/" in message
+    assert "'embed/**'" not in message
+
+
+def test_freeze_all(configure: Make):
+    """Something has to be left to train."""
+    said(ConfigError, configure("train.freeze=['**']"), "train.freeze: every parameter is frozen; leave something to")
+
+
+def test_group_of_nothing(configure: Make):
+    """A group whose pattern matches no parameter is refused."""
+    config = configure("optim.groups=[{match: haed/out/bias, lr_scale: 2}]")
+    said(ConfigError, config, "optim.groups: 1 problem", "'haed/out/bias' matches no parameter", "head/out/bias")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (
+            ["optim.name=adamwe"],
+            ["optim.name: optax has no optimizer 'adamwe'; did you mean 'adamw'? (known: ", " sgd"],
+        ),
+        (["optim.name=clip_by_global_norm"], ["optim.name: optax has no optimizer 'clip_by_global_norm'"]),
+        (["optim.name=lbfgs"], ["optim.name: lbfgs cannot be used here (", "name another, or mend optim.options"]),
+        (["optim.options={b_1: 1}"], ["optim.options.b_1: adamw has no such argument; did you mean 'b1'? (known: b1"]),
+        (["optim.options={b1: no}"], ["optim.name: adamw cannot be used here (", "mend optim.options"]),
+        (
+            ["optim.options={weight_decay: 1}"],
+            ["optim.options.weight_decay: is set by optim.weight_decay; set it there"],
+        ),
+        (["optim.options={learning_rate: 1}"], ["optim.options.learning_rate: is set by optim.lr; set it there"]),
+    ],
+)
+def test_optimizer(configure: Make, overrides, parts):
+    """An optimizer or an argument that there is not, or that cannot work, is refused with the nearest that can."""
+    said(ConfigError, configure(*overrides), *parts)
+
+
+@pytest.mark.parametrize("mesh", ["data: 3, tensor: 3", "data: -1, tensor: 3", "data: 16"])
+def test_mesh(configure: Make, mesh):
+    """A mesh that does not fit the devices is refused with the number of devices."""
+    said(ConfigError, configure(f"mesh={{{mesh}}}"), "mesh: data=", "cannot be laid over 8 devices; make their product")
+
+
+def test_head_of_another_size(configure: Make, tmp_path):
+    """A head that the checkpoint holds for other labels is refused, with the way to begin a new one."""
+    source = write_model(tmp_path / "model", {"num_hidden_layers": 1}, head=3)
+    remedy = "set model.head=new to begin with a fresh one"
+    said(ModelError, configure(f"model.source={source}"), "classifier.weight: shape", remedy)
+    assert run.prepare(configure(f"model.source={source}", "model.head=new")).matched.initialised
+
+
+# Run directories.
+
+
+@pytest.fixture
+def begun(configure: Make) -> Config:
+    """The configuration of a run that began."""
+    config = configure()
+    run.begin_directory(run.prepare(config))
+    return config
+
+
+def test_resume_with_other_settings(begun, configure: Make):
+    """A directory of another run is refused, with each key that differs and both values."""
+    with pytest.raises(RunError) as caught:
+        run.prepare(configure("optim.lr=2e-3", "seed.data=5", "train.log_every=3", "mesh.data=2"))
+    first, *lines = str(caught.value).splitlines()
+    assert first.endswith("holds another run; give another run.dir, or the same settings: 2 problems")
+    assert lines == ["  - optim.lr: 0.001 there, 0.002 now", "  - seed.data: 0 there, 5 now"]
+    assert run.prepare(configure("train.log_every=3", "mesh.data=2")).directory == Path(begun.run.dir)
+
+
+def test_resume_with_other_rows(begun, configure: Make, rows, tmp_path, tiny):
+    """A directory is refused where the rows or the weights are not those that the run began with."""
+    again = run.prepare(configure())
+    file = Path(begun.run.dir) / "manifest.json"
+    for what in ("data", "weights"):
+        manifest = json.loads(file.read_text())
+        other = {**manifest, what: {"train": "other"}}
+        file.write_text(json.dumps(other))
+        with pytest.raises(
+            RunError, match=rf"cannot go on; give another run.dir: 1 problem\n  - {what}: not what the run"
+        ):
+            run.begin_directory(again)
+        file.write_text(json.dumps(manifest))
+    run.begin_directory(again)
+
+
+def test_resume_policy(begun, configure: Make, tmp_path):
+    """`never` refuses a used directory, `must` an empty one, and a file is no directory."""
+    with pytest.raises(RunError, match=r"holds a run, and run.resume is never; give another run.dir"):
+        run.prepare(configure("run.resume=never"))
+    said(RunError, configure("run.resume=must", f"run.dir={tmp_path / 'new'}"), "holds no run, and run.resume is must")
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"file: is a file; give another run.dir"):
+        run.prepare(configure(f"run.dir={tmp_path / 'file'}"))
+
+
+def test_open_what_is_no_run(tmp_path):
+    """A directory without a run is refused."""
+    with pytest.raises(RunError, match=r"holds no run \(no config.yaml\); give the run.dir of a `sft-jax train`"):
+        run.open_run(tmp_path)
+
+
+def test_open_a_run_with_an_odd_name(configure: Make, tmp_path):
+    """The name of a run directory is a path, not YAML: no character of it means anything."""
+    home = tmp_path / "2024: {a} #1"
+    config = configure()
+    directory.begin(config, home, {})
+    assert run.open_run(home).directory == home
+
+
+def test_unknown_split(begun):
+    """A split that the run does not have is refused, with those that it has."""
+    with pytest.raises(ConfigError, match="split 'tset': this run has validation, test; name one of them"):
+        run.evaluate(run.open_run(Path(begun.run.dir)), "tset")
+
+
+def test_unknown_checkpoint(begun):
+    """What is neither best nor latest is refused, and so is a run without a checkpoint."""
+    opened = run.open_run(Path(begun.run.dir))
+    with pytest.raises(ConfigError, match=r"--at: expected best or latest, got 'lates'; did you mean 'latest'\?"):
+        run.evaluate(opened, "test", "lates")
+    with pytest.raises(RunError, match="no checkpoint yet; train first"):
+        run.evaluate(opened, "test", "latest")
+
+
+# Prediction.
+
+
+def test_predict_without_a_head(tiny, tmp_path):
+    """A directory that was never fine-tuned is refused: it names no task, or has no head for it."""
+    with pytest.raises(ModelError, match=r"its config.json names no task that is known"):
+        load_predictor(str(tiny))
+    source = write_model(tmp_path / "model", {"architectures": ["BertForSequenceClassification"]})
+    with pytest.raises(SftError, match=r"holds no head for sequence_classification .*missing.*; fine-tune it first"):
+        load_predictor(str(source))
+
+
+def test_predict_from_what_cannot_be_read(tmp_path):
+    """Inputs that are not there, not text or not JSON are refused, each in one message."""
+    source = write_model(tmp_path / "model", {"architectures": ["BertForSequenceClassification"]}, head=2)
+    predictor = load_predictor(str(source))
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    for name in ("nowhere.txt", "nowhere.csv", "latin.txt"):
+        with pytest.raises(DataError, match=f"{name}.*cannot be read as"):
+            read_inputs(str(tmp_path / name), predictor.task)
+    with pytest.raises(DataError, match=r"input: not JSON lines .*; give a text or a JSON object on each line"):
+        read_inputs("", predictor.task, ['{"text": "bara"}', '{"text": '])
+    with pytest.raises(DataError, match="input: no column 'text'; the rows have: sentence"):
+        list(predictor(read_inputs("", predictor.task, ['{"sentence": "bara"}'])))
+
+
+ALONE = ("data.source.validation=null", "data.source.test=null", "eval.every=never")

@@ -1,0 +1,385 @@
+"""Every option of the schema does something: it is set, and what it is for is seen to change.
+
+Most is seen in what `prepare` lays out, before anything is compiled; a few options need a tiny training run. An option
+without an entry in EFFECTS fails the test, so no option can be added that does nothing.
+"""
+
+import csv
+import itertools
+import json
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import WORDS, write_model
+from datasets import Dataset
+from pydantic import BaseModel
+
+from sft_jax import run as runs
+from sft_jax.config.read import known_keys, write_config
+from sft_jax.errors import ConfigError, RunError, SftError
+from sft_jax.run import Run
+from sft_jax.train import directory
+from sft_jax.train.checkpoint import Checkpoints
+from sft_jax.train.state import abstract_state
+
+See = Callable[[Run], Any]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """An option set to another value, and what must then differ; `base` is what it needs to matter at all."""
+
+    value: str
+    see: See
+    base: tuple[str, ...] = ()
+
+
+def options() -> dict[str, str]:
+    """`Section.field` -> dotted key, for every option that is no section itself."""
+    found = {}
+    for key, field, section in known_keys():
+        name = next(name for name, other in section.model_fields.items() if other is field)
+        if not _is_section(field.annotation):
+            found[f"{section.__name__}.{name}"] = key
+    return found
+
+
+def _is_section(annotation: Any) -> bool:
+    whole = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return whole or any(_is_section(part) for part in typing.get_args(annotation))
+
+
+# What is looked at.
+
+
+def step_text(run: Run) -> str:
+    """The training step as the compiler receives it."""
+    trainable = abstract_state(run.model.template, run.trainable, run.optimizer)
+    shapes = run.model.template.shapes
+    frozen = {path: jax.ShapeDtypeStruct(shapes[path], run.dtype) for path in sorted(run.frozen)}
+    program = runs.train_program(run, trainable, frozen)
+    return program._jitted.lower(*program._specimen(run.batches[0])).as_text()
+
+
+def updates(run: Run) -> np.ndarray:
+    """What the optimizer makes of the same gradients in six steps."""
+    params = {path: jnp.full((2, 2), 0.5) for path in ("blocks/0/attn/q/kernel", "head/out/bias", "head/out/kernel")}
+    state, seen = run.optimizer.init(params), []
+    for step in range(6):
+        gradients = jax.tree.map(lambda p, s=step: p * jnp.array([[1.0, -2.0], [3.0, 0.1]]) * (1 + s), params)
+        moved, state = run.optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, moved)
+        seen += [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    return np.stack(seen)
+
+
+def initial_head(run: Run) -> np.ndarray:
+    """The head at step 0."""
+    return np.asarray(runs.initial(run)[0].params["head/out/kernel"])
+
+
+def tokens(run: Run) -> list[int]:
+    """The training documents in tokens."""
+    return run.data["train"].tokens["input_ids"].tolist()
+
+
+def labels(run: Run) -> tuple[list[int], tuple[str, ...]]:
+    """The training labels and what they are called."""
+    return run.data["train"].documents["label"].tolist(), run.task.labels
+
+
+def order(run: Run) -> list[int]:
+    """The documents of the first batch."""
+    return sorted(run.batches[0]["index"].ravel().tolist())
+
+
+def shapes(run: Run) -> list[str]:
+    """The declared shapes."""
+    return [str(shape) for shape in run.batches.shapes]
+
+
+def rows(run: Run) -> dict[str, list[str]]:
+    """The rows of each split."""
+    return {split: found["text"][:] for split, found in run.rows.items()}
+
+
+def on_mesh(run: Run) -> list[str]:
+    """Where the parameters lie, and on how many devices."""
+    return [f"{path} {sharding.spec} {dict(sharding.mesh.shape)}" for path, sharding in run.placement.params.items()]
+
+
+def refusal(run: Run) -> str:
+    """What is said of going on in a directory that holds this run, and of beginning in an empty one."""
+    said = []
+    for name, write in (("used", True), ("empty", False)):
+        home = run.directory / name
+        home.mkdir(parents=True, exist_ok=True)
+        if write:
+            (home / "config.yaml").write_text(write_config(run.config))
+        try:
+            directory.check(run.config, home)
+            said.append("")
+        except SftError as error:
+            said.append(str(error).removeprefix(str(home)))
+    return "\n".join(said)
+
+
+# What is looked at after a tiny training run.
+
+
+@dataclass
+class Trained:
+    """What a training run left, and what it was seen to do."""
+
+    logged: list[int]  # steps that have a line of metrics
+    validated: list[int]  # steps after which there was a validation
+    saved: list[tuple[int, int | None, float | None]]  # step, best step so far and its value, of each checkpoint
+    kept: list[int]  # steps that have a checkpoint at the end
+    baselines: list[str]  # what the scores are compared with
+    ahead: set[int]  # how many batches are asked for in advance
+
+
+def trained(what: str) -> See:
+    """One thing of a training run."""
+
+    def see(run: Run) -> Any:
+        changed = {key: value for key, value in run.config.model_dump(mode="json").items() if key != "run"}
+        name = json.dumps(changed, sort_keys=True)
+        if name not in TRAINED:
+            TRAINED[name] = train(run)
+        return getattr(TRAINED[name], what)
+
+    return see
+
+
+def train(run: Run) -> Trained:
+    """Train, and write down what is seen."""
+    saved, ahead = [], set()
+    save, options = Checkpoints.save, grain.ReadOptions
+
+    def noted_save(self: Checkpoints, state: Any, progress: Any) -> None:
+        saved.append((progress.step, progress.best_step, progress.best_value))
+        save(self, state, progress)
+
+    def noted_options(**given: Any) -> Any:
+        ahead.add(given["prefetch_buffer_size"])
+        return options(**given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", noted_save)
+        patch.setattr(grain, "ReadOptions", noted_options)
+        home = runs.train(run).directory
+    lines = [json.loads(line) for line in (home / "metrics.jsonl").read_text().splitlines()]
+    steps = {kind: [line["step"] for line in lines if line["kind"] == kind] for kind in ("train", "validation")}
+    kept = sorted(int(found.name) for found in (home / "checkpoints").iterdir())
+    compared = sorted(json.loads((home / "summary.json").read_text())["baselines"])
+    return Trained(steps["train"], steps["validation"], saved, kept, compared, ahead)
+
+
+TRAINED: dict[str, Trained] = {}  # by configuration: most of the options below are changes of one and the same run
+HEAD = ("model.source=HEAD",)
+WIDE = ("data.source.train=WIDE", "data.source.validation=WIDE", "data.source.test=null")
+HUB = ("data.source={kind: hub, name: some/data, validation: valid}",)
+FROM_HUB = ("model.source=some/model",)
+CUT = ("data.source.validation=null", "data.source.test=null", "eval.every=never")
+SIX = ("train.steps=6", "optim.lr=0.1")
+WARM = (*SIX, "optim.schedule.warmup=2")
+PLAIN = (*SIX, "optim.name=sgd")
+GROUP = "optim.groups=[{match: 'head/**', lr_scale: 2, weight_decay: 0.5}]"
+TRAINING = (
+    "data.layout.kind=padded",
+    "train.steps=6",
+    "eval.every=3",
+    "checkpoint.every=2",
+    "checkpoint.keep=1",
+    "eval.best_metric=loss",
+)
+EFFECTS = {
+    "RunSection.dir": Effect("elsewhere", lambda run: run.directory.name),
+    "RunSection.resume": Effect("never", refusal),
+    "Seeds.init": Effect("1", initial_head),
+    "Seeds.data": Effect("1", order),
+    "Seeds.dropout": Effect("1", step_text, ("model.dropout=0.5",)),
+    "ModelSection.source": Effect("HEAD", lambda run: run.checkpoint.digest()),
+    "ModelSection.revision": Effect("abc123", lambda run: CALLS[-1], FROM_HUB),
+    "ModelSection.head": Effect("new", lambda run: run.matched.initialised, HEAD),
+    "ModelSection.dropout": Effect("0.5", step_text),
+    "SequenceClassification.text": Effect("other", tokens, WIDE),
+    "SequenceClassification.text_pair": Effect("other", tokens, WIDE),
+    "SequenceClassification.label": Effect("second", labels, WIDE),
+    "SequenceClassification.labels": Effect("[no, yes]", lambda run: run.task.to_hf()["id2label"]),
+    "Files.train": Effect("[TRAIN, TEST]", rows),
+    "Files.validation": Effect("TEST", rows),
+    "Files.test": Effect("null", rows),
+    "Hub.name": Effect("other/data", lambda run: CALLS[-1], HUB),
+    "Hub.config": Effect("english", lambda run: CALLS[-1], HUB),
+    "Hub.revision": Effect("abc123", lambda run: CALLS[-1], HUB),
+    "Hub.train": Effect("'train[:50%]'", lambda run: CALLS[-2:], HUB),
+    "Hub.validation": Effect("dev", lambda run: CALLS[-1], HUB),
+    "Hub.test": Effect("test", lambda run: sorted(run.rows), HUB),
+    "Split.validation": Effect("0.5", rows, (*CUT, "data.split.validation=0.25")),
+    "Split.test": Effect("0.25", rows, CUT),
+    "DataSection.max_length": Effect("8", lambda run: run.data["train"].truncated),
+    "DataSection.max_rows": Effect("16", rows),
+    "DataSection.prefetch": Effect("1", trained("ahead"), TRAINING),
+    "Layout.kind": Effect("bucketed", shapes),
+    "Layout.length": Effect("40", shapes),
+    "Layout.buckets": Effect("1", shapes),
+    "Schedule.kind": Effect("cosine", updates, SIX),
+    "Schedule.warmup": Effect("2", updates, SIX),
+    "Schedule.end": Effect("0.5", updates, SIX),
+    "Schedule.decay": Effect("0.9", updates, (*SIX, "optim.schedule.kind=wsd")),
+    "Group.match": Effect(GROUP.replace("head/**", "**/bias"), updates, (*SIX, GROUP)),
+    "Group.lr_scale": Effect(GROUP.replace("lr_scale: 2", "lr_scale: 3"), updates, (*SIX, GROUP)),
+    "Group.weight_decay": Effect(GROUP.replace("weight_decay: 0.5", "weight_decay: 0.6"), updates, (*SIX, GROUP)),
+    "OptimSection.name": Effect("lion", updates, SIX),
+    "OptimSection.options": Effect("{b2: 0.5}", updates, SIX),
+    "OptimSection.lr": Effect("0.2", updates, SIX),
+    "OptimSection.weight_decay": Effect("0.5", updates, SIX),
+    "OptimSection.clip": Effect("null", updates, PLAIN),
+    "TrainSection.epochs": Effect("1.5", lambda run: len(run.batches)),
+    "TrainSection.steps": Effect("5", lambda run: len(run.batches)),
+    "TrainSection.batch_size": Effect("16", order),
+    "TrainSection.accumulate": Effect("4", step_text),
+    "TrainSection.compute_dtype": Effect("bfloat16", lambda run: "bf16" in step_text(run)),
+    "TrainSection.freeze": Effect("['embed/**']", lambda run: run.trainable),
+    "TrainSection.log_every": Effect("2", trained("logged"), TRAINING),
+    "EvalSection.every": Effect("2", trained("validated"), TRAINING),
+    "EvalSection.batch_size": Effect("3", lambda run: str(run.evals["validation"].shape)),
+    "EvalSection.best_metric": Effect("accuracy", trained("saved"), TRAINING),
+    "EvalSection.best_mode": Effect("min", trained("saved"), TRAINING),
+    "EvalSection.baselines": Effect("true", trained("baselines"), TRAINING),
+    "CheckpointSection.every": Effect("1", trained("saved"), TRAINING),
+    "CheckpointSection.keep": Effect("3", trained("kept"), TRAINING),
+    "MeshSection.data": Effect("2", on_mesh),
+    "MeshSection.fsdp": Effect("2", on_mesh),
+    "MeshSection.tensor": Effect("2", on_mesh),
+}
+OPTIONS = options()
+# An option with one choice tells its section apart: `kind: files`.
+ONE_CHOICE = sorted(
+    name
+    for key, field, section in known_keys()
+    for name in [f"{section.__name__}.kind"]
+    if key.endswith(".kind") and len(typing.get_args(field.annotation)) == 1
+)
+CALLS: list[tuple[Any, ...]] = []  # what was asked of the hub
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> typing.Iterator[None]:
+    """Keep compiled programs: the runs of this file differ in little that is compiled."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model of one layer, the same with a head and other numbers, and rows with more columns than are needed."""
+    home = tmp_path_factory.mktemp("options")
+    with open(home / "wide.csv", "w", newline="") as sink:
+        writer = csv.writer(sink)
+        writer.writerow(["text", "other", "label", "second"])
+        for i, word in enumerate(WORDS):
+            writer.writerow([f"{word} {WORDS[i // 2]}", WORDS[-i], i % 2, i % 3])
+    return {
+        "SMALL": write_model(home / "small", {"num_hidden_layers": 1}),
+        "HEAD": write_model(home / "head", {"num_hidden_layers": 1}, seed=1, head=2),
+        "WIDE": home / "wide.csv",
+    }
+
+
+@pytest.fixture
+def hub(small, monkeypatch):
+    """A hub that has every model and every data set, and notes in CALLS what it was asked for."""
+    CALLS.clear()
+    real = datasets.load_dataset
+
+    def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        CALLS.append((name, revision))
+        return str(small["SMALL"])
+
+    def load_dataset(path: str, name: str | None = None, *, split: str, revision: str | None = None, **more) -> Any:
+        if "/" not in path:
+            return real(path, split=split, **more)
+        CALLS.append((path, name, split, revision))
+        return Dataset.from_dict({"text": WORDS, "label": [i % 2 for i in range(len(WORDS))]})
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+
+@pytest.fixture
+def prepare(configure, small, hub, rows_of, compiled_once, tmp_path) -> Callable[..., Run]:
+    """`prepare("key=value", ...)`: a run of its own directory; capital words stand for files."""
+    numbers = itertools.count()
+
+    def make(*overrides: str) -> Run:
+        files = {**{name: str(path) for name, path in small.items()}, **rows_of}
+        home = f"run.dir={tmp_path / f'run{next(numbers)}' / 'here'}"
+        given = [home, "model.source=SMALL", *overrides]
+        for word, path in files.items():
+            given = [text.replace(word, path) for text in given]
+        return runs.prepare(configure(*given))
+
+    return make
+
+
+@pytest.fixture
+def rows_of(rows) -> dict[str, str]:
+    """The shared files by the words that stand for them here."""
+    return {split.upper(): str(rows / f"{split}.csv") for split in ("train", "test")}
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two things that were seen are the same."""
+    return np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other
+
+
+def test_every_option_has_an_effect():
+    """C26: the table has an entry for each option of the schema, and none for what is no option."""
+    assert OPTIONS.keys() - EFFECTS.keys() - set(ONE_CHOICE) == set(), "without a known effect"
+    assert EFFECTS.keys() - OPTIONS.keys() == set(), "no options"
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_option(prepare, option):
+    """C26: setting the option changes what it is for, and preparing the same twice changes nothing."""
+    if option in ONE_CHOICE:
+        with pytest.raises(ConfigError, match=r"task\.kind|data\.source: kind"):
+            prepare(f"{OPTIONS[option]}=nonsense")
+        return
+    effect = EFFECTS[option]
+    change = effect.value if option.startswith("Group.") else f"{OPTIONS[option]}={effect.value}"
+    before, again, after = (effect.see(prepare(*effect.base, *more)) for more in ((), (), (change,)))
+    assert equal(before, again), "changes by itself"
+    assert not equal(before, after), f"{option} changes nothing that was looked at"
+
+
+def test_one_seed_sets_all(prepare):
+    """C26: `seed: 1` is all three seeds at 1."""
+    apart = prepare("seed.init=1", "seed.data=1", "seed.dropout=1")
+    together = prepare("seed=1")
+    assert together.config.seed == apart.config.seed and order(together) == order(apart)
+    assert np.array_equal(initial_head(together), initial_head(apart))
+
+
+def test_must_resume(prepare):
+    """C26: `run.resume: must` refuses an empty directory, where the default begins in it."""
+    with pytest.raises(RunError, match=r"holds no run, and run.resume is must; check run.dir"):
+        prepare("run.resume=must")
