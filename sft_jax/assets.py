@@ -166,7 +166,8 @@ def _download(asset: Asset, work: Path) -> Path:
     command += [kind, ":all:", "--dest", str(work / "archive"), "-r", str(pinned)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        reason = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
+        said = done.stderr.splitlines()
+        reason = [line for line in said if line.startswith("ERROR")] or said[-1:] or ["pip failed"]
         raise AssetError(
             f"asset '{asset.name}': {asset.package} {asset.version} cannot be fetched "
             f"({reason[0].removeprefix('ERROR: ')}); check the network and the package index that pip "

@@ -82,7 +82,7 @@ def predict(
     from sft_jax.infer.predict import load_predictor, read_inputs
 
     predictor = load_predictor(model)
-    lines = sys.stdin.read().split("\n") if file is None else None
+    lines = sys.stdin.buffer.read().decode("utf-8", "replace").split("\n") if file is None else None
     rows = read_inputs(file or "", predictor.task, lines)
     for record in predictor(rows, batch_size, raw=raw):
         print(json.dumps(record, ensure_ascii=False))

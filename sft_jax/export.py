@@ -57,9 +57,15 @@ def export_model(
             if (tokenizer_from / file).is_file():
                 shutil.copyfile(tokenizer_from / file, fresh / file)
         (fresh / "README.md").write_text(card, encoding="utf-8")
+        old = Path(work) / "old"
         if out.exists():
-            shutil.rmtree(out)
-        fresh.rename(out)
+            out.rename(old)  # put back if the new one cannot take its place
+        try:
+            fresh.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
 
 
 def model_card(base: str, task: Task, facts: Mapping[str, str], metrics: Mapping[str, float]) -> str:

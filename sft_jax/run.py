@@ -289,7 +289,7 @@ def plan(run: Run) -> Plan:
 def begin_directory(run: Run) -> None:
     """Create the run directory, or see that data and weights are those it began with."""
     manifest = directory.manifest(run.config, run.mesh, run.data, run.checkpoint.digest())
-    meshes.wait_for_all("run directory checked")
+    meshes.wait_for_all("run directory checked")  # or a slow process would find it in use by this very run
     if meshes.is_first_process():
         directory.begin(run.config, run.directory, manifest)
 

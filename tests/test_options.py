@@ -23,6 +23,7 @@ import pytest
 from conftest import WORDS, write_model
 from datasets import Dataset
 from pydantic import BaseModel
+from small_runs import ONE_SHAPE, SMALL, programs_kept
 
 from sft_jax import run as runs
 from sft_jax.config.read import known_keys, write_config
@@ -197,7 +198,7 @@ WARM = (*SIX, "optim.schedule.warmup=2")
 PLAIN = (*SIX, "optim.name=sgd")
 GROUP = "optim.groups=[{match: 'head/**', lr_scale: 2, weight_decay: 0.5}]"
 TRAINING = (
-    "data.layout.kind=padded",
+    ONE_SHAPE,
     "train.steps=6",
     "eval.every=3",
     "checkpoint.every=2",
@@ -278,14 +279,9 @@ CALLS: list[tuple[Any, ...]] = []  # what was asked of the hub
 
 @pytest.fixture(scope="module")
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> typing.Iterator[None]:
-    """Keep compiled programs: the runs of this file differ in little that is compiled."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0), strict=True):
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+    """Keep compiled programs."""
+    with programs_kept(tmp_path_factory.getbasetemp() / "programs"):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -298,8 +294,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for i, word in enumerate(WORDS):
             writer.writerow([f"{word} {WORDS[i // 2]}", WORDS[-i], i % 2, i % 3])
     return {
-        "SMALL": write_model(home / "small", {"num_hidden_layers": 1}),
-        "HEAD": write_model(home / "head", {"num_hidden_layers": 1}, seed=1, head=2),
+        "SMALL": write_model(home / "small", SMALL),
+        "HEAD": write_model(home / "head", SMALL, seed=1, head=2),
         "WIDE": home / "wide.csv",
     }
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from datasets import ClassLabel, Dataset
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sft_jax.config.schema import SequenceClassification
 from sft_jax.data.batch import Encoded
@@ -31,7 +31,7 @@ class ClassCounts:
     """What evaluation adds up."""
 
     loss: Ratio
-    confusion: Float[Array, "c c"]  # truth by row, prediction by column
+    confusion: Int[Array, "c c"]  # truth by row, prediction by column
 
 
 def build(section: SequenceClassification, rows: Rows) -> Task:
@@ -95,7 +95,8 @@ def count(logits: Float[Array, "r n c"], batch: Mapping[str, Array]) -> ClassCou
     classes = logits.shape[-1]
     truth = jax.nn.one_hot(batch["label"], classes) * batch["weight"][..., None]
     predicted = jax.nn.one_hot(jnp.argmax(logits, axis=-1), classes)
-    return ClassCounts(loss(logits, batch), jnp.einsum("rni,rnj->ij", truth, predicted))
+    confusion = jnp.einsum("rni,rnj->ij", truth, predicted)
+    return ClassCounts(loss(logits, batch), confusion.astype(jnp.int32))  # float32 stops counting at 2^24
 
 
 def finish(counts: ClassCounts) -> dict[str, float]:
@@ -152,10 +153,10 @@ def read_texts(split: Dataset, name: str, where: str) -> list[str]:
 def label_numbers(split: Dataset, name: str, labels: Sequence[str], where: str) -> list[int]:
     """The labels as numbers below `len(labels)`, checked on the host before anything is compiled (C25)."""
     values = column(split, name, where)
-    by_name = {label: i for i, label in enumerate(labels)}
+    by_name: dict[str | None, int] = {label: i for i, label in enumerate(labels)}
     feature = split.features[name]
     # A number is the number of a label, unless the labels are themselves called by numbers.
-    by_number: Sequence[int] = () if any(label.lstrip("-").isdigit() for label in labels) else range(len(labels))
+    by_number: Sequence[int] = range(0) if any(label.lstrip("-").isdigit() for label in labels) else range(len(labels))
     if isinstance(feature, ClassLabel):  # which stores numbers of names of its own, never names
         same = set(feature.names) <= set(labels)
         by_name, by_number = {}, [by_name[n] for n in feature.names] if same else range(len(labels))

@@ -13,6 +13,7 @@ import numpy as np
 from sft_jax.errors import ModelError, did_you_mean, listing
 
 Arrays = dict[str, np.ndarray]
+MOST_SHOWN = 20  # misfits in one message; near misses are looked up for no more, since each takes a while
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def match(
         if name is None or (row.head and new_head):
             initialised.append(row.ours)
             if not row.head:
-                near = did_you_mean(row.theirs, spare)
+                near = did_you_mean(row.theirs, spare) if len(problems) < MOST_SHOWN else ""
                 problems.append(f"{row.theirs}: not in the checkpoint (needed for {row.ours}){near}")
         elif row.layout.shape(found[name]) != shapes[row.ours]:
             ours, theirs = shapes[row.ours], row.layout.shape(found[name])
@@ -123,9 +124,11 @@ def match(
     ignored = [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in table.ignore)]
     wanted = [row.theirs for row in table.rows if row.ours not in loaded]
     for name in sorted(set(names) - set(ignored)):
-        problems.append(f"{names[name]}: in the checkpoint, matched by no row{did_you_mean(name, wanted)}")
+        near = did_you_mean(name, wanted) if len(problems) < MOST_SHOWN else ""
+        problems.append(f"{names[name]}: in the checkpoint, matched by no row{near}")
     if problems:
-        raise ModelError(listing(f"{table.family}: checkpoint '{where}'", problems))
+        more = max(0, len(problems) - MOST_SHOWN)
+        raise ModelError(listing(f"{table.family}: checkpoint '{where}'", problems[:MOST_SHOWN], more))
     return Matched(loaded, tuple(initialised), tuple(sorted(names[n] for n in ignored)))
 
 

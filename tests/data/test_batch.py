@@ -60,6 +60,11 @@ def test_packing_is_near_the_best_there_is(lengths, room):
     assert best <= len(pack(lengths, capacity, len(lengths))) <= 11 / 9 * best + 6 / 9
 
 
+def test_a_document_goes_where_least_room_is_left():
+    """Six and four, then five, three and two fill two rows of ten; the roomiest row first would need three."""
+    assert pack([6, 5, 4, 3, 2], 10, 5) == [[0, 2], [1, 3, 4]]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_packing_wastes_little_on_natural_lengths(seed):
     """A batch of sentence lengths needs at most 3 % more rows than its tokens fill, where a careless packer fails."""
@@ -110,6 +115,23 @@ def test_declared_shapes_hold_any_batch(kind, lengths, batch_size, multiple, buc
         assert shape in shapes
         assert sorted(d for row in rows for d in row) == sorted(documents.tolist())
         assert held(collate(encoded, rows, shape)) == sorted(documents.tolist())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_that_no_sample_foretold_still_fits(kind):
+    """C29: of 2,000 steps not all are looked at, and later epochs are not: the largest shape holds what they bring."""
+    lengths = [8] * 2000
+    order = Order(2000, 1, 0)
+    lengths[int(order.documents(1)[0])] = 64  # every fourth step is looked at, from step 0 on
+    for length in (None, 72):
+        shapes = declare(Layout(kind=kind, length=length), ragged(lengths), order, 1)
+        assert place(ragged(lengths), order.documents(1), shapes)[1].length >= 64
+
+    lengths = [8, 64] * 100  # a batch of long ones alone, which chance has not made in the first epoch
+    encoded, order = ragged(lengths), Order(200, 16, 0)
+    long = [d for d in range(200) if lengths[d] == 64][:16]
+    rows, shape = place(encoded, long, declare(Layout(kind=kind), encoded, order, 1))
+    assert held(collate(encoded, rows, shape)) == long
 
 
 def test_usual_batches_get_smaller_shapes():

@@ -1,7 +1,7 @@
 """Tokenisation: the same ids as `transformers`, whatever the tokenizer file asks for besides."""
 
+import contextlib
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -160,15 +160,16 @@ def test_a_directory_without_tokenizer_is_one_clear_line(tmp_path):
 
 
 def test_code_that_comes_with_a_tokenizer_is_not_run(tmp_path):
-    """R33: a tokenizer that names Python files to import is not imported, whether or not it has `tokenizer.json`."""
+    """R33: a tokenizer that names Python files to import is not imported, whether of the fast or of the old form."""
     canary = tmp_path / "canary"
     (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass Evil: pass\n")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     settings = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL, *WORDS]) + "\n")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     write_tokenizer(tmp_path)
     load_tokenizer(tmp_path)
-    shutil.move(tmp_path / "tokenizer.json", tmp_path / "elsewhere.json")
-    with pytest.raises(ModelError):
+    (tmp_path / "tokenizer.json").unlink()
+    with contextlib.suppress(ModelError):  # to refuse is as good as to do without
         load_tokenizer(tmp_path)
     assert not canary.exists()

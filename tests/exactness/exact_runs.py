@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import write_model
 from jax.experimental.compilation_cache import compilation_cache
 
 from sft_jax.config.read import read_config
@@ -53,6 +52,8 @@ def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def small_model(factory: pytest.TempPathFactory) -> Path:
     """A random BERT directory of one block, for what does not need two: it compiles in half the time."""
+    from conftest import write_model  # not for the processes of `host_worker`, which take this module in as well
+
     home = factory.getbasetemp() / "small-bert"
     return home if home.exists() else write_model(home, {"num_hidden_layers": 1})
 

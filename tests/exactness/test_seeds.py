@@ -23,7 +23,7 @@ from sft_jax.nn import random
 from sft_jax.nn.layers import dropout
 from sft_jax.run import Run, initial, prepare
 
-DROPOUT = ("model.dropout=0.1", "train.accumulate=2", "data.layout.kind=packed")
+DROPOUT = ("model.dropout=0.1", "optim.name=sgd", "optim.lr=0.1", "train.accumulate=2", "data.layout.kind=packed")
 MESHES = {"2": ["mesh.data=2"], "4": ["mesh.data=4"], "1x2x2": ["mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2"]}
 
 

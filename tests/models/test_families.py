@@ -88,7 +88,11 @@ def test_models_share_one_form(name):
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
-        ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key' is not supported"),
+        (
+            "bert",
+            {"position_embedding_type": "relative_key"},
+            "position_embedding_type='relative_key' is not supported",
+        ),
         ("roberta", {"position_embedding_type": "relative_key_query"}, "only 'absolute' is"),
         ("bert", {"is_decoder": True}, "is_decoder=True is not supported; only False is"),
         ("roberta", {"add_cross_attention": True}, "add_cross_attention=True is not supported"),

@@ -37,7 +37,15 @@ def tokenizer_of(family: str) -> "transformers.PreTrainedTokenizerBase":
     corpus = [*TEXTS, "the film was good and bad, goodly badly"] * 3
     if family in ("bert", "distilbert"):
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        pieces = [*string.ascii_lowercase, *(f"##{c}" for c in string.ascii_lowercase), "the", "film", "##ly", ",", "漢"]
+        pieces = [
+            *string.ascii_lowercase,
+            *(f"##{c}" for c in string.ascii_lowercase),
+            "the",
+            "film",
+            "##ly",
+            ",",
+            "漢",
+        ]
         kind = transformers.BertTokenizer if family == "bert" else transformers.DistilBertTokenizer
         return kind(vocab={word: number for number, word in enumerate([*special, *pieces])})
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -47,9 +55,7 @@ def tokenizer_of(family: str) -> "transformers.PreTrainedTokenizerBase":
         model = json.loads(trained.to_str())["model"]
         return transformers.RobertaTokenizer(vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]])
     pieces = SentencePieceUnigramTokenizer()
-    pieces.train_from_iterator(
-        corpus, vocab_size=90, special_tokens=special, unk_token="<unk>", show_progress=False
-    )
+    pieces.train_from_iterator(corpus, vocab_size=90, special_tokens=special, unk_token="<unk>", show_progress=False)
     vocabulary = json.loads(pieces.to_str())["model"]["vocab"]
     return transformers.XLMRobertaTokenizer(vocab=[tuple(entry) for entry in vocabulary])
 
@@ -65,7 +71,9 @@ def source(family: str, directory: Path) -> Pair:
         else {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 31, "num_hidden_layers": 2}
     )
     types = {"type_vocab_size": 1} if "roberta" in family else {}
-    return paired(randomised(family, {**size, **inner, **types, "num_labels": len(LABELS)}, seed=3, spread=0.3), directory)
+    return paired(
+        randomised(family, {**size, **inner, **types, "num_labels": len(LABELS)}, seed=3, spread=0.3), directory
+    )
 
 
 def export(pair: Pair, out: Path) -> Path:
@@ -169,7 +177,9 @@ def test_a_run_on_pairs_exports_what_transformers_reads(configure, tmp_path):
 
     pair = source("bert", tmp_path / "source")
     rows = tmp_path / "pairs.jsonl"
-    lines = [{"text": a, "other": b, "label": LABELS[i % 3]} for i, (a, b) in enumerate(zip(TEXTS, PAIRED, strict=True))]
+    lines = [
+        {"text": a, "other": b, "label": LABELS[i % 3]} for i, (a, b) in enumerate(zip(TEXTS, PAIRED, strict=True))
+    ]
     rows.write_text("\n".join(json.dumps(line) for line in lines))
     settings = (f"model.source={pair.directory}", "model.head=new", "task.text_pair=other", f"data.max_length={LENGTH}")
     files = [f"data.source.{split}={rows}" for split in ("train", "validation", "test")]

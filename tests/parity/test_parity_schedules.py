@@ -76,7 +76,9 @@ def test_inverse_square_root(warmup):
 def test_inverse_square_root_without_warmup_differs():
     """C33: without a warmup our time scale is 1 step and that of `transformers` 10000, so only ours falls."""
     reference = theirs(optimization.get_inverse_sqrt_schedule, num_warmup_steps=0)
-    assert same(ours(kind="inverse_sqrt"), theirs(optimization.get_inverse_sqrt_schedule, num_warmup_steps=0, timescale=1))
+    assert same(
+        ours(kind="inverse_sqrt"), theirs(optimization.get_inverse_sqrt_schedule, num_warmup_steps=0, timescale=1)
+    )
     assert reference[-1] > 0.99 * PEAK
 
 

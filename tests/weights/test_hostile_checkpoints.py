@@ -153,7 +153,13 @@ def test_a_file_cut_anywhere_is_refused(whole, tmp_path):
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300,
+    deadline=1000,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 def test_broken_bytes_never_end_in_another_error(data, whole, tmp_path_factory):
     """R32: whatever bytes are changed, the file is read or refused within a second, with no other kind of error."""
     home = with_config(tmp_path_factory.getbasetemp() / "fuzz")
@@ -192,7 +198,7 @@ def header(entries: str, data: int = 8) -> bytes:
          "overlap", "type", "number"],
 )  # fmt: skip
 def test_malformed_headers_are_refused(content, tmp_path):
-    """R32: sizes beyond the file, overlaps, unknown types and depth are errors of one line, and nothing is allocated."""
+    """R32: sizes beyond the file, overlaps, unknown types and depth end in one line, and nothing is allocated."""
     (with_config(tmp_path) / "model.safetensors").write_bytes(content)
     assert "not a whole safetensors file" in message(tmp_path)
 

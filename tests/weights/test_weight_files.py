@@ -49,7 +49,9 @@ def test_what_is_written_reads_back(shard_bytes, tmp_path):
     index = json.loads((tmp_path / INDEX).read_text())
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in tensors.values())
     assert index["weight_map"] == {name: file.name for file, held in zip(files, inside, strict=True) for name in held}
-    assert [f.name for f in files] == [f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
+    assert [f.name for f in files] == [
+        f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)
+    ]
 
 
 def test_the_same_tensors_give_the_same_bytes(tmp_path):

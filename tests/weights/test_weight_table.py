@@ -1,5 +1,6 @@
 """Matching a checkpoint with a table: every name it may have, every misfit in one message."""
 
+import time
 from pathlib import Path
 
 import ml_dtypes
@@ -163,6 +164,22 @@ def test_one_table_must_name_what_the_template_has():
         check_covers(model.table, [*model.template.keys, "extra/path"])
     with pytest.raises(AssertionError, match="head/out/bias"):
         check_covers(model.table, [key for key in model.template.keys if key != "head/out/bias"])
+
+
+def test_a_checkpoint_of_another_kind_is_refused_at_once():
+    """R32: where hundreds of names misfit, the message counts all and shows some, within a second or two."""
+    model = build_model({**TINY, "num_hidden_layers": 24}, Head("sequence_classification", 2), "tiny")
+    shapes = model.template.shapes
+    other = {
+        r.theirs.replace("bert.encoder.layer", "model.h"): r.layout.shape(shapes[r.ours]) for r in model.table.rows
+    }
+    begin = time.monotonic()
+    with pytest.raises(ModelError) as error:
+        match(model.table, shapes, other, "DIR")
+    assert time.monotonic() - begin < 5
+    lines = str(error.value).splitlines()
+    assert lines[0] == f"bert: checkpoint 'DIR': {2 * 24 * 16} problems"
+    assert lines[-1] == f"  - and {2 * 24 * 16 - (len(lines) - 2)} more" and len(lines) < 30
 
 
 def test_matching_reads_shapes_alone(tensors):

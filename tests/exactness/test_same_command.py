@@ -1,0 +1,59 @@
+"""The same command gives the same bytes, in whatever process it runs and whether or not it was stopped between."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from exact_runs import compile_cache, metrics_lines, settings, small_model, train_until  # noqa: F401
+
+from sft_jax.config.read import write_config
+
+NAMES = ("first", "second", "stopped")
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory, rows: Path) -> dict[str, Path]:
+    """Three runs of `sft-jax train` in fresh processes, the last one stopped before in another process."""
+    work, model = tmp_path_factory.mktemp("commands"), small_model(tmp_path_factory)
+    started = []
+    for name in NAMES:
+        home = work / name
+        home.mkdir()
+        config = settings(Path("run"), model, rows, "model.dropout=0.1", "eval.every=5")
+        (home / "config.yaml").write_text(write_config(config), encoding="utf-8")
+        if name == "stopped":
+            train_until(settings(home / "run", model, rows, "model.dropout=0.1", "eval.every=5"), 8)
+            assert metrics_lines(home / "run")[-1]["step"] == 8
+        command = [sys.executable, "-m", "sft_jax", "train", "config.yaml"]
+        with open(home / "log", "w") as log:
+            started.append(subprocess.Popen(command, cwd=home, stdout=log, stderr=subprocess.STDOUT, env=os.environ))
+    codes = [process.wait(timeout=240) for process in started]
+    assert codes == [0, 0, 0], "".join((work / name / "log").read_text()[-3000:] for name in NAMES)
+    return {name: work / name / "run" for name in NAMES}
+
+
+def exported(directory: Path) -> dict[str, bytes]:
+    """Every file of the exported model."""
+    return {file.name: file.read_bytes() for file in sorted((directory / "model").iterdir())}
+
+
+def test_the_same_command_twice_gives_the_same_bytes(directories: dict[str, Path]):
+    """R54: metrics minus times, the exported model, the manifest and the configuration are equal byte for byte."""
+    first, second = directories["first"], directories["second"]
+    assert len([line for line in metrics_lines(first) if line["kind"] == "train"]) == 14
+    assert metrics_lines(first) == metrics_lines(second)
+    assert exported(first) == exported(second) and "model.safetensors" in exported(first)
+    for name in ("manifest.json", "config.yaml"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    scores = [json.loads((run / "summary.json").read_text()) for run in (first, second)]
+    for key in ("test", "validation", "best_step", "padding_share"):
+        assert scores[0][key] == scores[1][key]
+
+
+def test_a_resume_in_a_new_process_gives_the_same_bytes(directories: dict[str, Path]):
+    """R1, C11: stopped in one process at step 8 and finished by a new one, the run is the one that was not stopped."""
+    assert metrics_lines(directories["first"]) == metrics_lines(directories["stopped"])
+    assert exported(directories["first"]) == exported(directories["stopped"])

@@ -1,0 +1,379 @@
+"""The command line: the whole way from a file of rows to an exported model, and the ways in which it can stop.
+
+Commands run inside this process unless signals or the process itself are what is tested.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import pytest
+from conftest import WORDS, write_model, write_rows
+from small_runs import SMALL, cache_environment, programs_kept
+
+import sft_jax
+from sft_jax import machine
+from sft_jax.__main__ import main
+from sft_jax.config.read import read_config, write_config
+from sft_jax.config.schema import Config
+
+EXAMPLES = sorted((Path(sft_jax.__file__).parents[1] / "configs").glob("**/*.yaml"))
+
+
+class Said(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+def sft_jax_command(*words: object, stdin: str = "") -> Said:
+    """Run `sft-jax` with these words in this process."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        mock.patch.object(sys, "argv", ["sft-jax", *map(str, words)]),
+        mock.patch.object(sys, "stdin", io.StringIO(stdin)),
+        mock.patch.dict(os.environ, {machine.RELAUNCHED: "1"}),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+    return Said(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep compiled programs, also for other processes."""
+    with programs_kept(tmp_path_factory.getbasetemp() / "programs"):
+        yield tmp_path_factory.getbasetemp() / "programs"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a tiny model, rows, and `base.yaml` that trains the one on the others."""
+    home = tmp_path_factory.mktemp("cli")
+    write_model(home / "tiny", SMALL)
+    for seed, split in enumerate(("train", "validation", "test")):
+        write_rows(home / f"{split}.csv", 40, seed, longest=10)
+    base = {
+        "run": {"dir": str(home / "run")},
+        "model": {"source": str(home / "tiny")},
+        "task": {"kind": "sequence_classification", "labels": ["bad", "good"]},
+        "data": {
+            "source": {"kind": "files", **{s: str(home / f"{s}.csv") for s in ("train", "validation", "test")}},
+            "max_length": 16,
+            "layout": {"kind": "padded"},
+        },
+        "train": {"batch_size": 8, "log_every": 1},
+        "optim": {"lr": 0.003},
+        "eval": {"batch_size": 8},
+        "mesh": {"data": 1},
+    }
+    (home / "base.yaml").write_text(write_config(Config.model_validate(base)))
+    return home
+
+
+@pytest.fixture(scope="module")
+def trained(home: Path, programs: Path) -> Said:
+    """`base.yaml`, trained for four steps."""
+    said = sft_jax_command("train", home / "base.yaml", "train.steps=4", "eval.every=2")
+    assert said.code == 0, said.err
+    return said
+
+
+def records(text: str) -> list[dict]:
+    """A JSON object on each line."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# Train, evaluate, predict, export.
+
+
+def test_train(trained: Said, home):
+    """Without a terminal there are plain lines, one for each step and validation, and tables before and after."""
+    assert "\x1b" not in trained.out and trained.err == ""
+    assert re.findall(r"^step (\d)/4  loss \d\.\d{4}  lr ", trained.out, re.M) == list("1234")
+    assert re.findall(r"^validation at step (\d)  loss ", trained.out, re.M) == ["2", "4"]
+    for part in ("text, label read; none not used", "initialised  head/out/kernel", "confusion matrix", "this run"):
+        assert part in trained.out
+    assert f"sft-jax predict {home / 'run' / 'model'}" in trained.out
+    expected = {"config.yaml", "manifest.json", "metrics.jsonl", "summary.json", "checkpoints", "model"}
+    assert {file.name for file in (home / "run").iterdir()} == expected
+
+
+def test_train_again_is_done_already(trained: Said, home):
+    """The same command again trains nothing and comes to the same scores."""
+    before = (home / "run" / "model" / "model.safetensors").read_bytes()
+    again = sft_jax_command("train", home / "base.yaml", "train.steps=4", "eval.every=2")
+    assert again.code == 0 and not re.search(r"^step ", again.out, re.M)
+    assert (home / "run" / "model" / "model.safetensors").read_bytes() == before
+    other = sft_jax_command("train", home / "base.yaml", "train.steps=5", "eval.every=2")
+    assert other.code == 65 and "train.steps: 4 there, 5 now" in other.err
+
+
+def test_evaluate(trained: Said, home):
+    """The scores of `evaluate` are those that the run ended with, and each split and step can be asked for."""
+    summary = json.loads((home / "run" / "summary.json").read_text())
+    said = sft_jax_command("evaluate", home / "run")
+    assert said.code == 0 and f"test at step {summary['best_step']}" in said.out
+    for name, value in summary["test"].items():
+        assert re.search(rf"{name}\W+{value:.4f}\b", said.out), name
+    latest = sft_jax_command("evaluate", home / "run", "--split", "validation", "--at", "latest")
+    assert latest.code == 0 and "validation at step 4" in latest.out
+    assert sft_jax_command("evaluate", home / "run", "--split", "tset").code == 2
+    assert sft_jax_command("evaluate", home / "run", "--at", "lates").code == 2
+    assert sft_jax_command("evaluate", home / "tiny").code == 65
+
+
+def test_predict(trained: Said, home, tmp_path):
+    """Texts of stdin, a text file, a CSV and JSON lines are labelled alike, in order; `--raw` adds the logits."""
+    model, texts = home / "run" / "model", [*WORDS[:9], "bara “quoted”, with a comma"]
+    typed = sft_jax_command("predict", model, stdin="\n".join([*texts, "", "  "]))
+    assert typed.code == 0, typed.err
+    found = records(typed.out)
+    assert len(found) == len(texts) and all(set(record) == {"label", "scores"} for record in found)
+    assert all(record["label"] == max(record["scores"], key=record["scores"].get) for record in found)
+    assert len({json.dumps(record) for record in found}) > 1, "the same for every text"
+
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": t, "id": 1}) for t in texts), encoding="utf-8")
+    with open(tmp_path / "texts.csv", "w", encoding="utf-8", newline="") as sink:
+        csv.writer(sink).writerows([["id", "text"], *enumerate(texts)])
+    for name in ("texts.txt", "texts.jsonl", "texts.csv"):
+        assert sft_jax_command("predict", model, tmp_path / name).out == typed.out, name
+    assert sft_jax_command("predict", model, stdin=(tmp_path / "texts.jsonl").read_text("utf-8")).out == typed.out
+
+    raw = records(sft_jax_command("predict", model, "--raw", "--batch-size", 3, stdin="\n".join(texts)).out)
+    assert [record["label"] for record in raw] == [record["label"] for record in found]
+    for record in raw:
+        best = record["logits"].index(max(record["logits"]))
+        assert ["bad", "good"][best] == record["label"] and len(record["logits"]) == 2
+
+
+def test_predict_nothing(trained: Said, home):
+    """No text gives no record and no error."""
+    assert sft_jax_command("predict", home / "run" / "model", stdin="\n \n") == (0, "", "")
+
+
+def test_predict_errors(trained: Said, home, tmp_path):
+    """What cannot be predicted from, or on, is one message and its exit code."""
+    model = home / "run" / "model"
+    for words in (
+        [tmp_path / "nowhere"],
+        [model, tmp_path / "nowhere.csv"],
+        [model, home / "base.yaml"],
+        [home / "tiny"],
+    ):
+        said = sft_jax_command("predict", *words, stdin="bara")
+        assert said.code == 65 and said.out == "" and "Traceback" not in said.err and ": " in said.err
+
+
+def test_export(trained: Said, home, tmp_path):
+    """A step of a run is written as a directory that predicts as the run's own does; a used one is refused."""
+    best = json.loads((home / "run" / "summary.json").read_text())["best_step"]
+    said = sft_jax_command("export", home / "run", tmp_path / "a" / "model")
+    assert said.code == 0 and said.out.startswith(
+        f"step {best} of {home / 'run'} is in {tmp_path / 'a' / 'model'}; try"
+    )
+    one, other = (
+        sft_jax_command("predict", model, "--raw", stdin="bara bare\ncela")
+        for model in (tmp_path / "a" / "model", home / "run" / "model")
+    )
+    assert one == other and len(records(one.out)) == 2
+    assert sft_jax_command("export", home / "run", tmp_path / "latest", "--at", "latest").out.startswith("step 4 of ")
+    again = sft_jax_command("export", home / "run", tmp_path / "latest")
+    assert again.code == 65 and "is there already, and not an empty directory; give a new one" in again.err
+    (tmp_path / "file").touch()
+    assert sft_jax_command("export", home / "run", tmp_path / "file").code == 65
+
+
+# Looking at configurations.
+
+
+def test_config_check(home):
+    """`config check` says ok, or everything that is wrong, and leaves with 2."""
+    assert sft_jax_command("config", "check", home / "base.yaml") == (0, "ok\n", "")
+    wrong = sft_jax_command("config", "check", home / "base.yaml", "train.stepz=3", "optim.lr=0")
+    assert wrong.code == 2 and wrong.out == "" and "train.stepz: unknown key; did you mean 'steps'?" in wrong.err
+    assert "2 problems" in wrong.err
+    nothing = sft_jax_command("config", "check", "train.steps=3")
+    assert nothing.code == 2 and nothing.err.startswith(
+        "command line: no configuration file; give one, such as configs/"
+    )
+
+
+@pytest.mark.parametrize("command", ["check", "show", "schema", "ls"])
+def test_config_starts_nothing(home, command):
+    """R29: the `config` commands import neither jax nor the data libraries."""
+    words = [home / "base.yaml"] if command in ("check", "show") else []
+    program = (
+        "import sys\nfrom sft_jax.__main__ import main\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "config", command, *words], capture_output=True, text=True, check=True
+    )
+    assert "pydantic" in done.stderr.split() and not {"jax", "flax", "datasets", "numpy"} & set(done.stderr.split())
+    assert done.stdout
+
+
+def test_config_show(home, tmp_path):
+    """What is shown is the whole configuration, and means the same when it is read."""
+    shown = sft_jax_command("config", "show", home / "base.yaml", "seed=3", "train.freeze=['embed/**']")
+    (tmp_path / "shown.yaml").write_text(shown.out)
+    config = read_config([tmp_path / "shown.yaml"])
+    assert config == read_config([home / "base.yaml"], ["seed=3", "train.freeze=['embed/**']"])
+    assert sft_jax_command("config", "show", tmp_path / "shown.yaml").out == shown.out
+
+
+def test_config_schema(home):
+    """The JSON Schema has every section with its keys, and the configuration that is shown fits it."""
+    schema = json.loads(sft_jax_command("config", "schema").out)
+    tree = read_config([home / "base.yaml"]).model_dump(mode="json")
+    assert unknown_to(schema, tree, schema) == []
+    assert unknown_to(schema, {**tree, "train": {**tree["train"], "stepz": 3}}, schema) == ["train.stepz"]
+    assert set(schema["required"]) == {"model", "task", "data"}
+    with contextlib.suppress(ImportError):
+        import jsonschema
+
+        jsonschema.validate(tree, schema)
+
+
+def unknown_to(schema: dict, tree: object, part: dict, path: str = "") -> list[str]:
+    """The keys of a tree that a part of a schema does not have."""
+    if not isinstance(tree, dict):
+        return []
+    parts = [part, *part.get("anyOf", []), *part.get("oneOf", []), *part.get("allOf", [])]
+    parts = [schema["$defs"][p["$ref"].rpartition("/")[2]] if "$ref" in p else p for p in parts]
+    known = {key: inner for p in parts for key, inner in p.get("properties", {}).items()}
+    if not known:  # keys are free here
+        return []
+    nested = [unknown_to(schema, tree[key], known[key], f"{path}{key}.") for key in tree if key in known]
+    return [f"{path}{key}" for key in tree if key not in known] + [name for names in nested for name in names]
+
+
+def test_recipes(tmp_path):
+    """The recipes are listed with their first line, and can be copied, but not over something else."""
+    listed = sft_jax_command("config", "ls").out.splitlines()
+    assert [line.split()[0] for line in listed] == [file.stem for file in EXAMPLES if file.parent.name == "configs"]
+    assert all(len(line.split(maxsplit=1)[1]) > 20 for line in listed)
+    mine = tmp_path / "new" / "mine.yaml"
+    said = sft_jax_command("config", "cp", "quickstart", mine)
+    assert said == (0, f"{mine} is yours; run it with: sft-jax train {mine}\n", "")
+    assert mine.read_text() == next(file for file in EXAMPLES if file.stem == "quickstart").read_text()
+    assert "is there already; give a new file" in sft_jax_command("config", "cp", "quickstart", mine).err
+    unknown = sft_jax_command("config", "cp", "quikstart", tmp_path / "other.yaml")
+    assert unknown.code == 2 and "did you mean 'quickstart'?" in unknown.err
+
+
+def test_help():
+    """Without a command, or with an unknown one, there is help, and no traceback."""
+    said = sft_jax_command("--help")
+    assert said.code == 0 and all(word in said.out for word in ("train", "evaluate", "predict", "export", "config"))
+    unknown = sft_jax_command("trian")
+    assert unknown.code == 2 and "Traceback" not in unknown.err and "trian" in unknown.err
+
+
+# Examples: the files in configs/.
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_example_is_right(file):
+    """Every file in configs/ passes `config check`, and its header says what it is and what to expect."""
+    assert sft_jax_command("config", "check", file) == (0, "ok\n", "")
+    header = [line for line in file.read_text().splitlines() if line.startswith("#")]
+    assert len(header) >= 3 and any("expected" in line for line in header)
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_example_runs(file, home, programs, tmp_path):
+    """Every file in configs/ runs when it is shrunk: a tiny model, few rows with its columns, two steps."""
+    config = read_config([file])
+    names = config.task.labels or ["0", "1"]
+    columns = [config.task.text, *filter(None, [config.task.text_pair]), config.task.label]
+    rows = tmp_path / "rows.csv"
+    with open(rows, "w", newline="") as sink:
+        texts = [[f"{word} {WORDS[i // 2]}"] * (len(columns) - 1) for i, word in enumerate(WORDS)]
+        csv.writer(sink).writerows([columns, *([*text, names[i % len(names)]] for i, text in enumerate(texts))])
+    given = {split: str(rows) for split in ("train", "validation", "test") if getattr(config.data.source, split)}
+    shrunk = [
+        f"run.dir={tmp_path / 'run'}",
+        f"model.source={home / 'tiny'}",
+        "model.revision=null",
+        f"data.source={json.dumps({'kind': 'files', **given})}",
+        "data.max_length=16",
+        "data.layout.length=null",
+        "train.steps=2",
+        "train.batch_size=8",
+        "train.accumulate=" + str(min(8, config.train.accumulate)),
+        "eval.batch_size=8",
+    ]
+    said = sft_jax_command("train", file, *shrunk)
+    assert said.code == 0, said.err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["steps"] == 2
+    assert bool(summary["baselines"]) == config.eval.baselines
+    found = records(sft_jax_command("predict", tmp_path / "run" / "model", rows).out)
+    assert len(found) == len(WORDS) and {record["label"] for record in found} <= set(names)
+
+
+# Stopping.
+
+
+def test_not_finite(home, programs, tmp_path):
+    """C10: training that leaves the numbers ends with 76 and the step, and what is not finite is not saved."""
+    words = ["train", home / "base.yaml", f"run.dir={tmp_path / 'run'}", "train.steps=6", "optim.name=sgd"]
+    said = sft_jax_command(*words, "optim.lr=1e30", "optim.clip=null", "eval.every=never")
+    assert said.code == 76 and re.match(
+        r"step \d: loss .*; the checkpoints before it are good: lower optim.lr", said.err
+    )
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_interrupted(home, programs, tmp_path):
+    """R5: Ctrl-C saves, leaves with 130 and names the command that goes on; that command goes on with the next step."""
+    command = [Path(sys.executable).with_name("sft-jax"), "train", str(home / "base.yaml")]
+    command += [f"run.dir={tmp_path / 'run of mine'}", "train.steps=1000000", "eval.every=never"]
+    first, said = interrupt(command, programs)
+    assert first == 1 and said.code == 130, said.err
+    stopped = re.search(r"stopped and saved at step (\d+) of 1000000; to go on: (sft-jax train .*)$", said.err, re.M)
+    assert stopped, said.err
+    assert "Traceback" not in said.err + said.out and "\x1b" not in said.out
+    again = [command[0], *shlex.split(stopped[2])[1:]]
+    assert again[1:] == command[1:]
+    first, said = interrupt(again, programs)
+    assert first == int(stopped[1]) + 1 and said.code == 130
+
+
+def interrupt(command: list, programs: Path) -> tuple[int, Said]:
+    """(the first step that is reported, what is left) of a training process that is interrupted at that step."""
+    environment = {**os.environ, **cache_environment(programs)}
+    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        shown = []
+        for line in process.stdout:
+            shown.append(line)
+            if line.startswith("step "):
+                process.send_signal(signal.SIGINT)
+                break
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    number = re.match(r"step (\d+)/", shown[-1]) if shown else None
+    assert number, "".join(shown) + err
+    return int(number[1]), Said(process.returncode, "".join(shown) + out, err)

@@ -1,0 +1,172 @@
+"""Groups by pattern, decoupled decay, any optimizer of optax by its name, and what is wrong said plainly.
+
+The model here is one linear layer in the run's own training step, so that all compiles in no time.
+"""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from sft_jax import mesh as meshes
+from sft_jax.config.schema import MeshSection, OptimSection
+from sft_jax.errors import ConfigError
+from sft_jax.nn.layers import Linear
+from sft_jax.nn.template import Normal, Template
+from sft_jax.tasks.task import Ratio
+from sft_jax.train.optim import build_optimizer
+from sft_jax.train.state import initial_state, place
+from sft_jax.train.step import make_train_step, train_program
+
+PATHS = ("blocks/0/mlp/up/kernel", "blocks/0/mlp/up/bias", "blocks/0/norm/scale", "head/out/kernel", "head/out/bias")
+PLAIN = {"name": "sgd", "lr": 0.1, "clip": None, "schedule": {"kind": "constant"}}
+
+
+def tree(seed: int) -> dict[str, jax.Array]:
+    """A small tree of random leaves."""
+    draw = np.random.default_rng(seed)
+    shapes = [(3, 2) if path.endswith("kernel") else (2,) for path in PATHS]
+    return {p: jnp.asarray(draw.normal(size=s), jnp.float32) for p, s in zip(PATHS, shapes, strict=True)}
+
+
+def after(optimizer: optax.GradientTransformation, steps: int) -> dict[str, jax.Array]:
+    """The tree after some steps along gradients that are the same for all optimizers."""
+    params = tree(0)
+    state = optimizer.init(params)
+    for number in range(steps):
+        updates, state = optimizer.update(tree(number + 1), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def moved(**section) -> dict[str, np.ndarray]:
+    """How far one step of plain gradient descent at rate 0.1 moves each leaf."""
+    params = after(build_optimizer(OptimSection(**{**PLAIN, **section}), 10, PATHS), 1)
+    return {path: np.asarray(params[path] - leaf) for path, leaf in tree(0).items()}
+
+
+def close(found: np.ndarray, wanted) -> None:
+    """The same up to rounding of the subtraction above."""
+    np.testing.assert_allclose(found, np.asarray(wanted), rtol=1e-5, atol=1e-6)
+
+
+def test_the_first_group_that_fits_wins():
+    """C33: rate factor and decay are those of the first group that fits; what no group fits has the section's."""
+    groups = [{"match": "head/**", "lr_scale": 10}, {"match": "**/{bias,scale}", "weight_decay": 0}]
+    found = moved(groups=groups, weight_decay=0.5)
+    start, gradient = tree(0), tree(1)
+    for path in PATHS:
+        head, bare = path.startswith("head/"), path.endswith(("bias", "scale"))
+        decay = 0.5 if head or not bare else 0.0  # head/out/bias: the first group says nothing of decay
+        close(found[path], (10 if head else 1) * -0.1 * (gradient[path] + decay * start[path]))
+    swapped = moved(groups=groups[::-1], weight_decay=0.5)
+    close(swapped["head/out/bias"], -0.1 * gradient["head/out/bias"])
+    close(swapped["head/out/kernel"], found["head/out/kernel"])
+
+
+def test_a_factor_of_zero_holds_still():
+    """C33: lr_scale 0 moves nothing, decay included."""
+    found = moved(groups=[{"match": "blocks/**", "lr_scale": 0}], weight_decay=0.5)
+    assert all(not step.any() for path, step in found.items() if path.startswith("blocks/"))
+    assert all(step.any() for path, step in found.items() if path.startswith("head/"))
+
+
+def test_the_default_keeps_decay_off_biases_and_norms():
+    """C33: without a word, decay reaches matrices alone."""
+    with_decay, without = moved(weight_decay=0.5), moved(weight_decay=0.0)
+    changed = {path for path in PATHS if not np.array_equal(with_decay[path], without[path])}
+    assert changed == {path for path in PATHS if path.endswith("kernel")}
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "lamb"])
+def test_decay_is_decoupled_as_optax_has_it(name: str):
+    """C33: five steps with a falling rate equal optax's own decay with a mask; for lamb, whose own is coupled, not."""
+    section = OptimSection(name=name, lr=0.1, weight_decay=0.3, clip=None, schedule={"kind": "linear", "warmup": 2})
+    rate = optax.join_schedules([optax.linear_schedule(0, 0.1, 2), optax.linear_schedule(0.1, 0, 8)], [2])
+    mask = {path: path.endswith("kernel") for path in PATHS}
+    wanted = after(getattr(optax, name)(rate, weight_decay=0.3, mask=mask), 5)
+    found = after(build_optimizer(section, 10, PATHS), 5)
+    same = {p: np.allclose(found[p], wanted[p], rtol=1e-6, atol=1e-7) for p in PATHS}
+    assert same == {p: name != "lamb" or not mask[p] for p in PATHS}
+
+
+def test_clipping_is_by_the_norm_of_all_leaves():
+    """C27: the step that is too long is shortened to the norm asked for; a short one is left alone."""
+    length = float(optax.tree.norm(tree(1)))
+    for clip, wanted in ((0.5, 0.5), (2 * length, length)):
+        found = moved(clip=clip, weight_decay=0.0)
+        assert float(optax.tree.norm(found)) == pytest.approx(0.1 * wanted, rel=1e-5)
+
+
+class Line(nnx.Module):
+    """One linear layer."""
+
+    def __init__(self):
+        self.line = Linear(8, 16, Normal(0.5))
+
+    def __call__(self, batch, *, key=None):
+        return self.line(batch["x"])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("adamw", {"b2": 0.98}),
+        ("sgd", {"momentum": 0.9}),
+        ("lion", {}),
+        ("adafactor", {"min_dim_size_to_factor": 4}),
+        ("lamb", {}),
+        ("rmsprop", {}),
+    ],
+)
+def test_any_optimizer_trains_sharded(name: str, options: dict):
+    """C29, C20: a named optimizer takes two steps on a 2x2x2 mesh, moves every leaf and stays where it was placed."""
+    mesh = meshes.make_mesh(MeshSection(data=2, fsdp=2, tensor=2))
+    template = Template.of(Line())
+    axes = {"line/kernel": ("embed", "mlp"), "line/bias": ("mlp",)}
+    section = OptimSection(name=name, options=options, lr=0.01)
+    optimizer = build_optimizer(section, 10, template.keys)
+    placement = place(mesh, template, axes, template.keys, optimizer)
+    state, frozen = initial_state(template, {}, frozenset(), optimizer, placement, 0, jnp.dtype("float32"))
+    task = SimpleNamespace(loss=lambda out, batch: Ratio((out**2).sum(), batch["weight"].sum()))
+    step = make_train_step(template, task, optimizer, accumulate=2, compute_dtype=jnp.dtype("float32"), seed=0)
+    program = train_program(step, placement, state, frozen)
+    draw = np.random.default_rng(0)
+    batch = {
+        "x": draw.normal(size=(8, 8)).astype(np.float32),
+        "segment_ids": np.ones((8, 1), np.int32),
+        "weight": np.ones((8, 1), np.float32),
+    }
+    put = meshes.put(batch, meshes.batch_sharding(mesh))
+    before, losses = jax.device_get(state.params), []
+    for _ in range(2):
+        state, metrics = program.compile(put)(state, frozen, put)
+        losses.append(float(metrics["loss"].value))
+    assert losses[1] < losses[0]
+    assert all((state.params[path] != before[path]).any() for path in before)
+    assert state.params["line/kernel"].sharding.shard_shape((8, 16)) == (4, 8)
+    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(placement.state), strict=True)
+    assert all(leaf.sharding == wanted for leaf, wanted in pairs)
+    held = [leaf for leaf in jax.tree.leaves(state.opt) if leaf.shape == (8, 16)]
+    assert all(leaf.sharding.shard_shape((8, 16)) == (4, 8) for leaf in held)
+    assert len(held) == {"adamw": 2, "sgd": 1, "lion": 1, "adafactor": 0, "lamb": 2, "rmsprop": 1}[name]
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"name": "adamv"}, "optim.name: optax has no optimizer 'adamv'; did you mean 'adam"),
+        ({"options": {"beta2": 0.9}}, "optim.options.beta2: adamw has no such argument"),
+        ({"options": {"weight_decay": 0.1}}, "optim.options.weight_decay: is set by optim.weight_decay"),
+        ({"groups": [{"match": "heads/**", "lr_scale": 2}]}, "'heads/**' matches no parameter; the nearest are head/"),
+    ],
+)
+def test_what_is_wrong_is_named(section: dict, message: str):
+    """C26: an optimizer, option or pattern that means nothing is an error that names it and what is near."""
+    with pytest.raises(ConfigError) as caught:
+        build_optimizer(OptimSection(**section), 10, PATHS)
+    assert message in str(caught.value)
