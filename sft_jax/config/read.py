@@ -27,9 +27,9 @@ Tree = dict[str, Any]
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads numbers and booleans as YAML 1.2 does, and refuses aliases and duplicate keys."""
 
-    # YAML 1.1 takes 2e-5 for text and `no` for false; people mean a number and a word.
+    # YAML 1.1 takes 2e-5 for text, `no` for false and 1:30 for ninety; people mean a number and two words.
     yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in pairs if not tag.endswith((":bool", ":float"))]
+        first: [(tag, pattern) for tag, pattern in pairs if not tag.endswith((":bool", ":int", ":float"))]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -51,6 +51,7 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf|\.nan)$"),

@@ -68,7 +68,7 @@ def begin(config: Config, directory: Path, manifest: Mapping[str, Any]) -> None:
     if not is_used(directory):
         directory.mkdir(parents=True, exist_ok=True, mode=0o750)
         write_json(directory / "manifest.json", manifest)
-        (directory / "config.yaml").write_text(write_config(config), encoding="utf-8")
+        write_whole(directory / "config.yaml", write_config(config))
         return
     before = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
     differing = [
@@ -131,9 +131,14 @@ def git_state() -> dict[str, Any] | None:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write a JSON file that appears whole or not at all."""
+    """Write plain data as a JSON file."""
+    write_whole(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that appears whole or not at all."""
     fresh = file.with_name(f".{file.name}.new")
-    fresh.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    fresh.write_text(text, encoding="utf-8")
     fresh.rename(file)
 
 
