@@ -28,7 +28,7 @@ from sft_jax.data.order import Order
 from sft_jax.data.prepare import cut
 from sft_jax.data.sources import load_rows
 from sft_jax.data.text import load_tokenizer
-from sft_jax.errors import ConfigError, DataError, RunError, did_you_mean
+from sft_jax.errors import ConfigError, DataError, ModelError, RunError, did_you_mean
 from sft_jax.export import export_model, model_card
 from sft_jax.models.family import Model, build_model, load_model
 from sft_jax.nn.template import Params
@@ -126,8 +126,10 @@ def prepare(config: Config) -> Run:
         split: task.encode(found, tokenizer, config.data.max_length, f"data.{split}", True)
         for split, found in rows.items()
     }
+    _check_ids(model, data)
     where, shapes = str(checkpoint.directory), model.template.shapes
     matched = match(model.table, shapes, checkpoint.shapes, where, new_head=config.model.head == "new")
+    _check_head(task, matched, checkpoint)
     batches, evals = _batches(config, mesh, data)
     paths = model.template.keys
     frozen = frozen_paths(config.train.freeze, paths)
@@ -331,6 +333,30 @@ def _check_metric(config: Config, task: Task) -> None:
         hint = did_you_mean(name, task.metric_names)
         raise ConfigError(
             f"eval.best_metric: {task.kind} has no metric '{name}'{hint} (known: {', '.join(task.metric_names)})"
+        )
+
+
+def _check_ids(model: Model, data: Mapping[str, Encoded]) -> None:
+    """Tokenizer and model must fit: a lookup beyond a table would be NaN, and nobody would know why."""
+    for split, found in data.items():
+        for name, limit in model.limits.items():
+            largest = int(found.tokens[name].max()) if name in found.tokens else 0
+            if largest >= limit:
+                raise DataError(
+                    f"data.{split}: the tokenizer gives {name} up to {largest}, the model has {limit} of them; "
+                    f"use the tokenizer that belongs to the model"
+                )
+
+
+def _check_head(task: Task, matched: Matched, checkpoint: Checkpoint) -> None:
+    """A head that was trained for other labels, or for these in another order, must not be taken for this one."""
+    named = checkpoint.config.get("id2label") or {}
+    theirs = [str(name) for _, name in sorted(named.items(), key=lambda item: int(item[0]))]
+    plain = [f"LABEL_{number}" for number in range(len(theirs))]  # what transformers calls them for want of names
+    if "head/out/kernel" in matched.loaded and theirs not in ([], plain, list(task.labels)):
+        raise ModelError(
+            f"model.head: the checkpoint's head is for {', '.join(theirs)}, the task has {', '.join(task.labels)}; "
+            f"set task.labels to the checkpoint's, or model.head=new"
         )
 
 

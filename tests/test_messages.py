@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import WORDS, write_model, write_rows
 from datasets import ClassLabel, Dataset, Features, Value
+from safetensors.numpy import load_file, save_file
 
 from sft_jax import console, run
 from sft_jax.config.schema import Config
@@ -360,3 +361,28 @@ def test_predict_from_what_cannot_be_read(tmp_path):
 
 
 ALONE = ("data.source.validation=null", "data.source.test=null", "eval.every=never")
+
+
+def test_a_head_for_other_labels_is_not_taken_for_this_one(tmp_path, configure):
+    """A checkpoint's head whose labels have other names or another order is refused, with both remedies."""
+    source = write_model(tmp_path / "other", {"id2label": {"0": "good", "1": "bad"}}, head=2)
+    with pytest.raises(ModelError, match=r"head is for good, bad, the task has 0, 1; .*model\.head=new"):
+        run.prepare(configure(f"model.source={source}"))
+    assert run.prepare(configure(f"model.source={source}", "model.head=new")).matched.initialised
+    assert not run.prepare(configure(f"model.source={source}", "task.labels=[good, bad]")).matched.initialised
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, configure):
+    """A token number beyond the model's table would be NaN on the device; it is named on the host."""
+    source = write_model(tmp_path / "small", {"vocab_size": 20})
+    with pytest.raises(DataError, match=r"input_ids up to \d+, the model has 20 of them"):
+        run.prepare(configure(f"model.source={source}"))
+
+
+def test_half_a_layer_is_refused(tmp_path, configure):
+    """C17: a head whose bias was lost is not made up."""
+    source = write_model(tmp_path / "half", head=2)
+    tensors = load_file(source / "model.safetensors")
+    save_file({n: t for n, t in tensors.items() if n != "classifier.bias"}, source / "model.safetensors")
+    with pytest.raises(ModelError, match=r"classifier\.bias: not in the checkpoint, which has the rest of that layer"):
+        run.prepare(configure(f"model.source={source}"))

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from sft_jax.models.encoder import Encoder, EncoderConfig
+from sft_jax.models.encoder import Encoder, EncoderConfig, limits
 from sft_jax.models.family import Family, Head, refuse
 from sft_jax.nn.heads import PooledHead
 from sft_jax.nn.template import Normal
@@ -94,5 +94,5 @@ FAMILY = Family(
     table=table,
     heads={"sequence_classification": "ForSequenceClassification"},
     classes={"bert": "Bert"},
-    max_length=lambda config: config.num_positions,
+    limits=limits,
 )

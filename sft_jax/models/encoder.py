@@ -54,6 +54,12 @@ class EncoderConfig:
             raise ModelError(f"config.json: activation '{self.activation}' is not supported{hint} (known: {known})")
 
 
+def limits(config: EncoderConfig) -> dict[str, int]:
+    """The numbers that the tables of an encoder can be asked for: each below its limit."""
+    types = {"token_type_ids": config.num_types} if config.num_types else {}
+    return {"input_ids": config.vocab_size, "position_ids": config.num_positions - config.position_offset, **types}
+
+
 class Embeddings(nnx.Module):
     """Words, positions and, where the family has them, token types; summed and normed."""
 

@@ -44,7 +44,7 @@ class Family:
     table: Callable[[Any, Head], Table]
     heads: dict[str, str]  # kind of head -> ending of the class that `transformers` reads it with
     classes: dict[str, str]  # model type -> beginning of that class
-    max_length: Callable[[Any], int]  # the longest document, in tokens
+    limits: Callable[[Any], dict[str, int]]  # of each input that is looked up in a table, the first number too large
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,12 @@ class Model:
     config: Any
     template: Template
     table: Table
-    max_length: int
+    limits: dict[str, int]
+
+    @property
+    def max_length(self) -> int:
+        """The longest document, in tokens."""
+        return self.limits["position_ids"]
 
 
 def find_family(config: dict[str, Any], where: str) -> Family:
@@ -80,7 +85,7 @@ def build_model(config: dict[str, Any], head: Head, where: str, dropout: float |
         raise ModelError(f"{where}: config.json lacks {error}; fetch the checkpoint again") from None
     template, table = Template.of(family.build(settings, head)), family.table(settings, head)
     check_covers(table, template.keys)
-    return Model(family, settings, template, table, family.max_length(settings))
+    return Model(family, settings, template, table, family.limits(settings))
 
 
 def load_model(

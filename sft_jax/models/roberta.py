@@ -11,7 +11,7 @@ from flax import nnx
 
 from sft_jax.errors import ModelError
 from sft_jax.models import bert
-from sft_jax.models.encoder import Encoder, EncoderConfig
+from sft_jax.models.encoder import Encoder, EncoderConfig, limits
 from sft_jax.models.family import Family, Head
 from sft_jax.nn.heads import PooledHead
 from sft_jax.nn.template import Normal
@@ -52,5 +52,5 @@ FAMILY = Family(
     table=table,
     heads={"sequence_classification": "ForSequenceClassification"},
     classes={"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"},
-    max_length=lambda config: config.num_positions - config.position_offset,
+    limits=limits,
 )

@@ -121,6 +121,11 @@ def match(
             problems.append(f"{name}: shape {theirs} for {row.ours}, expected {ours}{remedy}")
         else:
             loaded[row.ours] = name
+    problems += [
+        f"{row.theirs}: not in the checkpoint, which has the rest of that layer; set model.head=new"
+        for row in table.rows
+        if row.head and row.ours in initialised and any(p.startswith(f"{row.ours.rpartition('/')[0]}/") for p in loaded)
+    ]
     ignored = [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in table.ignore)]
     wanted = [row.theirs for row in table.rows if row.ours not in loaded]
     for name in sorted(set(names) - set(ignored)):

@@ -1,6 +1,7 @@
 """Three seeds for three kinds of chance; dropout masks know the seed and the step, and no layout."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from sft_jax import mesh as meshes
 from sft_jax.config.schema import MeshSection
 from sft_jax.nn import random
 from sft_jax.nn.layers import dropout
-from sft_jax.run import Run, initial, prepare
+from sft_jax.run import Run, initial, prepare, train_program
 
 DROPOUT = ("model.dropout=0.1", "optim.name=sgd", "optim.lr=0.1", "train.accumulate=2", "data.layout.kind=packed")
 MESHES = {"2": ["mesh.data=2"], "4": ["mesh.data=4"], "1x2x2": ["mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2"]}
@@ -49,6 +50,20 @@ def test_losses_under_dropout_do_not_depend_on_devices(ready, alone: np.ndarray,
 def test_another_mask_would_be_seen(ready, alone: np.ndarray):
     """R20, R21: negative control; another dropout seed moves the loss a thousand times the tolerance."""
     assert abs(take_steps(ready(*DROPOUT, "seed.dropout=1"), 2).losses / alone - 1).min() > 1e-3
+
+
+def test_masks_follow_the_step(ready):
+    """R20: the same batch and parameters at another step have another loss, and at the same step the same one."""
+    run = ready(*DROPOUT)
+    losses = []
+    for step in (0, 5, 0):
+        state, frozen = initial(run)
+        at_step = meshes.put({"step": np.asarray(step, np.int32)}, meshes.replicated(run.mesh))["step"]
+        program, batch = train_program(run, state, frozen), run.batches[0]
+        _, metrics = program.compile(batch)(replace(state, step=at_step), frozen, run.put(batch))
+        losses.append(float(metrics["loss"].total))
+    assert losses[0] == losses[2]
+    assert abs(losses[1] / losses[0] - 1) > 1e-3
 
 
 def test_masks_are_bit_equal_across_layouts():
