@@ -5,11 +5,18 @@ Nothing here needs the network, torch or an accelerator.
 
 import csv
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little: the compiler's optimisations would cost more than they save.
 FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+# Equal programs are compiled once in a session: by this process, its workers, and the processes that tests start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    programs = tempfile.TemporaryDirectory(prefix="sft-jax-tests-", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
 
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +55,10 @@ TINY = {
     "attention_probs_dropout_prob": 0.0,
     "initializer_range": 0.2,
 }
+
+# One layer and one shape: the least to compile, for tests of whole runs that need no more.
+SMALL = {"num_hidden_layers": 1}
+ONE_SHAPE = "data.layout.kind=padded"
 
 
 def write_tokenizer(directory: Path) -> None:

@@ -13,14 +13,12 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
 import pytest
-from conftest import WORDS, write_model, write_rows
-from small_runs import SMALL, cache_environment, programs_kept
+from conftest import SMALL, WORDS, write_model, write_rows
 
 import sft_jax
 from sft_jax import machine
@@ -57,13 +55,6 @@ def sft_jax_command(*words: object, stdin: str = "") -> Said:
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep compiled programs, also for other processes."""
-    with programs_kept(tmp_path_factory.getbasetemp() / "programs"):
-        yield tmp_path_factory.getbasetemp() / "programs"
-
-
-@pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a tiny model, rows, and `base.yaml` that trains the one on the others."""
     home = tmp_path_factory.mktemp("cli")
@@ -89,7 +80,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(home: Path, programs: Path) -> Said:
+def trained(home: Path) -> Said:
     """`base.yaml`, trained for four steps."""
     said = sft_jax_command("train", home / "base.yaml", "train.steps=4", "eval.every=2")
     assert said.code == 0, said.err
@@ -300,7 +291,7 @@ def test_example_is_right(file):
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
-def test_example_runs(file, home, programs, tmp_path):
+def test_example_runs(file, home, tmp_path):
     """Every file in configs/ runs when it is shrunk: a tiny model, few rows with its columns, two steps."""
     config = read_config([file])
     names = config.task.labels or ["0", "1"]
@@ -334,7 +325,7 @@ def test_example_runs(file, home, programs, tmp_path):
 # Stopping.
 
 
-def test_not_finite(home, programs, tmp_path):
+def test_not_finite(home, tmp_path):
     """C10: training that leaves the numbers ends with 76 and the step, and what is not finite is not saved."""
     words = ["train", home / "base.yaml", f"run.dir={tmp_path / 'run'}", "train.steps=6", "optim.name=sgd"]
     said = sft_jax_command(*words, "optim.lr=1e30", "optim.clip=null", "eval.every=never")
@@ -344,25 +335,24 @@ def test_not_finite(home, programs, tmp_path):
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
-def test_interrupted(home, programs, tmp_path):
+def test_interrupted(home, tmp_path):
     """R5: Ctrl-C saves, leaves with 130 and names the command that goes on; that command goes on with the next step."""
     command = [Path(sys.executable).with_name("sft-jax"), "train", str(home / "base.yaml")]
     command += [f"run.dir={tmp_path / 'run of mine'}", "train.steps=1000000", "eval.every=never"]
-    first, said = interrupt(command, programs)
+    first, said = interrupt(command)
     assert first == 1 and said.code == 130, said.err
     stopped = re.search(r"stopped and saved at step (\d+) of 1000000; to go on: (sft-jax train .*)$", said.err, re.M)
     assert stopped, said.err
     assert "Traceback" not in said.err + said.out and "\x1b" not in said.out
     again = [command[0], *shlex.split(stopped[2])[1:]]
     assert again[1:] == command[1:]
-    first, said = interrupt(again, programs)
+    first, said = interrupt(again)
     assert first == int(stopped[1]) + 1 and said.code == 130
 
 
-def interrupt(command: list, programs: Path) -> tuple[int, Said]:
+def interrupt(command: list) -> tuple[int, Said]:
     """(the first step that is reported, what is left) of a training process that is interrupted at that step."""
-    environment = {**os.environ, **cache_environment(programs)}
-    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         shown = []
         for line in process.stdout:

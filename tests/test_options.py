@@ -20,10 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import WORDS, write_model
+from conftest import ONE_SHAPE, SMALL, WORDS, write_model
 from datasets import Dataset
 from pydantic import BaseModel
-from small_runs import ONE_SHAPE, SMALL, programs_kept
 
 from sft_jax import run as runs
 from sft_jax.config.read import known_keys, write_config
@@ -278,13 +277,6 @@ CALLS: list[tuple[Any, ...]] = []  # what was asked of the hub
 
 
 @pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> typing.Iterator[None]:
-    """Keep compiled programs."""
-    with programs_kept(tmp_path_factory.getbasetemp() / "programs"):
-        yield
-
-
-@pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A model of one layer, the same with a head and other numbers, and rows with more columns than are needed."""
     home = tmp_path_factory.mktemp("options")
@@ -321,7 +313,7 @@ def hub(small, monkeypatch):
 
 
 @pytest.fixture
-def prepare(configure, small, hub, rows_of, compiled_once, tmp_path) -> Callable[..., Run]:
+def prepare(configure, small, hub, rows_of, tmp_path) -> Callable[..., Run]:
     """`prepare("key=value", ...)`: a run of its own directory; capital words stand for files."""
     numbers = itertools.count()
 

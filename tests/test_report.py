@@ -8,9 +8,8 @@ import signal
 
 import jax.numpy as jnp
 import pytest
-from conftest import write_model
+from conftest import ONE_SHAPE, SMALL, write_model
 from rich.console import Console
-from small_runs import ONE_SHAPE, SMALL, programs_kept
 
 from sft_jax import run
 from sft_jax.errors import Interrupted, NonFiniteError
@@ -102,14 +101,13 @@ def test_every_step_is_reported_once(configure, tmp_path_factory):
     config = configure(source, ONE_SHAPE, "train.steps=8", "train.log_every=3", "eval.every=4")
     prepared = run.prepare(config)
     whole = [int((prepared.batches[step]["segment_ids"] > 0).sum()) for step in range(8)]
-    with programs_kept(home / "programs"):
-        with pytest.raises(Interrupted, match=r"stopped and saved at step \d of 8") as caught:
-            run.train(prepared, StopAfter(3))
-        assert caught.value.exit_code == 130
-        stopped = int(re.search(r"step (\d)", str(caught.value))[1])
-        run.train(run.prepare(config))
-        found = lines(prepared.directory / "metrics.jsonl")
-        run.train(run.prepare(config))  # done already: tested again, and nothing else
+    with pytest.raises(Interrupted, match=r"stopped and saved at step \d of 8") as caught:
+        run.train(prepared, StopAfter(3))
+    assert caught.value.exit_code == 130
+    stopped = int(re.search(r"step (\d)", str(caught.value))[1])
+    run.train(run.prepare(config))
+    found = lines(prepared.directory / "metrics.jsonl")
+    run.train(run.prepare(config))  # done already: tested again, and nothing else
     trained = [line for line in found if line["kind"] == "train"]
     steps = [line["step"] for line in trained]
     assert 3 < stopped < 8 and stopped in steps and steps == sorted(set(steps)) and steps[-1] == 8

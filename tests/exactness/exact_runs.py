@@ -1,14 +1,10 @@
-"""What the exactness tests share: small runs in directories of their own, real stops, digests and comparisons.
-
-Compiling is most of what these tests would cost, so that every test file takes in `compile_cache`: programs that are
-the same to the letter are compiled once in a session, and what they compute is what they would compute anyway.
-"""
+"""What the exactness tests share: small runs in directories of their own, real stops, digests and comparisons."""
 
 import hashlib
 import json
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from sft_jax.config.read import read_config
 from sft_jax.config.schema import Config
@@ -30,24 +25,6 @@ from sft_jax.run import Run, initial, prepare, train, train_program
 from sft_jax.train.state import TrainState, place
 
 TIMES = ("tokens_per_second", "seconds_left")  # the fields of metrics.jsonl that hold times
-CACHE = {
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-    "jax_persistent_cache_enable_xla_caches": "none",
-}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Equal programs are compiled once in a session."""
-    wanted = {**CACHE, "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled")}
-    before = {name: getattr(jax.config, name) for name in wanted}
-    for values in (wanted, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is wanted:
-            yield Path(wanted["jax_compilation_cache_dir"])
 
 
 def small_model(factory: pytest.TempPathFactory) -> Path:

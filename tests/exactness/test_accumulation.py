@@ -10,7 +10,6 @@ import pytest
 from conftest import write_rows
 from exact_runs import (
     Steps,
-    compile_cache,  # noqa: F401
     distance,
     gradient,
     gradient_by_hand,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from exact_runs import compile_cache, settings, small_model  # noqa: F401
+from exact_runs import settings, small_model
 
 from sft_jax.run import Run, initial, prepare, train_program
 from sft_jax.train.step import make_train_step

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import write_rows
-from exact_runs import compile_cache, settings, small_model  # noqa: F401
+from exact_runs import settings, small_model
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from sft_jax.data.batch import Shape, collate

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from exact_runs import compile_cache, gradient, norm, settings, small_model, take_steps  # noqa: F401
+from exact_runs import gradient, norm, settings, small_model, take_steps
 from safetensors.numpy import load_file
 
 from sft_jax.nn.template import Template

@@ -18,8 +18,6 @@ from typing import Any
 import jax
 import pytest
 from exact_runs import (
-    CACHE,
-    compile_cache,  # noqa: F401
     differing,
     digest,
     documents,
@@ -55,7 +53,7 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory, rows: Path, compile_cache: Path) -> Story:  # noqa: F811
+def story(tmp_path_factory: pytest.TempPathFactory, rows: Path) -> Story:
     """One launch of two processes, for all of the tests below."""
     work, model = tmp_path_factory.mktemp("hosts"), small_model(tmp_path_factory)
 
@@ -68,12 +66,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, rows: Path, compile_cache: P
     saved, _ = restore(prepare(make("hosts")), Checkpoints(work / "hosts" / "checkpoints", 2), STOP)
     _through_a_grid(make("grid", *GRID), work / "hosts" / "checkpoints", work / "in", saved)
     (work / "config.yaml").write_text(write_config(make("hosts", "mesh.data=-1")), encoding="utf-8")
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(compile_cache),
-        **{name.upper(): str(value) for name, value in CACHE.items()},
-    }
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # one device a process
     command = [sys.executable, str(Path(__file__).with_name("host_worker.py")), work / "config.yaml", work]
     launched = subprocess.run(
         [ROOT / "launch" / "local.sh", "2", *command],

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from exact_runs import compile_cache, differing, metrics_lines, settings, train_until  # noqa: F401
+from exact_runs import differing, metrics_lines, settings, train_until
 
 from sft_jax.config.schema import Config
 from sft_jax.run import evaluate, open_run, prepare, train, trained

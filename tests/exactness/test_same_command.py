@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from exact_runs import compile_cache, metrics_lines, settings, small_model, train_until  # noqa: F401
+from exact_runs import metrics_lines, settings, small_model, train_until
 
 from sft_jax.config.read import write_config
 
@@ -19,6 +19,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory, rows: Path) -> dict[st
     """Three runs of `sft-jax train` in fresh processes, the last one stopped before in another process."""
     work, model = tmp_path_factory.mktemp("commands"), small_model(tmp_path_factory)
     started = []
+    fresh = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}  # each compiles for itself
     for name in NAMES:
         home = work / name
         home.mkdir()
@@ -29,7 +30,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory, rows: Path) -> dict[st
             assert metrics_lines(home / "run")[-1]["step"] == 8
         command = [sys.executable, "-m", "sft_jax", "train", "config.yaml"]
         with open(home / "log", "w") as log:
-            started.append(subprocess.Popen(command, cwd=home, stdout=log, stderr=subprocess.STDOUT, env=os.environ))
+            started.append(subprocess.Popen(command, cwd=home, stdout=log, stderr=subprocess.STDOUT, env=fresh))
     codes = [process.wait(timeout=240) for process in started]
     assert codes == [0, 0, 0], "".join((work / name / "log").read_text()[-3000:] for name in NAMES)
     return {name: work / name / "run" for name in NAMES}

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 from exact_runs import (
-    compile_cache,  # noqa: F401
     differing,
     digest,
     documents,
