@@ -11,7 +11,7 @@ import typer
 
 from sft_jax.config.read import read_config, write_config
 from sft_jax.config.schema import Config
-from sft_jax.errors import ConfigError, Interrupted, did_you_mean
+from sft_jax.errors import ConfigError, DataError, Interrupted, did_you_mean
 
 app = typer.Typer(
     help="Fine-tune pretrained Hugging Face checkpoints with labelled data, in JAX.",
@@ -82,7 +82,7 @@ def predict(
     from sft_jax.infer.predict import load_predictor, read_inputs
 
     predictor = load_predictor(model)
-    lines = sys.stdin.buffer.read().decode("utf-8", "replace").split("\n") if file is None else None
+    lines = _stdin() if file is None else None
     rows = read_inputs(file or "", predictor.task, lines)
     for record in predictor(rows, batch_size, raw=raw):
         print(json.dumps(record, ensure_ascii=False))
@@ -142,6 +142,13 @@ def _read(words: list[str]) -> Config:
     if not files:
         raise ConfigError("command line: no configuration file; give one, such as configs/quickstart.yaml")
     return read_config(files, [w for w in words if "=" in w])
+
+
+def _stdin() -> list[str]:
+    try:
+        return sys.stdin.read().split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input: not UTF-8 at byte {error.start}; convert it, with iconv say") from None
 
 
 def _recipes() -> dict[str, Path]:

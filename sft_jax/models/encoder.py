@@ -5,6 +5,7 @@ Letters: r rows of the batch, t tokens in a row, e size of the hidden states. A 
 """
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -42,7 +43,7 @@ class EncoderConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             least = 1 if field.type is int and field.name not in ("num_types", "position_offset") else 0
-            kinds = (int, float) if field.type is float else (field.type,)
+            kinds: tuple[Any, ...] = (int, float) if field.type is float else (field.type,)
             if type(value) not in kinds or (field.type in (int, float) and not value >= least):
                 number = f" of at least {least}" if field.type in (int, float) else ""
                 raise ModelError(f"config.json: {field.name} is {value!r:.60}, expected {kinds[-1].__name__}{number}")
