@@ -14,14 +14,14 @@ def majority(train: Labels, test: Labels) -> float:
 
 
 def tfidf(texts: Sequence[str], labels: Labels, test_texts: Sequence[str], test_labels: Labels) -> float:
-    """Accuracy of logistic regression on TF-IDF weights of words and word pairs, at scikit-learn's defaults."""
+    """Accuracy of logistic regression on TF-IDF weights of words and word pairs; a strong setting for short texts."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     if len(set(labels)) < 2:  # nothing to tell apart
         return majority(labels, test_labels)
-    words = TfidfVectorizer(ngram_range=(1, 2))
-    model = LogisticRegression(max_iter=1000)
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    model = LogisticRegression(C=4, max_iter=1000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of iterations, which a baseline may run out of
         model.fit(words.fit_transform(texts), labels)
