@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: quickstart test test-newer lint docs clean
 
-quickstart: $(VENV)/user  ## fine-tune a real encoder on real sentences, about two minutes of training on two cores
+quickstart: $(VENV)/user  ## fine-tune a real encoder on real sentences
 	$(BIN)/sft-jax train configs/quickstart.yaml
 
 test: $(VENV)/developer  ## every test, offline, on the CPU

@@ -38,14 +38,14 @@ At = Annotated[str, typer.Option("--at", help="Which checkpoint: best or latest.
 def train(words: Words) -> None:
     """Train, or go on where the run directory stopped; then test and export the best step."""
     config = _read(words)
-    from sft_jax import console, run
+    from sft_jax import console, jobs, run
 
     prepared = run.prepare(config)  # joins the other processes, so it comes before anything that asks for devices
     screen = console.start()
     console.show_run(screen.console, prepared)
     screen.steps = prepared.batches.steps
     try:
-        result = run.train(prepared, screen)
+        result = jobs.train(prepared, screen)
     except Interrupted as stop:
         command = shlex.join(["sft-jax", "train", *words])
         raise Interrupted(f"{stop}; to go on: {command}", stop.exit_code) from None
@@ -62,10 +62,10 @@ def evaluate(
     at: At = "best",
 ) -> None:
     """Score the best step of a run on one of its splits."""
-    from sft_jax import console, run
+    from sft_jax import console, jobs, run
 
     prepared = run.open_run(path, overrides or [])
-    metrics, tables, step = run.evaluate(prepared, split, at)
+    metrics, tables, step = jobs.evaluate(prepared, split, at)
     console.show_evaluation(console.start().console, split, step, metrics, tables)
 
 
@@ -91,9 +91,9 @@ def predict(
 @app.command()
 def export(path: RunDir, out: Annotated[Path, typer.Argument(help="A new directory.")], at: At = "best") -> None:
     """Write the best step of a run as a Hugging Face directory."""
-    from sft_jax import run
+    from sft_jax import jobs, run
 
-    step = run.export(run.open_run(path), out, at)
+    step = jobs.export(run.open_run(path), out, at)
     print(f"step {step} of {path} is in {out}; try: echo 'some text' | sft-jax predict {out}")
 
 

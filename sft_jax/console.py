@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sft_jax.data.loader import padding_share
-from sft_jax.run import Result, Run
+from sft_jax.jobs import Result
+from sft_jax.run import Run
 from sft_jax.train.report import Screen
 from sft_jax.weights.files import count
 

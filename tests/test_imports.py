@@ -17,9 +17,10 @@ RANKS = {
     "train": 5,
     **dict.fromkeys(("infer", "export", "study"), 6),
     "run": 7,
-    "console": 8,
-    "cli": 9,
-    "__main__": 10,
+    "jobs": 8,
+    "console": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 FLAX = {"nn", "models", "adapt"}  # the only rooms that may
 NO_JAX = {"errors", "paths", "assets", "machine", "config", "data"}

@@ -9,7 +9,7 @@ from conftest import WORDS, write_model, write_rows
 from datasets import ClassLabel, Dataset, Features, Value
 from safetensors.numpy import load_file, save_file
 
-from sft_jax import console, run
+from sft_jax import console, jobs, run
 from sft_jax.config.schema import Config
 from sft_jax.errors import ConfigError, DataError, ModelError, RunError, SftError
 from sft_jax.infer.predict import load_predictor, read_inputs
@@ -265,7 +265,7 @@ def test_head_of_another_size(configure: Make, tmp_path):
 def begun(configure: Make) -> Config:
     """The configuration of a run that began."""
     config = configure()
-    run.begin_directory(run.prepare(config))
+    jobs.begin_directory(run.prepare(config))
     return config
 
 
@@ -290,9 +290,9 @@ def test_resume_with_other_rows(begun, configure: Make, rows, tmp_path, tiny):
         with pytest.raises(
             RunError, match=rf"cannot go on; give another run.dir: 1 problem\n  - {what}: not what the run"
         ):
-            run.begin_directory(again)
+            jobs.begin_directory(again)
         file.write_text(json.dumps(manifest))
-    run.begin_directory(again)
+    jobs.begin_directory(again)
 
 
 def test_resume_policy(begun, configure: Make, tmp_path):
@@ -322,16 +322,16 @@ def test_open_a_run_with_an_odd_name(configure: Make, tmp_path):
 def test_unknown_split(begun):
     """A split that the run does not have is refused, with those that it has."""
     with pytest.raises(ConfigError, match="split 'tset': this run has validation, test; name one of them"):
-        run.evaluate(run.open_run(Path(begun.run.dir)), "tset")
+        jobs.evaluate(run.open_run(Path(begun.run.dir)), "tset")
 
 
 def test_unknown_checkpoint(begun):
     """What is neither best nor latest is refused, and so is a run without a checkpoint."""
     opened = run.open_run(Path(begun.run.dir))
     with pytest.raises(ConfigError, match=r"--at: expected best or latest, got 'lates'; did you mean 'latest'\?"):
-        run.evaluate(opened, "test", "lates")
+        jobs.evaluate(opened, "test", "lates")
     with pytest.raises(RunError, match="no checkpoint yet; train first"):
-        run.evaluate(opened, "test", "latest")
+        jobs.evaluate(opened, "test", "latest")
 
 
 # Prediction.

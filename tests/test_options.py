@@ -24,6 +24,7 @@ from conftest import ONE_SHAPE, SMALL, WORDS, write_model
 from datasets import Dataset
 from pydantic import BaseModel
 
+from sft_jax import jobs
 from sft_jax import run as runs
 from sft_jax.config.read import known_keys, write_config
 from sft_jax.errors import ConfigError, RunError, SftError
@@ -178,7 +179,7 @@ def train(run: Run) -> Trained:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoints, "save", noted_save)
         patch.setattr(grain, "ReadOptions", noted_options)
-        home = runs.train(run).directory
+        home = jobs.train(run).directory
     lines = [json.loads(line) for line in (home / "metrics.jsonl").read_text().splitlines()]
     steps = {kind: [line["step"] for line in lines if line["kind"] == kind] for kind in ("train", "validation")}
     kept = sorted(int(found.name) for found in (home / "checkpoints").iterdir())

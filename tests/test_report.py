@@ -11,7 +11,7 @@ import pytest
 from conftest import ONE_SHAPE, SMALL, write_model
 from rich.console import Console
 
-from sft_jax import run
+from sft_jax import jobs, run
 from sft_jax.errors import Interrupted, NonFiniteError
 from sft_jax.tasks.task import Ratio
 from sft_jax.train.meter import Meter
@@ -102,12 +102,12 @@ def test_every_step_is_reported_once(configure, tmp_path_factory):
     prepared = run.prepare(config)
     whole = [int((prepared.batches[step]["segment_ids"] > 0).sum()) for step in range(8)]
     with pytest.raises(Interrupted, match=r"stopped and saved at step \d of 8") as caught:
-        run.train(prepared, StopAfter(3))
+        jobs.train(prepared, StopAfter(3))
     assert caught.value.exit_code == 130
     stopped = int(re.search(r"step (\d)", str(caught.value))[1])
-    run.train(run.prepare(config))
+    jobs.train(run.prepare(config))
     found = lines(prepared.directory / "metrics.jsonl")
-    run.train(run.prepare(config))  # done already: tested again, and nothing else
+    jobs.train(run.prepare(config))  # done already: tested again, and nothing else
     trained = [line for line in found if line["kind"] == "train"]
     steps = [line["step"] for line in trained]
     assert 3 < stopped < 8 and stopped in steps and steps == sorted(set(steps)) and steps[-1] == 8

@@ -1,7 +1,8 @@
 """The whole way once, small: configuration to exported model and back."""
 
 from sft_jax.infer.predict import load_predictor
-from sft_jax.run import evaluate, open_run, prepare, train
+from sft_jax.jobs import evaluate, train
+from sft_jax.run import open_run, prepare
 
 
 def test_train_evaluate_predict(configure):

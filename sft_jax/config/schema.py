@@ -98,7 +98,7 @@ class Hub(Section):
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     train: str = "train"
-    """Split to train on; slices such as `train[:80%]` work."""
+    """Split to train on; of the hub also a slice such as `train[:80%]`."""
     validation: str | None = None
     """Split to validate on while training."""
     test: str | None = None

@@ -16,7 +16,11 @@ from sft_jax.paths import first_match
 
 
 def learning_rate(section: OptimSection, steps: int) -> optax.Schedule:
-    """The rate of step k, the first being step 0, for a run of `steps` steps; as in `transformers`' schedules."""
+    """The rate of step k, the first being step 0, for a run of `steps` steps.
+
+    Linear, cosine and constant are those of `transformers`. `wsd` decays linearly, and `inverse_sqrt` falls from the
+    end of the warmup as 1 / sqrt(k), from step 1 on where there is none.
+    """
     schedule, peak = section.schedule, section.lr
     warmup = warmup_steps(schedule, steps)
     after = max(1, steps - warmup)

@@ -20,8 +20,9 @@ from sft_jax.config.schema import Config
 from sft_jax.data.batch import Batch, Shape, collate
 from sft_jax.data.loader import TrainBatches
 from sft_jax.errors import Interrupted
+from sft_jax.jobs import train
 from sft_jax.mesh import to_host
-from sft_jax.run import Run, initial, prepare, train, train_program
+from sft_jax.run import Run, initial, prepare, train_program
 from sft_jax.train.state import TrainState, place
 
 TIMES = ("tokens_per_second", "seconds_left")  # the fields of metrics.jsonl that hold times

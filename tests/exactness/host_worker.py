@@ -12,8 +12,9 @@ import jax
 from exact_runs import digest, documents, recorded
 
 from sft_jax.config.read import read_config
+from sft_jax.jobs import train
 from sft_jax.mesh import to_host
-from sft_jax.run import initial, prepare, restore, train
+from sft_jax.run import initial, prepare, restore
 from sft_jax.train.checkpoint import Checkpoints
 
 

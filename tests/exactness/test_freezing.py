@@ -11,8 +11,9 @@ import pytest
 from exact_runs import gradient, norm, settings, small_model, take_steps
 from safetensors.numpy import load_file
 
+from sft_jax.jobs import train
 from sft_jax.nn.template import Template
-from sft_jax.run import Run, initial, prepare, train, train_program
+from sft_jax.run import Run, initial, prepare, train_program
 from sft_jax.weights.table import save
 
 FREEZE = "train.freeze=['embed/**','blocks/0/attn/**']"

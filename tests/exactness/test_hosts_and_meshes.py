@@ -30,7 +30,8 @@ from exact_runs import (
 
 from sft_jax.config.read import write_config
 from sft_jax.config.schema import Config
-from sft_jax.run import initial, prepare, restore, train
+from sft_jax.jobs import train
+from sft_jax.run import initial, prepare, restore
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.state import TrainState
 

@@ -8,7 +8,8 @@ import pytest
 from exact_runs import differing, metrics_lines, settings, train_until
 
 from sft_jax.config.schema import Config
-from sft_jax.run import evaluate, open_run, prepare, train, trained
+from sft_jax.jobs import evaluate, train, trained
+from sft_jax.run import open_run, prepare
 from sft_jax.train.checkpoint import Checkpoints
 
 FREEZES = {"full": "[]", "frozen": "['embed/**','blocks/0/**']"}

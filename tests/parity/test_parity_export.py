@@ -13,7 +13,8 @@ from sft_jax.config.schema import SequenceClassification
 from sft_jax.data.text import load_tokenizer, tokenize
 from sft_jax.export import export_model
 from sft_jax.infer.predict import load_predictor
-from sft_jax.run import prepare, train
+from sft_jax.jobs import train
+from sft_jax.run import prepare
 from sft_jax.tasks.task import build_task
 from sft_jax.weights.files import open_checkpoint, write_checkpoint
 

@@ -8,7 +8,8 @@ from conftest import write_model, write_rows
 
 from sft_jax.config.schema import Config
 from sft_jax.errors import RunError
-from sft_jax.run import begin_directory, prepare
+from sft_jax.jobs import begin_directory
+from sft_jax.run import prepare
 
 Make = Callable[..., Config]
 

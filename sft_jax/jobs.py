@@ -1,0 +1,238 @@
+"""What is done with a run: train it, evaluate it, export it. What the command line does is these calls."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sft_jax import machine
+from sft_jax import mesh as meshes
+from sft_jax.data.loader import padding_share
+from sft_jax.errors import ConfigError, RunError, did_you_mean
+from sft_jax.export import export_model, model_card
+from sft_jax.nn.template import Params
+from sft_jax.run import Run, eval_program, initial, plan, restore, train_program
+from sft_jax.tasks import baselines
+from sft_jax.tasks.task import Counts
+from sft_jax.train import directory, optim, step
+from sft_jax.train.checkpoint import Checkpoints, Progress
+from sft_jax.train.evaluate import evaluate as evaluate_split
+from sft_jax.train.loop import Timing
+from sft_jax.train.loop import train as train_loop
+from sft_jax.train.report import MetricsFile, Screen, Sink
+from sft_jax.train.state import TrainState
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to."""
+
+    directory: Path
+    steps: int
+    best_step: int | None
+    validation: dict[str, float]  # of the best step; empty without a validation split
+    test: dict[str, float]  # empty without a test split
+    baselines: dict[str, float]
+    tables: dict[str, list[list[Any]]]
+    summary: dict[str, Any]
+
+
+def train(run: Run, screen: Screen | None = None) -> Result:
+    """Train, or go on where the run directory stopped; test the best step, export it and sum up."""
+    begin_directory(run)
+    checkpoints = Checkpoints(run.directory / "checkpoints", run.config.checkpoint.keep)
+    state, frozen = initial(run)
+    progress = Progress()
+    if checkpoints.steps():
+        state, progress = restore(run, checkpoints, checkpoints.steps()[-1])
+    program, validate = train_program(run, state, frozen), eval_program(run, state.params, frozen)
+    sinks: list[Sink] = []
+    if meshes.is_first_process():
+        sinks = [
+            MetricsFile(run.directory / "metrics.jsonl", progress.step),
+            *([screen] if screen else []),
+        ]
+    if progress.finished or progress.step >= run.batches.steps:
+        timing = Timing(time.time(), 0.0, 0.0)
+    else:
+        _compile(run, program, sinks)
+        state, timing = train_loop(
+            state,
+            frozen,
+            progress,
+            plan=plan(run),
+            program=program,
+            batches=run.batches,
+            put=run.put,
+            rate=optim.learning_rate(run.config.optim, run.batches.steps),
+            validate=lambda params, frozen: run.task.metrics(_counts(run, "validation", validate, params, frozen)),
+            checkpoints=checkpoints,
+            sinks=sinks,
+            ahead=run.config.data.prefetch,
+        )
+    if screen:
+        screen.stop()
+    if progress.best_step not in (None, progress.step):
+        state, _ = restore(run, checkpoints, progress.best_step)
+    checkpoints.close()
+    return _finish(run, state, frozen, progress, timing, program, validate, sinks)
+
+
+def evaluate(run: Run, split: str, at: str = "best") -> tuple[dict[str, float], dict[str, list[list[Any]]], int]:
+    """(metrics, tables, step) of the best or latest step of a run on one of its splits."""
+    if split not in run.evals:
+        raise ConfigError(f"split '{split}': this run has {', '.join(run.evals) or 'none'}; name one of them")
+    state, frozen, number = trained(run, at)
+    counts = _counts(run, split, eval_program(run, state.params, frozen), state.params, frozen)
+    return run.task.metrics(counts), run.task.tables(counts), number
+
+
+def export(run: Run, out: Path, at: str = "best") -> int:
+    """Write the best or latest step of a run as a Hugging Face directory; gives that step."""
+    state, frozen, number = trained(run, at)
+    _export(run, state, frozen, out, {}, replace=False)
+    return number
+
+
+def trained(run: Run, at: str) -> tuple[TrainState, Params, int]:
+    """(state, frozen parameters, step) of the `best` or `latest` checkpoint of a run directory."""
+    if at not in ("best", "latest"):
+        raise ConfigError(f"--at: expected best or latest, got '{at}'{did_you_mean(at, ('best', 'latest'))}")
+    checkpoints = Checkpoints(run.directory / "checkpoints", run.config.checkpoint.keep)
+    steps = checkpoints.steps()
+    if not steps:
+        raise RunError(f"{run.directory}: no checkpoint yet; train first")
+    best = checkpoints.progress(steps[-1]).best_step
+    number = best if at == "best" and best is not None else steps[-1]
+    _, frozen = initial(run)
+    state, _ = restore(run, checkpoints, number)
+    checkpoints.close()
+    return state, frozen, number
+
+
+def begin_directory(run: Run) -> None:
+    """Create the run directory, or see that data and weights are those it began with."""
+    manifest = directory.manifest(run.config, run.mesh, run.data, run.checkpoint.digest())
+    meshes.wait_for_all("run directory checked")  # or a slow process would find it in use by this very run
+    if meshes.is_first_process():
+        directory.begin(run.config, run.directory, manifest)
+
+
+def peak_memory() -> int:
+    """The most memory held: of the first device where it says, else of this process; bytes."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return int(stats.get("peak_bytes_in_use") or machine.peak_memory())
+
+
+def _compile(run: Run, program: step.Program, sinks: list[Sink]) -> None:
+    """Compile for the shapes that the first epoch needs; rarer ones follow when they are met."""
+    batch = run.batches[0]
+    executable = program.compile(batch)
+    memory = executable.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    text = f"compiled in {program.seconds:.1f} s; a step needs {_size(held + memory.temp_size_in_bytes)}"
+    for sink in sinks:
+        sink.emit("note", {"text": f"{text} ({_size(memory.temp_size_in_bytes)} of it temporary)"})
+
+
+def _counts(run: Run, split: str, program: step.Program, params: Params, frozen: Params) -> Counts:
+    batches = run.evals[split]
+    zero = step.count_shapes(run.model.template, run.task, params, frozen, batches[0])
+    return evaluate_split(program, zero, params, frozen, batches, run.put, run.config.data.prefetch)
+
+
+def _finish(
+    run: Run,
+    state: TrainState,
+    frozen: Params,
+    progress: Progress,
+    timing: Timing,
+    program: step.Program,
+    evaluator: step.Program,
+    sinks: list[Sink],
+) -> Result:
+    """Test, export and sum up."""
+    test: dict[str, float] = {}
+    tables: dict[str, list[list[Any]]] = {}
+    if "test" in run.evals:
+        counts = _counts(run, "test", evaluator, state.params, frozen)
+        test, tables = run.task.metrics(counts), run.task.tables(counts)
+        for sink in sinks:
+            sink.emit("test", {"step": progress.best_step or progress.step, "split": "test", **test})
+    _export(run, state, frozen, run.directory / "model", test, replace=True)
+    best = next((e for e in progress.evaluations if e["step"] == progress.best_step), {})
+    validation = {k: v for k, v in best.items() if k in run.task.metric_names}
+    now, begun = time.time(), machine.started()
+    summary = {
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "tokens_per_second": timing.tokens_per_second,
+        "seconds": {
+            "to_first_step": timing.first_step - begun,
+            "compile": program.seconds + evaluator.seconds,
+            "train": timing.seconds,
+            "total": now - begun,
+        },
+        "padding_share": padding_share(run.batches),
+        "peak_memory_bytes": peak_memory(),
+        "validation": validation,
+        "test": test,
+        "versions": directory.versions(),
+    }
+    scored = _baselines(run) if run.config.eval.baselines and "test" in run.rows else {}
+    summary["baselines"] = scored
+    if meshes.is_first_process():
+        directory.write_json(run.directory / "summary.json", summary)
+    return Result(run.directory, progress.step, progress.best_step, validation, test, scored, tables, summary)
+
+
+def _export(
+    run: Run,
+    state: TrainState,
+    frozen: Params,
+    out: Path,
+    metrics: Mapping[str, float],
+    *,
+    replace: bool,
+) -> None:
+    params = meshes.to_host({**state.params, **frozen})
+    if not meshes.is_first_process():
+        return
+    config = run.config
+    facts = {
+        "training rows": f"{len(run.data['train']):,}",
+        "steps": str(int(state.step)),
+        "batch size": str(config.train.batch_size),
+        "optimizer": f"{config.optim.name}, learning rate {config.optim.lr:g}",
+        "seeds": ", ".join(f"{k} {v}" for k, v in config.seed.model_dump().items()),
+    }
+    card = model_card(config.model.source, run.task, facts, metrics)
+    export_model(
+        out,
+        run.model,
+        params,
+        run.checkpoint.config,
+        run.task,
+        run.checkpoint.directory,
+        config.data.max_length,
+        card,
+        replace=replace,
+    )
+
+
+def _baselines(run: Run) -> dict[str, float]:
+    """Accuracy of the majority class and of TF-IDF with logistic regression, on the rows of this run."""
+    text, train, test = run.task.columns[0], run.data["train"], run.data["test"]
+    labels, test_labels = train.documents["label"], test.documents["label"]
+    texts, test_texts = run.rows["train"][text][:], run.rows["test"][text][:]
+    return {
+        "majority class": baselines.majority(labels, test_labels),
+        "TF-IDF + logistic regression": baselines.tfidf(texts, labels, test_texts, test_labels),
+    }
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
