@@ -347,7 +347,7 @@ def cell(values: dict[str, float] | None, unit: float = 1, digits: int = 1) -> s
 def save(path: Path, report: Tree) -> None:
     """Write the report; also between runs, so that a run that fails loses none before it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2, default=str) + "\n")
+    path.write_text(json.dumps(without_folders(report), indent=2, default=str) + "\n")
 
 
 def machine() -> Tree:
@@ -383,6 +383,17 @@ def versions() -> dict[str, str]:
 def revision() -> str | None:
     """The commit that is measured, marked where the files differ from it."""
     return said("git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12") or None
+
+
+def without_folders(node: Any) -> Any:
+    """The report with absolute paths cut to their names: where files lay on one machine is no one's business."""
+    if isinstance(node, dict):
+        return {key: without_folders(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [without_folders(value) for value in node]
+    if isinstance(node, str | Path) and str(node).partition("=")[2].startswith("/"):
+        return f"{str(node).partition('=')[0]}={Path(str(node).partition('=')[2]).name}"
+    return Path(node).name if isinstance(node, str | Path) and str(node).startswith("/") else node
 
 
 def said(*command: str) -> str:
