@@ -85,7 +85,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         if pickles:
             raise ModelError(
                 f"{directory}: holds only {pickles[0]}, a format that can run code when it is opened; "
-                f"convert it to safetensors (on the hub: the 'SFconvertbot' branch) and try again"
+                f"convert it to safetensors where you trust it, and try again"
             )
         raise ModelError(f"{directory}: no {SINGLE} and no {INDEX}; give a directory that holds one")
     shapes: dict[str, tuple[int, ...]] = {}
