@@ -65,8 +65,8 @@ def evaluate(
     from sft_jax import console, jobs, run
 
     prepared = run.open_run(path, overrides or [])
-    metrics, tables, step = jobs.evaluate(prepared, split, at)
-    console.show_evaluation(console.start().console, split, step, metrics, tables)
+    scores, step = jobs.evaluate(prepared, split, at)
+    console.show_evaluation(console.start().console, split, step, scores)
 
 
 @app.command()

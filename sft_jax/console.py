@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sft_jax.data.loader import padding_share
-from sft_jax.jobs import Result
+from sft_jax.jobs import Result, Scores
 from sft_jax.run import Run
 from sft_jax.train.report import Screen
 from sft_jax.weights.files import count
@@ -31,13 +31,13 @@ def show_run(console: Console, run: Run) -> None:
 
 def show_result(console: Console, run: Run, result: Result) -> None:
     """Scores beside what they are to be compared with, and what to type next."""
-    for title, rows in result.tables.items():
-        show_table(console, title, rows)
     if result.test:
+        show_tables(console, result.test)
+        headline = run.task.headline
         rows = [
-            ["on the test split", "accuracy"],
+            ["on the test split", headline],
             *result.baselines.items(),
-            ["this run", result.test["accuracy"]],
+            ["this run", result.test.metrics[headline]],
         ]
         show_table(console, "scores", [[a, b if isinstance(b, str) else f"{b:.4f}"] for a, b in rows])
     seconds, summary = result.summary["seconds"], result.summary
@@ -62,18 +62,21 @@ def show_result(console: Console, run: Run, result: Result) -> None:
     )
 
 
-def show_evaluation(
-    console: Console,
-    split: str,
-    step: int,
-    metrics: Mapping[str, float],
-    tables: Mapping[str, list[list[Any]]],
-) -> None:
-    """Every metric of a split and the task's own tables."""
-    rows = [["metric", "value"], *([name, f"{value:.4f}"] for name, value in metrics.items())]
+def show_evaluation(console: Console, split: str, step: int, scores: Scores) -> None:
+    """Every metric of a split, those of its groups, and the task's own tables."""
+    rows = [["metric", "value"], *([name, f"{value:.4f}"] for name, value in scores.metrics.items())]
     show_table(console, f"{split} at step {step}", rows)
-    for title, table in tables.items():
+    show_tables(console, scores)
+
+
+def show_tables(console: Console, scores: Scores) -> None:
+    """The task's own tables of a split, and the metrics of its groups."""
+    for title, table in scores.tables.items():
         show_table(console, title, table)
+    if scores.groups:
+        names = [name for name in scores.metrics if not name.endswith(("_micro", "_weighted"))]
+        rows = [[group, *(f"{found[name]:.4f}" for name in names)] for group, found in scores.groups.items()]
+        show_table(console, "by group", [["group", *names], *rows])
 
 
 def show_table(console: Console, title: str, rows: Sequence[Sequence[Any]]) -> None:
@@ -111,17 +114,18 @@ def _model(run: Run) -> dict[str, str]:
 
 
 def _rows(run: Run) -> list[list[Any]]:
-    table: list[list[Any]] = [["split", "rows", *run.task.labels, "tokens (median)", "(95 %)", "(longest)", "cut"]]
+    counts = {split: run.task.label_counts(part.targets) for split, part in run.rows.items()}
+    table: list[list[Any]] = [["split", "rows", *counts["train"], "tokens (median)", "(95 %)", "(longest)", "cut"]]
     for split, data in run.data.items():
-        labels = np.bincount(data.documents["label"], minlength=len(run.task.labels))
         lengths = data.lengths
         middle, high = np.quantile(lengths, [0.5, 0.95])
-        table.append([split, len(data), *labels, int(middle), int(high), lengths.max(), data.truncated])
+        row = [split, len(data), *counts[split].values(), int(middle), int(high), lengths.max(), data.truncated]
+        table.append(row)
     return table
 
 
 def _data(run: Run) -> dict[str, str]:
-    unused = sorted(set(run.rows["train"].column_names) - set(run.task.columns))
+    unused = sorted(set(run.rows["train"].rows.names) - set(run.task.columns))
     layout, shapes = run.config.data.layout.kind, run.batches.shapes
     return {
         "columns": f"{', '.join(run.task.columns)} read; {', '.join(unused) or 'none'} not used",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from sft_jax import machine
 from sft_jax import mesh as meshes
@@ -15,8 +16,7 @@ from sft_jax.errors import ConfigError, RunError, did_you_mean
 from sft_jax.export import export_model, model_card
 from sft_jax.nn.template import Params
 from sft_jax.run import Run, eval_program, initial, plan, restore, train_program
-from sft_jax.tasks import baselines
-from sft_jax.tasks.task import Counts
+from sft_jax.tasks.task import Counts, Table
 from sft_jax.train import directory, optim, step
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.evaluate import evaluate as evaluate_split
@@ -27,6 +27,20 @@ from sft_jax.train.state import TrainState
 
 
 @dataclass(frozen=True)
+class Scores:
+    """What a split came to."""
+
+    metrics: dict[str, float]
+    groups: dict[str, dict[str, float]]  # group -> metrics; those that have no row are left out
+    tables: dict[str, Table]
+    outputs: np.ndarray  # [documents, c]
+
+    def values(self) -> dict[str, Any]:
+        """The metrics as an event carries them, groups and all."""
+        return {**self.metrics, **({"groups": self.groups} if self.groups else {})}
+
+
+@dataclass(frozen=True)
 class Result:
     """What a run came to."""
 
@@ -34,9 +48,8 @@ class Result:
     steps: int
     best_step: int | None
     validation: dict[str, float]  # of the best step; empty without a validation split
-    test: dict[str, float]  # empty without a test split
-    baselines: dict[str, float]
-    tables: dict[str, list[list[Any]]]
+    test: Scores | None
+    baselines: dict[str, float]  # of the task's headline metric on the test split
     summary: dict[str, Any]
 
 
@@ -68,7 +81,7 @@ def train(run: Run, screen: Screen | None = None) -> Result:
             batches=run.batches,
             put=run.put,
             rate=optim.learning_rate(run.config.optim, run.batches.steps),
-            validate=lambda params, frozen: run.task.metrics(_counts(run, "validation", validate, params, frozen)),
+            validate=lambda params, frozen: score(run, "validation", validate, params, frozen).values(),
             checkpoints=checkpoints,
             sinks=sinks,
             ahead=run.config.data.prefetch,
@@ -81,13 +94,12 @@ def train(run: Run, screen: Screen | None = None) -> Result:
     return _finish(run, state, frozen, progress, timing, program, validate, sinks)
 
 
-def evaluate(run: Run, split: str, at: str = "best") -> tuple[dict[str, float], dict[str, list[list[Any]]], int]:
-    """(metrics, tables, step) of the best or latest step of a run on one of its splits."""
+def evaluate(run: Run, split: str, at: str = "best") -> tuple[Scores, int]:
+    """(scores, step) of the best or latest step of a run on one of its splits."""
     if split not in run.evals:
         raise ConfigError(f"split '{split}': this run has {', '.join(run.evals) or 'none'}; name one of them")
     state, frozen, number = trained(run, at)
-    counts = _counts(run, split, eval_program(run, state.params, frozen), state.params, frozen)
-    return run.task.metrics(counts), run.task.tables(counts), number
+    return score(run, split, eval_program(run, state.params, frozen), state.params, frozen), number
 
 
 def export(run: Run, out: Path, at: str = "best") -> int:
@@ -95,6 +107,23 @@ def export(run: Run, out: Path, at: str = "best") -> int:
     state, frozen, number = trained(run, at)
     _export(run, state, frozen, out, {}, replace=False)
     return number
+
+
+def score(run: Run, split: str, program: step.Program, params: Params, frozen: Params) -> Scores:
+    """What the run's task says of these parameters on one of its splits."""
+    found = evaluate_split(program, params, frozen, run.evals[split], run.put, run.config.data.prefetch)
+    task, documents = run.task, run.data[split].documents
+
+    def metrics(counts: Counts, rows: Any) -> dict[str, float]:
+        picked = {name: values[rows] for name, values in documents.items()}
+        return {**task.metrics(counts), **task.row_metrics(found.outputs[rows], picked)}
+
+    groups = {
+        name: metrics(counts, documents["group"] == number)
+        for number, (name, counts) in enumerate(zip(run.groups, found.groups, strict=True))
+        if (documents["group"] == number).any()
+    }
+    return Scores(metrics(found.counts, slice(None)), groups, task.tables(found.counts), found.outputs)
 
 
 def trained(run: Run, at: str) -> tuple[TrainState, Params, int]:
@@ -138,12 +167,6 @@ def _compile(run: Run, program: step.Program, sinks: list[Sink]) -> None:
         sink.emit("note", {"text": f"{text} ({_size(memory.temp_size_in_bytes)} of it temporary)"})
 
 
-def _counts(run: Run, split: str, program: step.Program, params: Params, frozen: Params) -> Counts:
-    batches = run.evals[split]
-    zero = step.count_shapes(run.model.template, run.task, params, frozen, batches[0])
-    return evaluate_split(program, zero, params, frozen, batches, run.put, run.config.data.prefetch)
-
-
 def _finish(
     run: Run,
     state: TrainState,
@@ -155,14 +178,11 @@ def _finish(
     sinks: list[Sink],
 ) -> Result:
     """Test, export and sum up."""
-    test: dict[str, float] = {}
-    tables: dict[str, list[list[Any]]] = {}
-    if "test" in run.evals:
-        counts = _counts(run, "test", evaluator, state.params, frozen)
-        test, tables = run.task.metrics(counts), run.task.tables(counts)
+    test = score(run, "test", evaluator, state.params, frozen) if "test" in run.evals else None
+    if test:
         for sink in sinks:
-            sink.emit("test", {"step": progress.best_step or progress.step, "split": "test", **test})
-    _export(run, state, frozen, run.directory / "model", test, replace=True)
+            sink.emit("test", {"step": progress.best_step or progress.step, "split": "test", **test.values()})
+    _export(run, state, frozen, run.directory / "model", test.metrics if test else {}, replace=True)
     best = next((e for e in progress.evaluations if e["step"] == progress.best_step), {})
     validation = {k: v for k, v in best.items() if k in run.task.metric_names}
     now, begun = time.time(), machine.started()
@@ -179,14 +199,14 @@ def _finish(
         "padding_share": padding_share(run.batches),
         "peak_memory_bytes": peak_memory(),
         "validation": validation,
-        "test": test,
+        "test": test.values() if test else {},
         "versions": directory.versions(),
     }
-    scored = _baselines(run) if run.config.eval.baselines and "test" in run.rows else {}
+    scored = _baselines(run) if run.config.eval.baselines and test else {}
     summary["baselines"] = scored
     if meshes.is_first_process():
         directory.write_json(run.directory / "summary.json", summary)
-    return Result(run.directory, progress.step, progress.best_step, validation, test, scored, tables, summary)
+    return Result(run.directory, progress.step, progress.best_step, validation, test, scored, summary)
 
 
 def _export(
@@ -224,14 +244,10 @@ def _export(
 
 
 def _baselines(run: Run) -> dict[str, float]:
-    """Accuracy of the majority class and of TF-IDF with logistic regression, on the rows of this run."""
-    text, train, test = run.task.columns[0], run.data["train"], run.data["test"]
-    labels, test_labels = train.documents["label"], test.documents["label"]
-    texts, test_texts = run.rows["train"][text][:], run.rows["test"][text][:]
-    return {
-        "majority class": baselines.majority(labels, test_labels),
-        "TF-IDF + logistic regression": baselines.tfidf(texts, labels, test_texts, test_labels),
-    }
+    """The headline metric of what needs no pretrained model, on the rows of this run."""
+    train, train_texts = run.data["train"].documents, run.rows["train"].texts
+    test, test_texts = run.data["test"].documents, run.rows["test"].texts
+    return run.task.baselines(train_texts, train, test_texts, test)
 
 
 def _size(count: float) -> str:

@@ -5,14 +5,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import optax
-from datasets import Dataset
 from jax.sharding import Mesh
 
 from sft_jax import assets
@@ -22,7 +21,8 @@ from sft_jax.config.schema import Config, Files, RunSection
 from sft_jax.data.batch import Encoded, declare
 from sft_jax.data.loader import EvalBatches, TrainBatches
 from sft_jax.data.order import Order
-from sft_jax.data.prepare import cut
+from sft_jax.data.prepare import Prepared
+from sft_jax.data.prepare import prepare as prepare_rows
 from sft_jax.data.sources import load_rows
 from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import ConfigError, DataError, ModelError, RunError, did_you_mean
@@ -43,6 +43,8 @@ from sft_jax.train.state import (
 from sft_jax.weights.files import Checkpoint, find, open_checkpoint
 from sft_jax.weights.table import Matched, match
 
+MOST_GROUPS = 100  # each is counted apart, on the device
+
 
 @dataclass(frozen=True)
 class Run:
@@ -50,9 +52,10 @@ class Run:
 
     config: Config
     mesh: Mesh
-    rows: dict[str, Dataset]
     task: Task
+    rows: dict[str, Prepared]
     data: dict[str, Encoded]
+    groups: tuple[str, ...]  # names of the groups that are scored apart; none without `eval.group`
     checkpoint: Checkpoint  # the pretrained one
     model: Model
     matched: Matched
@@ -88,10 +91,10 @@ def prepare(config: Config) -> Run:
     meshes.start_processes()
     directory.check(config, Path(config.run.dir).expanduser())
     mesh = meshes.make_mesh(config.mesh)
-    rows = _limit(load_rows(_local(config.data.source)), config.data.max_rows)
-    task = build_task(config.task, rows)
+    found = load_rows(_local(config.data.source))
+    task = build_task(config.task, found)
     _check_metric(config, task)
-    rows = _with_splits(config, task, rows)
+    rows = prepare_rows(found, config.data, task.texts, task.targets, task.classes, config.seed.data)
     checkpoint = open_checkpoint(find(assets.resolve(config.model.source), config.model.revision))
     model = build_model(checkpoint.config, task.head, config.model.source, config.model.dropout)
     if config.data.max_length > model.max_length:
@@ -101,9 +104,10 @@ def prepare(config: Config) -> Run:
         )
     tokenizer = load_tokenizer(checkpoint.directory)
     data = {
-        split: task.encode(found, tokenizer, config.data.max_length, f"data.{split}", True)
-        for split, found in rows.items()
+        split: task.encode(part.texts, part.targets, tokenizer, config.data.max_length) for split, part in rows.items()
     }
+    groups, data = _grouped(config.eval.group, rows, data)
+    task = task.fit(data["train"].documents)
     _check_ids(model, data)
     where, shapes = str(checkpoint.directory), model.template.shapes
     matched = match(model.table, shapes, checkpoint.shapes, where, new_head=config.model.head == "new")
@@ -117,9 +121,10 @@ def prepare(config: Config) -> Run:
     return Run(
         config,
         mesh,
-        rows,
         task,
+        rows,
         data,
+        groups,
         checkpoint,
         model,
         matched,
@@ -175,8 +180,8 @@ def train_program(run: Run, state: TrainState, frozen: Params) -> step.Program:
 
 def eval_program(run: Run, params: Params, frozen: Params) -> step.Program:
     """The evaluation step of a run."""
-    function = step.make_eval_step(run.model.template, run.task, compute_dtype=run.dtype)
-    return step.eval_program(function, run.placement, params, frozen, run.task, run.model.template)
+    function = step.make_eval_step(run.model.template, run.task, groups=len(run.groups), compute_dtype=run.dtype)
+    return step.eval_program(function, run.placement, params, frozen)
 
 
 def plan(run: Run) -> Plan:
@@ -189,8 +194,13 @@ def plan(run: Run) -> Plan:
         eval_every=every if isinstance(every, int) else None,
         save_every=config.checkpoint.every,
         best_metric=config.eval.best_metric,
-        best_mode=config.eval.best_mode,
+        best_mode=_best_mode(config, run.task),
     )
+
+
+def _best_mode(config: Config, task: Task) -> str:
+    least = "min" if config.eval.best_metric in task.least_is_best else "max"
+    return least if config.eval.best_mode == "auto" else config.eval.best_mode
 
 
 def _local(source: Any) -> Any:
@@ -205,23 +215,19 @@ def _local(source: Any) -> Any:
     return source.model_copy(update=local)
 
 
-def _limit(rows: dict[str, Dataset], most: int | None) -> dict[str, Dataset]:
-    return {s: r.select(range(min(most, len(r)))) if most else r for s, r in rows.items()}
-
-
-def _with_splits(config: Config, task: Task, rows: dict[str, Dataset]) -> dict[str, Dataset]:
-    """The rows with the splits cut from training that the source does not have."""
-    shares = config.data.split
-    wanted = {n: s for n, s in (("validation", shares.validation), ("test", shares.test)) if s}
-    both = [name for name in wanted if name in rows]
-    if both:
-        raise ConfigError(f"data.split.{both[0]}: the source has a split of its own; drop one of the two")
-    if not len(rows["train"]):
-        raise DataError("data.source.train: holds no row; give a file with some")
-    if not wanted:
-        return rows
-    parts = cut(task.classes(rows["train"], "data.source.train"), shares, config.seed.data)
-    return {**rows, **{name: rows["train"].select(found) for name, found in parts.items()}}
+def _grouped(
+    column: str | None, rows: Mapping[str, Prepared], data: Mapping[str, Encoded]
+) -> tuple[tuple[str, ...], dict[str, Encoded]]:
+    """(names of the groups, documents that also have the number of their group)."""
+    if column is None:
+        return (), dict(data)
+    values = {split: [str(value) for value in part.rows.column(column)] for split, part in rows.items()}
+    names = tuple(sorted({value for found in values.values() for value in found}))
+    if len(names) > MOST_GROUPS:
+        raise ConfigError(f"eval.group: column '{column}' has {len(names)} values; at most {MOST_GROUPS} make groups")
+    numbers = {name: number for number, name in enumerate(names)}
+    parts = {split: np.asarray([numbers[value] for value in found], np.int32) for split, found in values.items()}
+    return names, {s: replace(e, documents={**e.documents, "group": parts[s]}) for s, e in data.items()}
 
 
 def _check_metric(config: Config, task: Task) -> None:

@@ -51,7 +51,7 @@ def options() -> dict[str, str]:
     for key, field, section in known_keys():
         name = next(name for name, other in section.model_fields.items() if other is field)
         if not _is_section(field.annotation):
-            found[f"{section.__name__}.{name}"] = key
+            found.setdefault(f"{section.__name__}.{name}", key)  # a section that stands in two places, by the first
     return found
 
 
@@ -69,7 +69,7 @@ def step_text(run: Run) -> str:
     shapes = run.model.template.shapes
     frozen = {path: jax.ShapeDtypeStruct(shapes[path], run.dtype) for path in sorted(run.frozen)}
     program = runs.train_program(run, trainable, frozen)
-    return program._jitted.lower(*program._specimen(run.batches[0])).as_text()
+    return program._jitted.lower(*program.specimen(run.batches[0])).as_text()
 
 
 def updates(run: Run) -> np.ndarray:
@@ -111,7 +111,7 @@ def shapes(run: Run) -> list[str]:
 
 def rows(run: Run) -> dict[str, list[str]]:
     """The rows of each split."""
-    return {split: found["text"][:] for split, found in run.rows.items()}
+    return {split: found.texts[0] for split, found in run.rows.items()}
 
 
 def on_mesh(run: Run) -> list[str]:

@@ -8,7 +8,7 @@ from sft_jax.run import open_run, prepare
 def test_train_evaluate_predict(configure):
     result = train(prepare(configure()))
     assert result.steps == 14
-    metrics, _, step = evaluate(open_run(result.directory), "test")
-    assert metrics == result.test and step == result.best_step
+    scores, step = evaluate(open_run(result.directory), "test")
+    assert result.test is not None and scores.metrics == result.test.metrics and step == result.best_step
     records = list(load_predictor(str(result.directory / "model"))(["bara bare", "cela doro"]))
     assert [set(r) for r in records] == [{"label", "scores"}] * 2

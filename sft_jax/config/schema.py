@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # jax would use no more of it
 Paths = str | list[str]
 
@@ -44,8 +45,11 @@ class RunSection(Section):
 
     dir: str = "runs/default"
     """Directory for the configuration, manifest, metrics, checkpoints and the exported model."""
-    resume: Literal["auto", "never", "must"] = "auto"
-    """`auto` goes on where a matching run stopped, `never` refuses a used directory, `must` refuses an empty one."""
+    resume: Literal["auto", "never", "must", "strict", "restart"] = "auto"
+    """`auto` goes on from the newest valid checkpoint, `never` refuses a used directory, `must` refuses an empty one,
+    `strict` also refuses a damaged newest checkpoint, `restart` moves all checkpoints aside and begins again."""
+    resume_step: Positive | None = None
+    """Go on from this checkpoint; later ones are moved aside."""
 
 
 class ModelSection(Section):
@@ -59,24 +63,73 @@ class ModelSection(Section):
     """`auto` keeps a head of the right kind that the checkpoint holds, `new` always begins with a fresh one."""
     dropout: Share | None = None
     """Overrides every dropout rate of the checkpoint's `config.json`; null keeps them."""
+    embedding_noise: NotNegative = 0.0
+    """NEFTune: uniform noise on the embeddings while training, this number over the root of length times width."""
 
 
-class SequenceClassification(Section):
-    """One label for each row of one or two texts."""
+class Texts(Section):
+    """The columns of one or two texts, which every task on sequences begins with."""
 
-    kind: Literal["sequence_classification"]
     text: str = "text"
     """Column that holds the text."""
     text_pair: str | None = None
     """Column that holds a second text (premise and hypothesis, question and passage)."""
+
+
+class SequenceClassification(Texts):
+    """One label for each row of one or two texts."""
+
+    kind: Literal["sequence_classification"]
     label: str = "label"
     """Column that holds the label: a name, or a number from 0."""
     labels: list[str] | None = None
     """Names of the labels in the order of their numbers; null takes them from the source or the sorted values."""
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """`focal` weighs rows down that are already right."""
+    focal_gamma: NotNegative = 2.0
+    """How steeply `focal` weighs down; 0 is cross-entropy."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target that is spread evenly over all labels."""
+    class_weights: Literal["balanced"] | dict[str, NotNegative] | None = None
+    """Weight of each label's rows in the loss: by name (1 where not named), or inverse to how often it occurs."""
+
+
+class MultiLabelClassification(Texts):
+    """Any number of labels for each row of one or two texts."""
+
+    kind: Literal["multi_label_classification"]
+    label: str | list[str] = "labels"
+    """Column that holds the labels, a list or a text joined by `separator`; or several columns of 0 and 1."""
+    separator: str = ","
+    """What joins the labels of a row where they are one text."""
+    labels: list[str] | None = None
+    """Names of the labels in the order of their numbers; null takes the column names or the sorted values."""
+    threshold: Share = 0.5
+    """Probability from which on a label is predicted."""
+    loss: Literal["binary_cross_entropy", "focal"] = "binary_cross_entropy"
+    """`focal` weighs labels down that are already right."""
+    focal_gamma: NotNegative = 2.0
+    """How steeply `focal` weighs down; 0 is binary cross-entropy."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target that is moved to one half."""
+    class_weights: Literal["balanced"] | dict[str, NotNegative] | None = None
+    """Weight of each label's positive rows in the loss: by name (1 where not named), or negatives over positives."""
+
+
+class Regression(Texts):
+    """A number for each row of one or two texts."""
+
+    kind: Literal["regression"]
+    label: str = "score"
+    """Column that holds the number."""
+    loss: Literal["squared", "huber"] = "squared"
+    """`huber` is squared near 0 and linear beyond, so that outliers count for less."""
+    huber_delta: Annotated[float, Field(gt=0)] = 1.0
+    """Where `huber` turns linear."""
 
 
 class Files(Section):
-    """Local CSV, TSV, JSON lines, Parquet or Arrow files."""
+    """Local CSV, TSV, JSON lines, Parquet, Arrow or text files, or folders (also packed) with a folder a label."""
 
     kind: Literal["files"]
     train: Paths
@@ -103,6 +156,74 @@ class Hub(Section):
     """Split to validate on while training."""
     test: str | None = None
     """Split for the one test at the end."""
+
+
+class Tfds(Section):
+    """A data set of `tensorflow_datasets`, prepared as array records; read without TensorFlow."""
+
+    kind: Literal["tfds"]
+    name: str
+    """Name such as `imdb_reviews` or `glue/mrpc:2.0.0`."""
+    data_dir: str | None = None
+    """Directory that the data set was prepared in; null takes `~/tensorflow_datasets`."""
+    train: str = "train"
+    """Split to train on, or a slice such as `train[:80%]`."""
+    validation: str | None = None
+    """Split to validate on while training."""
+    test: str | None = None
+    """Split for the one test at the end."""
+
+
+class Part(Section):
+    """One source of a mixture."""
+
+    name: str
+    """What the part is called in reports and in `data.source.column`."""
+    source: Annotated[Files | Hub | Tfds, Field(discriminator="kind")]
+    """Where its rows come from; their validation and test rows are put one after the other."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Share of the documents of an epoch, relative to the other parts; its rows are all read equally often."""
+
+
+class Mixture(Section):
+    """Several sources, mixed with weights; an epoch has as many documents as they have rows together."""
+
+    kind: Literal["mixture"]
+    parts: Annotated[list[Part], Field(min_length=1)]
+    """The sources."""
+    column: str | None = None
+    """Column to make of the name of each row's part, for `eval.group` say."""
+
+    @property
+    def validation(self) -> bool:
+        """Whether any part names a validation split."""
+        return any(part.source.validation is not None for part in self.parts)
+
+
+class Clean(Section):
+    """What is done to every text before it is tokenised, in this order; exported, so that `predict` does it too."""
+
+    unicode: Literal["NFC", "NFKC"] | None = None
+    """Unicode normal form."""
+    html: bool = False
+    """Take tags out and decode entities such as `&amp;`."""
+    whitespace: bool = False
+    """Make each run of white space one blank, and trim both ends."""
+    min_chars: Positive = 1
+    """Rows with a shorter text are dropped, and counted; one without any text is a bad row."""
+    max_chars: Positive | None = None
+    """Rows with a longer text are dropped, and counted."""
+
+
+class Augment(Section):
+    """Changes to the tokens of training documents, drawn anew for each pass; special tokens stay."""
+
+    token_dropout: Share = 0.0
+    """Share of the tokens that become the unknown or mask token."""
+    swap: Share = 0.0
+    """Share of the tokens that change places with another one of the same text."""
+    delete: Share = 0.0
+    """Share of the tokens that are taken out; at least one stays."""
 
 
 class Split(Section):
@@ -134,16 +255,32 @@ class Layout(Section):
 class DataSection(Section):
     """Which rows, and how they become batches."""
 
-    source: Annotated[Files | Hub, Field(discriminator="kind")]
+    source: Annotated[Files | Hub | Tfds | Mixture, Field(discriminator="kind")]
     """Where the rows come from."""
+    bad_rows: Literal["error", "drop"] = "error"
+    """What becomes of rows that cannot be read or used: all are named, or dropped and counted."""
+    clean: Clean = Clean()
+    """What is done to every text."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """What becomes of rows of one split with equal texts and label, but for the first; counted either way."""
+    conflicts: Literal["keep", "drop"] = "keep"
+    """What becomes of training rows with equal texts and different labels; counted either way."""
+    leakage: Literal["keep", "drop"] = "keep"
+    """What becomes of training rows whose texts stand in validation or test too; counted either way."""
     split: Split = Split()
     """Shares cut from the training rows where the source has no such split."""
+    per_class: Positive | None = None
+    """Train on this many rows of each class, drawn from `seed.data`; for studies with few labels."""
     max_length: Positive = 128
     """Longest document in tokens, special tokens included; longer ones are cut, and counted."""
     layout: Layout = Layout()
     """How documents become rectangles."""
     max_rows: Positive | None = None
     """Keep only the first rows of each split; for trials."""
+    augment: Augment = Augment()
+    """Changes to the tokens of training documents."""
+    cache: bool = True
+    """Keep tokenised rows in the user's cache, found again by what they were made from."""
     prefetch: Positive = 4
     """Batches prepared ahead in the background."""
 
@@ -178,6 +315,17 @@ class Group(Section):
         return self
 
 
+class Penalty(Section):
+    """Penalties that the loss gains, over the parameters that the pattern fits; unlike decay, they are coupled."""
+
+    l1: NotNegative = 0.0
+    """Factor on the sum of absolute values."""
+    l2: NotNegative = 0.0
+    """Factor on the sum of squares."""
+    match: str = "**/kernel"
+    """Pattern over parameter paths."""
+
+
 class OptimSection(Section):
     """Optimizer, schedule, decay and clipping."""
 
@@ -195,6 +343,28 @@ class OptimSection(Section):
     """Learning rate over the steps."""
     groups: list[Group] = [Group(match="**/{bias,scale}", weight_decay=0.0)]
     """Exceptions by pattern, in order; the default keeps decay off biases and norms."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the rate from each block to the one below it, the embeddings lowest; 1 is one rate for all."""
+    penalty: Penalty = Penalty()
+    """Penalties on the size of parameters."""
+
+
+class Unfreeze(Section):
+    """Parameters that stay as they are at first: gradual unfreezing."""
+
+    match: str
+    """Pattern over parameter paths."""
+    at: NotNegative
+    """When they begin to be trained: a share of all steps when below 1, else a step."""
+
+
+class Spikes(Section):
+    """When a loss is a spike: above mean plus `sigma` standard deviations of the last `window` steps taken."""
+
+    window: Annotated[int, Field(ge=2)] = 128
+    """Steps that are looked back on; until there are so many, no step is a spike."""
+    sigma: Annotated[float, Field(gt=0)] = 6.0
+    """Standard deviations above the mean."""
 
 
 class TrainSection(Section):
@@ -212,6 +382,18 @@ class TrainSection(Section):
     """Type of the arithmetic; trainable parameters and moments stay float32."""
     freeze: list[str] = []
     """Patterns of parameters that stay as they are."""
+    unfreeze: list[Unfreeze] = []
+    """Patterns of parameters that are trained from a later step on; the first that fits wins."""
+    r_drop: NotNegative = 0.0
+    """R-Drop: factor on the divergence between two passes with different dropout; 0 makes one pass."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the weights, which is then what is evaluated and exported."""
+    non_finite: Literal["halt", "skip"] = "halt"
+    """What becomes of a step whose loss or gradient is not finite; `skip` leaves everything as it is, and counts."""
+    spikes: Spikes | None = None
+    """Skip, and count, steps whose loss is a spike; null skips none."""
+    max_skipped: Positive = 10
+    """Halt after so many skipped steps in a row."""
     log_every: Positive = 10
     """Steps between two lines of metrics."""
 
@@ -225,10 +407,16 @@ class EvalSection(Section):
     """Documents per evaluation batch."""
     best_metric: str = "f1_macro"
     """Metric of the validation split that picks the best checkpoint."""
-    best_mode: Literal["max", "min"] = "max"
-    """Whether more or less of it is better."""
+    best_mode: Literal["auto", "max", "min"] = "auto"
+    """Whether more or less of it is better; `auto` knows for every metric there is."""
+    patience: Positive | None = None
+    """Stop after so many validations in a row without a better one; null never stops early."""
+    min_delta: NotNegative = 0.0
+    """By how much a validation must be better to count as better."""
+    group: str | None = None
+    """Column whose values part the rows into groups that are scored apart as well; shows bias."""
     baselines: bool = False
-    """Also score the majority class and TF-IDF with logistic regression on the test split."""
+    """Also score what needs no pretrained model on the test split: the commonest answer, TF-IDF with a linear model."""
 
 
 class CheckpointSection(Section):
@@ -238,6 +426,8 @@ class CheckpointSection(Section):
     """Steps between two checkpoints; null saves whenever the run validates."""
     keep: Positive = 2
     """How many of the latest checkpoints stay; the best one stays besides."""
+    on_error: Literal["halt", "warn"] = "halt"
+    """What a save that failed in the background means."""
 
 
 class MeshSection(Section):
@@ -257,18 +447,29 @@ class MeshSection(Section):
         return self
 
 
+class ReportSection(Section):
+    """What is made of the metrics besides `metrics.jsonl`, TensorBoard events and `report.html`."""
+
+    mistakes: Positive = 20
+    """How many of the worst mistakes on the test split the report shows."""
+    wandb: str | None = None
+    """Project of Weights & Biases that the metrics are sent to as well; null sends nothing anywhere."""
+
+
 class Config(Section):
     """A whole run."""
 
     run: RunSection = RunSection()
     seed: Seeds = Seeds()
     model: ModelSection
-    task: SequenceClassification
+    task: Annotated[SequenceClassification | MultiLabelClassification | Regression, Field(discriminator="kind")]
+    """What is learned from the rows."""
     data: DataSection
     train: TrainSection = TrainSection()
     optim: OptimSection = OptimSection()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    report: ReportSection = ReportSection()
     mesh: MeshSection = MeshSection()
 
     @model_validator(mode="after")
@@ -284,7 +485,7 @@ class Config(Section):
                 f"data.layout.length: {data.layout.length} tokens cannot hold a document of "
                 f"data.max_length ({data.max_length}); lower max_length or leave length out"
             )
-        named = data.source.validation is not None or data.split.validation > 0
+        named = data.source.validation not in (None, False) or data.split.validation > 0
         if not named and evaluation.every != "never":
             raise ValueError(
                 "eval.every: there is no validation split; name data.source.validation, "

@@ -12,6 +12,7 @@ from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
 from sft_jax.config.schema import Files, Hub
+from sft_jax.data.rows import Rows
 from sft_jax.errors import DataError
 
 SPLITS = ("train", "validation", "test")
@@ -26,11 +27,11 @@ BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def load_rows(source: Files | Hub) -> dict[str, Dataset]:
+def load_rows(source: Files | Hub) -> dict[str, Rows]:
     """The splits that a source names, each as random-access rows; local paths must be local by now."""
     named = {split: getattr(source, split) for split in SPLITS if getattr(source, split)}
     if isinstance(source, Hub):
-        rows = {split: _load_hub(source, name) for split, name in named.items()}
+        rows = {split: Rows(_load_hub(source, name), f"data.source.{split}") for split, name in named.items()}
     else:
         rows = {
             split: load_files([files] if isinstance(files, str) else files, f"data.source.{split}")
@@ -42,7 +43,7 @@ def load_rows(source: Files | Hub) -> dict[str, Dataset]:
     return rows
 
 
-def load_files(files: list[str], where: str) -> Dataset:
+def load_files(files: list[str], where: str) -> Rows:
     """The rows of some files of one kind, in order."""
     endings = sorted({Path(f).suffix.lower() for f in files})
     unknown = [e for e in endings if e not in BUILDERS]
@@ -65,7 +66,7 @@ def load_files(files: list[str], where: str) -> Dataset:
             f"{where}: {', '.join(files)} cannot be read as {builder} ({reason:.200}); mend the file"
         ) from None
     assert isinstance(rows, Dataset)
-    return rows
+    return Rows(rows, where)
 
 
 def _load_hub(source: Hub, split: str) -> Dataset:
@@ -103,10 +104,3 @@ def _quiet() -> None:
     """No progress bars, and no log lines ahead of our own message."""
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-
-
-def column(rows: Dataset, name: str, where: str) -> list[Any]:
-    """One column as a list; a missing one is an error that lists what was found."""
-    if name not in rows.column_names:
-        raise DataError(f"{where}: no column '{name}'; the rows have: {', '.join(rows.column_names)}")
-    return rows[name][:]

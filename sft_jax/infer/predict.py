@@ -12,6 +12,8 @@ from datasets import Dataset
 
 from sft_jax.data.batch import Encoded, Shape, up_to
 from sft_jax.data.loader import EvalBatches
+from sft_jax.data.prepare import read_texts
+from sft_jax.data.rows import Rows, refuse
 from sft_jax.data.sources import load_files
 from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import DataError
@@ -32,13 +34,15 @@ class Predictor:
     max_length: int
     forward: Callable[[dict[str, np.ndarray]], jax.Array]
 
-    def __call__(self, rows: Dataset | Sequence[str], batch_size: int = 32, *, raw: bool = False) -> Iterator[Record]:
+    def __call__(self, rows: Rows | Sequence[str], batch_size: int = 32, *, raw: bool = False) -> Iterator[Record]:
         """A record for each row (or text), in order; with `raw` the logits at full precision besides."""
-        if not isinstance(rows, Dataset):
-            rows = Dataset.from_dict({self.task.columns[0]: list(rows)})
+        if not isinstance(rows, Rows):
+            rows = _of_texts(self.task, rows)
         if not len(rows):
             return
-        encoded = self.task.encode(rows, self.tokenizer, self.max_length, "input", False)
+        texts, bad = read_texts(rows, self.task.texts)
+        refuse(rows.where, list(bad.values()))
+        encoded = self.task.encode(texts, None, self.tokenizer, self.max_length)
         for logits in self._outputs(encoded, batch_size):
             record = self.task.decode(logits)
             yield {**record, "logits": logits.tolist()} if raw else record
@@ -82,7 +86,7 @@ def load_predictor(source: str) -> Predictor:
     )
 
 
-def read_inputs(file: str, task: Task, lines: Sequence[str] | None = None) -> Dataset:
+def read_inputs(file: str, task: Task, lines: Sequence[str] | None = None) -> Rows:
     """Rows of a CSV, TSV, JSONL, Parquet or Arrow file, or the lines of a text file (or those given) as texts."""
     if lines is None and Path(file).suffix.lower() in (".txt", ""):
         try:
@@ -92,13 +96,16 @@ def read_inputs(file: str, task: Task, lines: Sequence[str] | None = None) -> Da
     if lines is None:
         return load_files([file], "input")
     texts = [line for line in lines if line.strip()]
-    first = task.columns[0]
     if all(line.lstrip().startswith("{") for line in texts) and texts:
         try:
-            return Dataset.from_list([json.loads(line) for line in texts])
+            return Rows(Dataset.from_list([json.loads(line) for line in texts]), "input")
         except (ValueError, TypeError) as error:
             raise DataError(f"input: not JSON lines ({error}); give a text or a JSON object on each line") from None
-    return Dataset.from_dict({first: texts})
+    return _of_texts(task, texts)
+
+
+def _of_texts(task: Task, texts: Sequence[str]) -> Rows:
+    return Rows(Dataset.from_dict({task.texts[0]: list(texts)}), "input")
 
 
 def _slice(encoded: Encoded, begin: int, end: int) -> Encoded:

@@ -1,7 +1,7 @@
 """What a task is, and the list of those there are.
 
-A task is one file: from rows to encoded documents, from outputs to a loss and counts, from counts to metrics, from
-outputs to records. It asks a model for a kind of head and knows no family.
+A task is one file: from rows to targets, from texts and targets to encoded documents, from outputs to a loss and
+counts, from counts to metrics, from outputs to records. It asks a model for a kind of head and knows no family.
 """
 
 import importlib
@@ -12,16 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from datasets import Dataset
 from jaxtyping import Array, Float
 
-from sft_jax.config.schema import SequenceClassification
 from sft_jax.data.batch import Encoded
+from sft_jax.data.rows import Bad, Rows
 from sft_jax.errors import ModelError
 from sft_jax.models.family import Head
 
 Counts = Any  # a pytree of arrays that add up over batches
-Rows = Mapping[str, Dataset]  # split -> rows
+Table = list[list[Any]]  # rows of cells, the first is the heading
+Texts = Sequence[Sequence[str]]  # one or two columns of texts
+Documents = Mapping[str, np.ndarray]  # what each document has besides tokens: [documents] or [documents, k]
 
 
 @jax.tree_util.register_dataclass
@@ -39,21 +40,50 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class Targets:
+    """What rows are to be answered with: a hashable value a row, None where there is none to be had."""
+
+    values: list[Any]
+    bad: dict[int, Bad]  # row -> what is wrong with its target
+
+
+@dataclass(frozen=True)
+class Review:
+    """How each document was answered, for people; every field has an entry a document."""
+
+    truth: list[str]
+    predicted: list[str]
+    right: np.ndarray  # bool
+    confidence: np.ndarray | None  # probability of what was predicted, where there is such a thing
+    loss: np.ndarray  # how wrong the answer is; the worst mistakes have most
+
+
+@dataclass(frozen=True)
 class Task:
-    """One task on one data set, as plain functions."""
+    """One task on one data set, as plain functions. Outputs are float32 [r, n, c] on device, [documents, c] on host."""
 
     kind: str
     head: Head
-    labels: tuple[str, ...]
-    encode: Callable[[Dataset, Any, int, str, bool], Encoded]  # (rows, tokenizer, max_length, where, labelled)
-    classes: Callable[[Dataset, str], Sequence[int]]  # what a stratified split is stratified by
+    labels: tuple[str, ...]  # names of the c outputs
+    texts: tuple[str, ...]  # columns of texts
+    columns: tuple[str, ...]  # columns of the rows that are read, texts first
+    targets: Callable[[Rows], Targets]
+    classes: Callable[[Sequence[Any]], Sequence[int]]  # of targets: what a stratified split is stratified by
+    label_counts: Callable[[Sequence[Any]], dict[str, int]]  # of targets, for the data report
+    encode: Callable[[Texts, Sequence[Any] | None, Any, int], Encoded]  # (texts, targets, tokenizer, max_length)
+    fit: Callable[[Documents], "Task"]  # the same task, knowing its training documents: class weights
     loss: Callable[[Any, Mapping[str, Array]], Ratio]  # (outputs, batch)
+    divergence: Callable[[Any, Any, Mapping[str, Array]], Ratio]  # of two passes over a batch, for R-Drop
     count: Callable[[Any, Mapping[str, Array]], Counts]  # (outputs, batch), on device
     metrics: Callable[[Counts], dict[str, float]]  # on the host
-    metric_names: tuple[str, ...]
-    tables: Callable[[Counts], dict[str, list[list[Any]]]]  # title -> rows, the first is the heading
+    row_metrics: Callable[[np.ndarray, Documents], dict[str, float]]  # those that need all outputs at once
+    metric_names: tuple[str, ...]  # of both
+    least_is_best: frozenset[str]  # those of them of which less is better
+    headline: str  # the one that is compared with baselines
+    tables: Callable[[Counts], dict[str, Table]]  # title -> table
+    review: Callable[[np.ndarray, Documents], Review]
+    baselines: Callable[[Texts, Documents, Texts, Documents], dict[str, float]]  # (train, test) -> headline metric
     decode: Callable[[np.ndarray], dict[str, Any]]  # outputs of one document -> record
-    columns: tuple[str, ...]  # columns of the rows that are read
     to_hf: Callable[[], dict[str, Any]]  # what `config.json` says of the task
 
 
@@ -62,7 +92,7 @@ class Task:
 TASKS = {"sequence_classification": "sequence_classification"}
 
 
-def build_task(section: SequenceClassification, rows: Rows) -> Task:
+def build_task(section: Any, rows: Mapping[str, Rows]) -> Task:
     """The task that a configuration describes, on these rows."""
     return _file(section.kind).build(section, rows)
 

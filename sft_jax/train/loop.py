@@ -29,7 +29,7 @@ from sft_jax.train.report import Sink
 from sft_jax.train.state import TrainState
 from sft_jax.train.step import Program
 
-Validate = Callable[[Params, Params], dict[str, float]]  # (trainable, frozen) -> metrics
+Validate = Callable[[Params, Params], dict[str, Any]]  # (trainable, frozen) -> metrics, and those of groups
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def train(
     return state, Timing(first, seconds, meter.tokens_per_second)
 
 
-def note(progress: Progress, plan: Plan, metrics: dict[str, float], sinks: Sequence[Sink]) -> None:
+def note(progress: Progress, plan: Plan, metrics: dict[str, Any], sinks: Sequence[Sink]) -> None:
     """Write an evaluation down and see whether it is the best so far; of equals, the earlier one is."""
     value = metrics[plan.best_metric]
     sign = 1 if plan.best_mode == "max" else -1

@@ -95,7 +95,7 @@ class Screen:
         self._bar.update(self._bar.task_ids[0], completed=values["step"], description=line)
 
     def _scores(self, values: Values) -> None:
-        names = [n for n in values if n not in ("step", "split", "seconds", "tables")]
+        names = [n for n in values if n not in ("step", "split", "groups")]
         shown = [n for n in names if not n.endswith(("_micro", "_weighted"))]
         figures = "  ".join(f"{n} {values[n]:.4f}" for n in shown)
         self.console.print(f"{values['split']} at step {values['step']}  {figures}", markup=False)

@@ -5,6 +5,7 @@ Gradients are of totals, summed over microbatches and devices, and divided once 
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -21,6 +22,15 @@ from sft_jax.train.state import Placement, TrainState
 
 Arrays = Mapping[str, Any]  # a batch: arrays of host or device, or their shapes
 Metrics = dict[str, Any]  # loss: Ratio, grad_norm: float32, tokens: int32
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Tally:
+    """What evaluation adds up: the counts of all rows, and those of each group with a leading axis."""
+
+    all: Counts
+    groups: Counts | None
 
 
 def make_train_step(
@@ -70,13 +80,18 @@ def make_train_step(
 
 
 def make_eval_step(
-    template: Template, task: Task, *, compute_dtype: jnp.dtype
-) -> Callable[[Params, Params, Arrays, Counts], Counts]:
-    """(params, frozen, batch, counts so far) -> counts."""
+    template: Template, task: Task, *, groups: int, compute_dtype: jnp.dtype
+) -> Callable[[Params, Params, Arrays, Tally], tuple[Tally, Array]]:
+    """(params, frozen, batch, tally so far) -> (tally, outputs of the batch); without a tally so far, it begins one."""
 
-    def eval_step(params: Params, frozen: Params, batch: Arrays, counts: Counts) -> Counts:
+    def eval_step(params: Params, frozen: Params, batch: Arrays, tally: Tally | None) -> tuple[Tally, Array]:
         outputs = bind(template, params, frozen, compute_dtype)(batch)
-        return jax.tree.map(jnp.add, counts, task.count(outputs, batch))
+
+        def of_group(number: Array) -> Counts:
+            return task.count(outputs, {**batch, "weight": batch["weight"] * (batch["group"] == number)})
+
+        found = Tally(task.count(outputs, batch), jax.vmap(of_group)(jnp.arange(groups)) if groups else None)
+        return found if tally is None else jax.tree.map(jnp.add, tally, found), outputs
 
     return eval_step
 
@@ -99,7 +114,7 @@ class Program:
     """
 
     def __init__(self, jitted: Any, specimen: Callable[[Arrays], tuple[Any, ...]]):
-        self._jitted, self._specimen = jitted, specimen
+        self._jitted, self.specimen = jitted, specimen
         self._executables: dict[tuple[int, ...], Any] = {}
         self.seconds = 0.0  # spent compiling
 
@@ -108,7 +123,7 @@ class Program:
         shape = tuple(batch["segment_ids"].shape) + tuple(batch["weight"].shape)
         if shape not in self._executables:
             begin = time.perf_counter()
-            self._executables[shape] = self._jitted.lower(*self._specimen(batch)).compile()
+            self._executables[shape] = self._jitted.lower(*self.specimen(batch)).compile()
             self.seconds += time.perf_counter() - begin
         return self._executables[shape]
 
@@ -131,37 +146,20 @@ def train_program(step: Callable[..., Any], placement: Placement, state: TrainSt
     return Program(jitted, lambda batch: (abstract(state), abstract(frozen), abstract(batch)))
 
 
-def eval_program(
-    step: Callable[..., Any],
-    placement: Placement,
-    params: Params,
-    frozen: Params,
-    task: Task,
-    template: Template,
-) -> Program:
-    """The evaluation step; the counts so far are donated."""
+def eval_program(step: Callable[..., Any], placement: Placement, params: Params, frozen: Params) -> Program:
+    """The evaluation step; the tally so far is donated."""
     rows, whole = batch_sharding(placement.mesh), replicated(placement.mesh)
     shardings: tuple[dict[str, NamedSharding], ...] = tuple(
         {p: placement.params[p] for p in group} for group in (params, frozen)
     )
     jitted = jax.jit(step, donate_argnums=3, in_shardings=(*shardings, rows, whole), out_shardings=whole)
+    weights = abstract(params), abstract(frozen)
 
     def specimen(batch: Arrays) -> tuple[Any, ...]:
-        batch = abstract(batch)
-        return (
-            abstract(params),
-            abstract(frozen),
-            batch,
-            count_shapes(template, task, params, frozen, batch),
-        )
+        tally, _ = jax.eval_shape(step, *weights, abstract(batch), None)
+        return (*weights, abstract(batch), tally)
 
     return Program(jitted, specimen)
-
-
-def count_shapes(template: Template, task: Task, params: Params, frozen: Params, batch: Arrays) -> Counts:
-    """The counts of a batch as shapes and types."""
-    everything = abstract({**params, **frozen})
-    return jax.eval_shape(lambda p, b: task.count(template.bind(p)(b), b), everything, abstract(batch))
 
 
 def abstract(tree: Any) -> Any:

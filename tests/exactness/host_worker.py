@@ -40,7 +40,7 @@ def main(config: Path, out: Path) -> None:
     written.close()
     run, seen = recorded(run)
     result = train(run)
-    found |= {"seen": seen, "steps": result.steps, "test": result.test}
+    found |= {"seen": seen, "steps": result.steps, "test": result.test.metrics if result.test else {}}
     found["final"] = digest(to_host(restore(run, Checkpoints(run.directory / "checkpoints", 2), result.steps)[0]))
     (out / f"{jax.process_index()}.json").write_text(json.dumps(found), encoding="utf-8")
 

@@ -15,7 +15,6 @@ from sft_jax.data.batch import Shape, collate
 from sft_jax.data.loader import EvalBatches
 from sft_jax.run import Run, eval_program, initial, prepare
 from sft_jax.train.evaluate import evaluate
-from sft_jax.train.step import count_shapes
 
 MESHES = {
     "1": ["mesh.data=1"],
@@ -39,8 +38,7 @@ def counted(run: Run, batches: EvalBatches):
     """The counts of the validation split at the initial parameters."""
     state, frozen = initial(run)
     program = eval_program(run, state.params, frozen)
-    zero = count_shapes(run.model.template, run.task, state.params, frozen, batches[0])
-    return evaluate(program, zero, state.params, frozen, batches, run.put, 2)
+    return evaluate(program, state.params, frozen, batches, run.put, 2).counts
 
 
 @pytest.fixture(scope="module")

@@ -73,4 +73,5 @@ def test_training_a_finished_run_again_changes_nothing(uninterrupted, tmp_path: 
     assert (result.steps, result.best_step) == (14, Checkpoints(whole / "checkpoints", 2).progress(14).best_step)
     assert metrics_lines(tmp_path / "run") == metrics_lines(whole)
     assert weights(whole) == weights(tmp_path / "run")
-    assert evaluate(open_run(tmp_path / "run"), "test")[0] == result.test
+    scores, _ = evaluate(open_run(tmp_path / "run"), "test")
+    assert result.test is not None and scores.metrics == result.test.metrics

@@ -1,0 +1,69 @@
+"""Rows as the other rooms see them: a table with random access that knows where each row came from. Holds no jax.
+
+Rows are never changed, only selected from; what was wrong with a row is said by its place: file and line, or number.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Dataset
+
+from sft_jax.errors import DataError, listing
+
+MOST_SHOWN = 5  # bad rows named in one message
+
+
+class Bad(NamedTuple):
+    """A row, or a piece of a file, that cannot be used."""
+
+    place: str  # "reviews.csv, line 12"
+    reason: str  # what such rows are counted as: "unknown label"
+    text: str  # what is wrong, and what was expected
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one split, in order."""
+
+    table: Dataset
+    where: str  # the setting that they come from: "data.source.train"
+    files: tuple[str, ...] = ()  # those that `file` numbers; none where the source has no lines
+    file: np.ndarray | None = None  # int32 [rows]
+    line: np.ndarray | None = None  # int64 [rows], from 1
+    part: np.ndarray | None = None  # int32 [rows]: which source of a mixture
+    bad: tuple[Bad, ...] = ()  # what could not be read as a row at all
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def names(self) -> list[str]:
+        """The columns there are."""
+        return self.table.column_names
+
+    def column(self, name: str) -> list[Any]:
+        """One column as a list; a missing one is an error that lists what was found."""
+        if name not in self.names:
+            raise DataError(f"{self.where}: no column '{name}'; the rows have: {', '.join(self.names)}")
+        return self.table[name][:]
+
+    def place(self, row: int) -> str:
+        """Where a row stands, for people: file and line where there are such, else its number from 1."""
+        if self.file is None or self.line is None:
+            return f"row {row + 1}"
+        return f"{self.files[self.file[row]]}, line {self.line[row]}"
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> "Rows":
+        """These rows alone, in this order; what could not be read stays said."""
+        picked = np.asarray(rows, np.int64)
+        file, line, part = (None if a is None else a[picked] for a in (self.file, self.line, self.part))
+        return Rows(self.table.select(picked), self.where, self.files, file, line, part, self.bad)
+
+
+def refuse(where: str, bad: Sequence[Bad]) -> None:
+    """Raise one DataError that names the first bad rows and counts the others; nothing where there are none."""
+    if bad:
+        shown = [f"{b.place}: {b.text}" for b in bad[:MOST_SHOWN]]
+        raise DataError(listing(where, shown, more=len(bad) - len(shown)))
