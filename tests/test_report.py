@@ -34,7 +34,8 @@ class Recorder:
 def step_metrics(total: float, weight: float, tokens: int, norm: float = 1.0) -> dict:
     """What a training step returns."""
     loss = Ratio(jnp.float32(total), jnp.float32(weight))
-    return {"loss": loss, "grad_norm": jnp.float32(norm), "tokens": jnp.int32(tokens)}
+    counts = {"tokens": jnp.int32(tokens), "documents": jnp.int32(weight)}
+    return {"loss": loss, "grad_norm": jnp.float32(norm), **counts}
 
 
 def lines(file) -> list[dict]:
@@ -176,7 +177,7 @@ def test_live_bar():
 def meter(every: int) -> tuple[Meter, list]:
     """A meter of ten steps, and what it reports."""
     sink = Recorder()
-    return Meter(10, every, lambda step: step / 100, [sink]), sink.events
+    return Meter(10, every, 3, lambda step: step / 100, [sink]), sink.events
 
 
 def test_one_interval_late():
