@@ -199,6 +199,7 @@ def _finish(
         "padding_share": padding_share(run.batches),
         "peak_memory_bytes": peak_memory(),
         "validation": validation,
+        "headline": run.task.headline,
         "test": test.values() if test else {},
         "versions": directory.versions(),
     }
