@@ -53,9 +53,7 @@ def check(config: Config, directory: Path) -> None:
         return
     before = parse_value((directory / "config.yaml").read_text(encoding="utf-8"))
     changed = differences(before, parse_value(write_config(config)))
-    differing = [
-        f"{key}: {there!r} there, {now!r} now" for key, (there, now) in changed.items() if not _is_free(key)
-    ]
+    differing = [f"{key}: {there!r} there, {now!r} now" for key, (there, now) in changed.items() if not _is_free(key)]
     if differing:
         where = f"{directory} holds another run; give another run.dir, or the same settings"
         raise RunError(listing(where, differing))
