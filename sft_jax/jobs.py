@@ -20,6 +20,7 @@ from sft_jax.tasks.task import Counts, Table
 from sft_jax.train import directory, optim, step
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.evaluate import evaluate as evaluate_split
+from sft_jax.train.ledger import FILE, Ledger
 from sft_jax.train.loop import Timing
 from sft_jax.train.loop import train as train_loop
 from sft_jax.train.report import MetricsFile, Screen, Sink
@@ -56,6 +57,11 @@ class Result:
 def train(run: Run, screen: Screen | None = None) -> Result:
     """Train, or go on where the run directory stopped; test the best step, export it and sum up."""
     begin_directory(run)
+    with Ledger(run.directory / FILE if meshes.is_first_process() else None, machine.started()) as ledger:
+        return _train(run, screen, ledger)
+
+
+def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
     checkpoints = Checkpoints(run.directory / "checkpoints", run.config.checkpoint.keep)
     state, frozen = initial(run)
     progress = Progress()
@@ -71,7 +77,8 @@ def train(run: Run, screen: Screen | None = None) -> Result:
     if progress.finished or progress.step >= run.batches.steps:
         timing = Timing(time.time(), 0.0, 0.0)
     else:
-        _compile(run, program, sinks)
+        with ledger("compile"):
+            _compile(run, program, sinks)
         state, timing = train_loop(
             state,
             frozen,
@@ -81,11 +88,13 @@ def train(run: Run, screen: Screen | None = None) -> Result:
             batches=run.batches,
             put=run.put,
             rate=optim.learning_rate(run.config.optim, run.batches.steps),
-            validate=lambda params, frozen: score(run, "validation", validate, params, frozen).values(),
+            validate=lambda params, frozen: _validated(run, validate, params, frozen, ledger),
             checkpoints=checkpoints,
             sinks=sinks,
+            ledger=ledger,
             ahead=run.config.data.prefetch,
         )
+    ledger.end_loop()
     if screen:
         screen.stop()
     if progress.best_step not in (None, progress.step):
@@ -165,6 +174,13 @@ def _compile(run: Run, program: step.Program, sinks: list[Sink]) -> None:
     text = f"compiled in {program.seconds:.1f} s; a step needs {_size(held + memory.temp_size_in_bytes)}"
     for sink in sinks:
         sink.emit("note", {"text": f"{text} ({_size(memory.temp_size_in_bytes)} of it temporary)"})
+
+
+def _validated(run: Run, program: step.Program, params: Params, frozen: Params, ledger: Ledger) -> dict[str, Any]:
+    with ledger("compile"):  # the first time
+        program.compile(run.evals["validation"][0])
+    with ledger("evaluation"):
+        return score(run, "validation", program, params, frozen).values()
 
 
 def _finish(

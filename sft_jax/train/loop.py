@@ -24,6 +24,7 @@ from sft_jax.errors import Interrupted
 from sft_jax.nn.template import Params
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.evaluate import Put
+from sft_jax.train.ledger import Ledger
 from sft_jax.train.meter import Meter
 from sft_jax.train.report import Sink
 from sft_jax.train.state import TrainState
@@ -69,21 +70,25 @@ def train(
     validate: Validate,
     checkpoints: Checkpoints,
     sinks: Sequence[Sink],
+    ledger: Ledger,
     ahead: int,
 ) -> tuple[TrainState, Timing]:
     """Train from `progress.step` to `plan.steps`, bringing `progress` along; raises Interrupted after saving."""
     meter = Meter(plan.steps, plan.log_every, plan.max_skipped, rate, sinks)
     begun, first, compiling = time.perf_counter(), 0.0, program.seconds
+    ledger.begin_loop(progress.step)
     with stop_requests() as stop:
-        for batch in prefetch(batches, progress.step, ahead):
-            with meter.paused():  # a shape that was not met before
+        for batch in ledger.waited(prefetch(batches, progress.step, ahead)):
+            with meter.paused(), ledger("compile"):  # a shape that was not met before
                 executable = program.compile(batch)
             state, metrics = executable(state, frozen, put(batch))
-            progress.step += 1
+            progress.step = ledger.step = progress.step + 1
             if not first:
                 jax.block_until_ready(metrics)
                 first = time.time()
             meter.add(progress.step, metrics)
+            if _due(plan.log_every, progress.step):
+                ledger.write()
             last = progress.step == plan.steps
             evaluating = plan.eval_every is not None and (last or progress.step % plan.eval_every == 0)
             saving = evaluating or last or bool(stop) or _due(plan.save_every, progress.step)
@@ -94,13 +99,17 @@ def train(
                 if evaluating:
                     note(progress, plan, validate(state.weights, frozen), sinks)
                 progress.finished = last or (evaluating and out_of_patience(progress, plan, sinks))
-                checkpoints.save(state, progress)
+                with ledger("checkpoint"):
+                    checkpoints.save(state, progress)
+            ledger.write()
             if progress.finished:
                 break
             if stop:
-                checkpoints.wait()
+                with ledger("checkpoint"):
+                    checkpoints.wait()
                 raise Interrupted(f"stopped and saved at step {progress.step} of {plan.steps}", stop[0])
-    checkpoints.wait()
+    with ledger("checkpoint"):
+        checkpoints.wait()
     seconds = time.perf_counter() - begun - (program.seconds - compiling)
     return state, Timing(first, seconds, meter.tokens_per_second)
 
