@@ -44,8 +44,12 @@ def _section(name: str, section: type[Section], first: dict[type[Section], str])
     heading = f"## `{name}`{which}" if name else "## The sections"
     fields = sorted(section.model_fields.items(), key=lambda item: len(choices) == 1 and item[0] != "kind")
     rows = [
-        [f"`{key}`", _type(field.annotation, field.metadata) + _elsewhere(name, key, field, first), _default(field)]
-        + [_cell(_meaning(field))]
+        (
+            f"`{key}`",
+            _type(field.annotation, field.metadata) + _elsewhere(name, key, field, first),
+            _default(field),
+            _cell(_meaning(field)),
+        )
         for key, field in fields
     ]
     lines = [f"| {' | '.join(row)} |" for row in rows]

@@ -108,7 +108,7 @@ def evaluate(run: Run, split: str, at: str = "best") -> tuple[Scores, int]:
     if split not in run.evals:
         raise ConfigError(f"split '{split}': this run has {', '.join(run.evals) or 'none'}; name one of them")
     state, frozen, number = trained(run, at)
-    return score(run, split, eval_program(run, state.params, frozen), state.params, frozen), number
+    return score(run, split, eval_program(run, state.params, frozen), state.weights, frozen), number
 
 
 def export(run: Run, out: Path, at: str = "best") -> int:
@@ -194,7 +194,7 @@ def _finish(
     sinks: list[Sink],
 ) -> Result:
     """Test, export and sum up."""
-    test = score(run, "test", evaluator, state.params, frozen) if "test" in run.evals else None
+    test = score(run, "test", evaluator, state.weights, frozen) if "test" in run.evals else None
     if test:
         for sink in sinks:
             sink.emit("test", {"step": progress.best_step or progress.step, "split": "test", **test.values()})
@@ -215,6 +215,7 @@ def _finish(
         "padding_share": padding_share(run.batches),
         "peak_memory_bytes": peak_memory(),
         "validation": validation,
+        "headline": run.task.headline,
         "test": test.values() if test else {},
         "versions": directory.versions(),
     }
@@ -234,7 +235,7 @@ def _export(
     *,
     replace: bool,
 ) -> None:
-    params = meshes.to_host({**state.params, **frozen})
+    params = meshes.to_host({**state.weights, **frozen})
     if not meshes.is_first_process():
         return
     config = run.config

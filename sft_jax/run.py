@@ -33,9 +33,11 @@ from sft_jax.train import directory, optim, step
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.loop import Plan
 from sft_jax.train.state import (
+    Begin,
     Placement,
     TrainState,
     abstract_state,
+    beginning,
     frozen_paths,
     initial_state,
     place,
@@ -81,6 +83,11 @@ class Run:
         """Paths of what is trained."""
         return sorted(p for p in self.model.template.keys if p not in self.frozen)
 
+    @property
+    def begin(self) -> Begin:
+        """What makes the training state at step 0."""
+        return beginning(self.optimizer, self.config.train)
+
     def put(self, batch: Mapping[str, np.ndarray]) -> Params:
         """A host batch onto the mesh."""
         return meshes.put(batch, meshes.batch_sharding(self.mesh))
@@ -96,7 +103,8 @@ def prepare(config: Config) -> Run:
     _check_metric(config, task)
     rows = prepare_rows(found, config.data, task.texts, task.targets, task.classes, config.seed.data)
     checkpoint = open_checkpoint(find(assets.resolve(config.model.source), config.model.revision))
-    model = build_model(checkpoint.config, task.head, config.model.source, config.model.dropout)
+    noise = config.model.embedding_noise
+    model = build_model(checkpoint.config, task.head, config.model.source, config.model.dropout, noise)
     if config.data.max_length > model.max_length:
         raise ConfigError(
             f"data.max_length: {config.data.max_length} tokens, but {config.model.source} has positions for "
@@ -115,9 +123,9 @@ def prepare(config: Config) -> Run:
     batches, evals = _batches(config, mesh, data)
     paths = model.template.keys
     frozen = frozen_paths(config.train.freeze, paths)
-    optimizer = optim.build_optimizer(config.optim, batches.steps, paths)
+    optimizer = optim.build_optimizer(config.optim, batches.steps, paths, config.train.unfreeze)
     trainable = [p for p in paths if p not in frozen]
-    placement = place(mesh, model.template, model.table.axes, trainable, optimizer)
+    placement = place(mesh, model.template, model.table.axes, trainable, beginning(optimizer, config.train))
     return Run(
         config,
         mesh,
@@ -152,7 +160,7 @@ def initial(run: Run) -> tuple[TrainState, Params]:
         run.model.template,
         arrays,
         run.frozen,
-        run.optimizer,
+        run.begin,
         run.placement,
         run.config.seed.init,
         run.dtype,
@@ -161,7 +169,7 @@ def initial(run: Run) -> tuple[TrainState, Params]:
 
 def restore(run: Run, checkpoints: Checkpoints, number: int) -> tuple[TrainState, Progress]:
     """A checkpoint onto the mesh of now."""
-    abstract = abstract_state(run.model.template, run.trainable, run.optimizer)
+    abstract = abstract_state(run.model.template, run.trainable, run.begin)
     return checkpoints.restore(abstract, run.placement.state, number)
 
 
@@ -171,7 +179,7 @@ def train_program(run: Run, state: TrainState, frozen: Params) -> step.Program:
         run.model.template,
         run.task,
         run.optimizer,
-        accumulate=run.config.train.accumulate,
+        section=run.config.train,
         compute_dtype=run.dtype,
         seed=run.config.seed.dropout,
     )
@@ -195,6 +203,9 @@ def plan(run: Run) -> Plan:
         save_every=config.checkpoint.every,
         best_metric=config.eval.best_metric,
         best_mode=_best_mode(config, run.task),
+        patience=config.eval.patience,
+        min_delta=config.eval.min_delta,
+        max_skipped=config.train.max_skipped,
     )
 
 

@@ -39,7 +39,8 @@ class Recorder:
 def step_metrics(total: float, weight: float, tokens: int, norm: float = 1.0) -> dict:
     """What a training step returns."""
     loss = Ratio(jnp.float32(total), jnp.float32(weight))
-    return {"loss": loss, "grad_norm": jnp.float32(norm), "tokens": jnp.int32(tokens)}
+    counts = {"tokens": jnp.int32(tokens), "documents": jnp.int32(weight)}
+    return {"loss": loss, "grad_norm": jnp.float32(norm), **counts}
 
 
 def lines(file) -> list[dict]:
@@ -181,7 +182,7 @@ def test_live_bar():
 def meter(every: int) -> tuple[Meter, list]:
     """A meter of ten steps, and what it reports."""
     sink = Recorder()
-    return Meter(10, every, lambda step: step / 100, [sink]), sink.events
+    return Meter(10, every, 3, lambda step: step / 100, [sink]), sink.events
 
 
 def test_one_interval_late():
@@ -255,7 +256,7 @@ def test_a_stop_reports_what_there_is(tmp_path):
 def test_an_interval_of_other_metrics_is_not_taken_up():
     """R58: what an older version left of an interval is dropped rather than taken for something else."""
     sink = Recorder()
-    found = Meter(9, 3, lambda step: 0.0, [sink], {"seconds": 1.0, "steps": [[4, {"['speed']": 1.0}]]})
+    found = Meter(9, 3, 9, lambda step: 0.0, [sink], {"seconds": 1.0, "steps": [[4, {"['speed']": 1.0}]]})
     found.add(5, step_metrics(1, 1, 1))
     found.flush()
     assert sink.events[0][1]["documents"] == 1
@@ -265,12 +266,12 @@ def metered(file: Path, every: int, stops: set[int], saves: int, until: int = 20
     """What stands in `file`, times left out, after 20 steps that were stopped after some and resumed."""
     left, begin = {}, 0
     for end in sorted(stops | {until}):
-        meter = Meter(20, every, lambda step: step / 100, [MetricsFile(file, begin)], json.loads(json.dumps(left)))
+        meter = Meter(20, every, 9, lambda step: step / 100, [MetricsFile(file, begin)], json.loads(json.dumps(left)))
         for step in range(begin + 1, end + 1):
             draw = np.random.default_rng(step)
-            loss, weight, norm = (jnp.float32(value) for value in draw.normal(size=3) * 10 + 50)
-            metrics = {"loss": Ratio(loss, weight), "grad_norm": norm, "tokens": jnp.int32(draw.integers(1, 1000))}
-            meter.add(step, metrics)
+            loss, weight, norm = draw.normal(size=3) * 10 + 50
+            skipped = {"skipped": jnp.asarray(draw.random() < 0.3)}
+            meter.add(step, {**step_metrics(loss, weight, int(draw.integers(1, 1000)), norm), **skipped})
             if step % saves == 0 or step == 20:
                 meter.flush()
         planned = end % saves == 0 or end == 20

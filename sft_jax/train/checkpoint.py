@@ -88,8 +88,7 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted), progress=ocp.args.JsonRestore()),
         )
-        tree = found["state"]
-        return TrainState(tree["step"], tree["params"], tree["opt"]), Progress(**found["progress"])
+        return TrainState(**found["state"]), Progress(**found["progress"])
 
     def progress(self, step: int) -> Progress:
         """What the loop knew at a step."""
@@ -122,4 +121,4 @@ class Checkpoints:
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "params": state.params, "opt": state.opt}
+    return {name: part for name, part in vars(state).items() if part is not None}

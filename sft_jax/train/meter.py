@@ -24,12 +24,13 @@ class Meter:
         self,
         steps: int,
         every: int,
+        max_skipped: int,
         rate: Callable[[int], Any],
         sinks: Sequence[Sink],
         left: Mapping[str, Any] | None = None,
     ):
         """`left` is what `flush` gave of an interval that an earlier process began."""
-        self._steps, self._every, self._rate, self._sinks = steps, every, rate, sinks
+        self._steps, self._every, self._max_skipped, self._rate, self._sinks = steps, every, max_skipped, rate, sinks
         self._running: deque[Any] = deque()
         self._open: list[tuple[int, Any]] = []  # steps of the interval that is being filled
         self._late: tuple[list[tuple[int, Any]], float] | None = None  # the one before, and its seconds
@@ -100,13 +101,15 @@ class Meter:
                 self._steady_tokens + tokens,
                 self._steady_seconds + seconds,
             )
+        skipped = {"skipped": sum(int(m["skipped"]) for m in fetched)} if "skipped" in fetched[-1] else {}
         values = {
             "step": last,
             "loss": loss,
-            "lr": float(self._rate(last - 1)),
+            "lr": float(self._rate(last - 1 - int(fetched[-1].get("skipped_before", 0)))),
             "grad_norm": float(fetched[-1]["grad_norm"]),
+            **skipped,
             "tokens": tokens,
-            "documents": float(sum(m["loss"].weight for m in fetched)),
+            "documents": int(sum(m["documents"] for m in fetched)),
             "tokens_per_second": round(tokens / seconds, 1),
             "seconds_left": round((self._steps - last) * seconds / len(entries), 1),
             **({} if whole else {"partial": True}),
@@ -119,7 +122,12 @@ class Meter:
     def _refuse_non_finite(self, steps: Sequence[int], fetched: Sequence[Any]) -> None:
         for step, m in zip(steps, fetched, strict=True):
             loss, norm = float(m["loss"].total), float(m["grad_norm"])
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+            if int(m.get("in_row", 0)) >= self._max_skipped:
+                raise NonFiniteError(
+                    f"step {step}: {self._max_skipped} steps in a row were skipped (the last: loss {loss}, gradient "
+                    f"norm {norm}); lower optim.lr, look at the rows of these steps, or raise train.max_skipped"
+                )
+            if not (m.get("skipped") or (math.isfinite(loss) and math.isfinite(norm))):
                 raise NonFiniteError(
                     f"step {step}: loss {loss}, gradient norm {norm}; the checkpoints before it are good: "
                     f"lower optim.lr, or look at the rows of that step"

@@ -81,6 +81,8 @@ class Screen:
             f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  grad norm {values['grad_norm']:.3f}  "
             f"{values['tokens_per_second']:,.0f} tokens/s"
         )
+        if values.get("skipped"):
+            line += f"  {values['skipped']} skipped"
         if not self.console.is_terminal:
             left = timedelta(seconds=round(values["seconds_left"]))
             self.console.print(f"step {values['step']}/{self.steps}  {line}  {left} left", markup=False)

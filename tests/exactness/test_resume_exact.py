@@ -17,7 +17,18 @@ from sft_jax.run import open_run, prepare
 from sft_jax.train.checkpoint import Checkpoints
 from sft_jax.train.meter import Meter
 
-FREEZES = {"full": "[]", "frozen": "['embed/**','blocks/0/**']"}
+FREEZES = {"full": ["train.freeze=[]"], "frozen": ["train.freeze=['embed/**','blocks/0/**']"]}
+# Everything that a step may remember of the steps before it.
+FREEZES["regularised"] = [
+    "train.ema=0.9",
+    "train.r_drop=0.5",
+    "train.non_finite=skip",
+    "train.spikes={window: 3, sigma: 0.5}",
+    "train.unfreeze=[{match: 'embed/**', at: 5}]",
+    "model.embedding_noise=5",
+    "optim.penalty={l1: 1e-3, l2: 1e-3}",
+    "data.augment={token_dropout: 0.1, swap: 0.1, delete: 0.1}",
+]
 HARD = ("model.dropout=0.1", "data.layout.kind=packed", "train.accumulate=2", "eval.every=4")
 MIDDLES = {"the middle of epoch 1": 3, "the middle of epoch 2": 10}
 
@@ -28,7 +39,7 @@ def uninterrupted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     home = tmp_path_factory.mktemp(f"uninterrupted-{request.param}")
 
     def make(directory: Path, *overrides: str) -> Config:
-        return settings(directory, tiny, rows, *HARD, f"train.freeze={FREEZES[request.param]}", *overrides)
+        return settings(directory, tiny, rows, *HARD, *FREEZES[request.param], *overrides)
 
     train(prepare(make(home / "run")))
     return make, home / "run", final_state(home / "run")
