@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -105,22 +105,31 @@ def parse_value(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
-def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo, type]]:
+def known_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo, type]]:
     """Every key in dotted form with its field and the section that owns it, in the order of the schema.
 
     Keys of the sections in a list carry no number: `optim.groups.match`.
     """
     for name, field in section.model_fields.items():
         yield f"{prefix}{name}", field, section
-        for inner in _sections_of(field.annotation):
+        for inner in sections_of(field.annotation):
             yield from known_keys(inner, f"{prefix}{name}.")
 
 
-def _sections_of(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def sections() -> Iterator[tuple[str, type[Section]]]:
+    """Every section with its dotted name, the root (named '') first."""
+    yield "", Config
+    for key, field, _ in known_keys():
+        for section in sections_of(field.annotation):
+            yield key, section
+
+
+def sections_of(annotation: Any) -> list[type[Section]]:
+    """The sections that may stand where a field is so annotated: one, the kinds of a union, or that of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     several = typing.get_origin(annotation) in (typing.Union, types.UnionType, list)
-    return [s for a in typing.get_args(annotation) for s in _sections_of(a)] if several else []
+    return [s for a in typing.get_args(annotation) for s in sections_of(a)] if several else []
 
 
 def _read_file(file: Path) -> Tree:
@@ -208,7 +217,7 @@ def _explain(error: ValidationError, tree: Tree) -> list[str]:
     found: dict[str, list[str]] = {}
     for details in error.errors():
         path = _path(details, tree)
-        found.setdefault(path, []).append(_complaint(details, path))
+        found.setdefault(path, []).append(_complaint(details, path, tree))
     return [f"{path}: {_either(complaints)}" if path else complaints[0] for path, complaints in found.items()]
 
 
@@ -236,12 +245,13 @@ def _path(details: ErrorDetails, tree: Tree) -> str:
     return ".".join(parts)
 
 
-def _complaint(details: ErrorDetails, path: str) -> str:
+def _complaint(details: ErrorDetails, path: str, tree: Tree) -> str:
     kind, given, context = details["type"], details["input"], details.get("ctx", {})
     if kind == "extra_forbidden":
-        return _unknown_key(path)
+        return _unknown_key(path, tree)
     if kind == "missing":
-        doc = next((f.description for key, f, _ in known_keys() if key == _without_numbers(path)), None)
+        fields = (section.model_fields.get(path.rpartition(".")[2]) for section in _owners(path, tree))
+        doc = next((field.description for field in fields if field and field.description), None)
         return f"needed, but not given ({doc.rstrip('.')})" if doc else "needed, but not given"
     if kind == "literal_error":
         expected = context["expected"]
@@ -263,21 +273,45 @@ def _complaint(details: ErrorDetails, path: str) -> str:
     return f"expected {message}, got {given!r:.60}"
 
 
-def _without_numbers(path: str) -> str:
-    return re.sub(r"\.\d+(?=\.)", "", path)
-
-
-def _unknown_key(path: str) -> str:
-    section, _, name = _without_numbers(path).rpartition(".")
-    siblings = {key.rpartition(".")[2] for key, _, _ in known_keys() if key.rpartition(".")[0] == section}
+def _unknown_key(path: str, tree: Tree) -> str:
+    name = path.rpartition(".")[2]
+    owners, others = _owners(path, tree), _owners(path, {})
+    siblings = {key for section in owners for key in section.model_fields}
+    kinds = [kind for section in others if name in section.model_fields for kind in _kinds(section)]
+    known = f" (known: {', '.join(sorted(siblings))})" if siblings else ""
+    if kinds:
+        own = " or ".join(f"'{kind}'" for section in owners for kind in _kinds(section))
+        return f"unknown key; it belongs to {' and '.join(map(repr, kinds))}, not to {own}{known}"
     hint = did_you_mean(name, siblings)
     if not hint:
         elsewhere = {key.rpartition(".")[2]: key for key, _, _ in known_keys()}
         hint = did_you_mean(name, elsewhere)
         for short, full in elsewhere.items():
             hint = hint.replace(f"'{short}'", f"'{full}'")
-    known = f" (known: {', '.join(sorted(siblings))})" if siblings else ""
     return f"unknown key{hint}{known}"
+
+
+def _owners(path: str, tree: Tree) -> list[type[Section]]:
+    """The sections that the last key of a path may stand in; where there are several kinds, those of the tree's."""
+    found: list[type[Section]] = [Config]
+    node: Any = tree
+    for part in path.split(".")[:-1]:
+        if part.isdigit() and not isinstance(node, dict):  # a place in a list
+            node = node[int(part)] if isinstance(node, list) and int(part) < len(node) else None
+        else:
+            fields = [section.model_fields[part] for section in found if part in section.model_fields]
+            found = list(dict.fromkeys(s for field in fields for s in sections_of(field.annotation)))
+            node = node.get(part) if isinstance(node, dict) else None
+        kind = node.get("kind") if isinstance(node, dict) else None
+        found = [section for section in found if kind in _kinds(section)] or found
+    return found
+
+
+def _kinds(section: type[Section]) -> tuple[Any, ...]:
+    """The kind that tells a section apart from others at the same key; nothing where there is but one section."""
+    field = section.model_fields.get("kind")
+    choices = typing.get_args(field.annotation) if field else ()
+    return choices if len(choices) == 1 else ()
 
 
 def _missing_files(tree: Tree) -> Iterator[str]:
@@ -312,11 +346,3 @@ def _missing_asset(key: str, name: str) -> list[str]:
     except ConfigError as error:
         return [f"{key}: {error}"]
     return []
-
-
-def sections() -> Iterator[tuple[str, type[Section]]]:
-    """Every section with its dotted name, the root (named '') first."""
-    yield "", Config
-    for key, field, _ in known_keys():
-        for section in _sections_of(field.annotation):
-            yield key, typing.cast(type[Section], section)

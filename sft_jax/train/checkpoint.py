@@ -30,6 +30,7 @@ class Progress:
     best_value: float | None = None
     finished: bool = False
     evaluations: list[dict[str, Any]] = field(default_factory=list)  # step and metrics of each validation
+    left: dict[str, Any] = field(default_factory=dict)  # of an interval of metrics that a stop came into
 
 
 @dataclass

@@ -74,7 +74,7 @@ def train(
     ahead: int,
 ) -> tuple[TrainState, Timing]:
     """Train from `progress.step` to `plan.steps`, bringing `progress` along; raises Interrupted after saving."""
-    meter = Meter(plan.steps, plan.log_every, plan.max_skipped, rate, sinks)
+    meter = Meter(plan.steps, plan.log_every, plan.max_skipped, rate, sinks, progress.left)
     begun, first, compiling = time.perf_counter(), 0.0, program.seconds
     ledger.begin_loop(progress.step)
     with stop_requests() as stop:
@@ -91,11 +91,11 @@ def train(
                 ledger.write()
             last = progress.step == plan.steps
             evaluating = plan.eval_every is not None and (last or progress.step % plan.eval_every == 0)
-            saving = evaluating or last or bool(stop) or _due(plan.save_every, progress.step)
-            if not saving:
+            planned = evaluating or last or _due(plan.save_every, progress.step)
+            if not (planned or stop):
                 continue
             with meter.paused():
-                meter.flush()  # a state that is not finite is never saved
+                progress.left = meter.flush(whole=planned)  # a state that is not finite is never saved
                 if evaluating:
                     note(progress, plan, validate(state.weights, frozen), sinks)
                 progress.finished = last or (evaluating and out_of_patience(progress, plan, sinks))
