@@ -28,6 +28,7 @@ from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import ConfigError, DataError, ModelError, RunError, did_you_mean
 from sft_jax.models.family import Model, build_model, load_model
 from sft_jax.nn.template import Params
+from sft_jax.tasks.labels import names_in
 from sft_jax.tasks.task import Task, build_task
 from sft_jax.train import directory, optim, step
 from sft_jax.train.checkpoint import Checkpoints, Progress
@@ -264,12 +265,17 @@ def _check_ids(model: Model, data: Mapping[str, Encoded]) -> None:
 
 def _check_head(task: Task, matched: Matched, checkpoint: Checkpoint) -> None:
     """A head that was trained for other labels, or for these in another order, must not be taken for this one."""
-    named = checkpoint.config.get("id2label") or {}
-    theirs = [str(name) for _, name in sorted(named.items(), key=lambda item: int(item[0]))]
-    plain = [f"LABEL_{number}" for number in range(len(theirs))]  # what transformers calls them for want of names
-    if "head/out/kernel" in matched.loaded and theirs not in ([], plain, list(task.labels)):
+    config = checkpoint.config
+    if "head/out/kernel" not in matched.loaded:
+        return
+    theirs, ours = config.get("problem_type"), task.to_hf().get("problem_type")
+    if theirs not in (None, ours):
+        raise ModelError(f"model.head: the checkpoint's head is for {theirs}, the task is {ours}; set model.head=new")
+    names = names_in(config) if config.get("id2label") else []
+    plain = [f"LABEL_{number}" for number in range(len(names))]  # what transformers calls them for want of names
+    if len(task.labels) > 1 and names not in ([], plain, list(task.labels)):
         raise ModelError(
-            f"model.head: the checkpoint's head is for {', '.join(theirs)}, the task has {', '.join(task.labels)}; "
+            f"model.head: the checkpoint's head is for {', '.join(names)}, the task has {', '.join(task.labels)}; "
             f"set task.labels to the checkpoint's, or model.head=new"
         )
 

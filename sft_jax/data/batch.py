@@ -39,7 +39,7 @@ class Encoded:
 
     tokens: dict[str, np.ndarray]  # [tokens of all documents]
     offsets: np.ndarray  # [documents + 1]
-    documents: dict[str, np.ndarray]  # [documents], such as the label
+    documents: dict[str, np.ndarray]  # [documents] or [documents, k], such as the label
     truncated: int = 0
 
     def __len__(self) -> int:
@@ -130,10 +130,9 @@ def collate(encoded: Encoded, rows: Sequence[Row], shape: Shape) -> Batch:
             positions[r, begin:end] = np.arange(end - begin)
             starts[r, n], index[r, n] = begin, document
             begin = end
-    documents = {
-        name: np.where(index >= 0, values[index], np.zeros((), values.dtype))
-        for name, values in encoded.documents.items()
-    }
+    documents = {name: values[index] for name, values in encoded.documents.items()}
+    for values in documents.values():
+        values[index < 0] = 0
     weight = (index >= 0).astype(np.float32)
     spatial = {"segment_ids": segments, "position_ids": positions, "starts": starts}
     return {**tokens, **spatial, **documents, "index": index, "weight": weight}
