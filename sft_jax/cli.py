@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at configurations; starts nothing.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+data_app = typer.Typer(help="Look at the rows of a configuration; trains nothing.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 Words = Annotated[
     list[str],
@@ -95,6 +97,22 @@ def export(path: RunDir, out: Annotated[Path, typer.Argument(help="A new directo
 
     step = jobs.export(run.open_run(path), out, at)
     print(f"step {step} of {path} is in {out}; try: echo 'some text' | sft-jax predict {out}")
+
+
+@data_app.command("report")
+def data_report(
+    words: Words,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, as it stands in a run directory.")] = False,
+) -> None:
+    """What becomes of the rows: read, dropped and why, duplicates, conflicts, leaks, labels, lengths in tokens."""
+    config = _read(words)
+    from sft_jax import console, run
+
+    report = run.report_data(config)
+    if as_json:
+        print(json.dumps(report.plain(), indent=2, ensure_ascii=False))
+    else:
+        console.show_data(console.start().console, report)
 
 
 @config_app.command("check")
