@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at configurations; starts nothing.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+data_app = typer.Typer(help="Look at the rows of a configuration; trains nothing.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 Words = Annotated[
     list[str],
@@ -107,6 +109,22 @@ def goodput(path: RunDir) -> None:
 
     found = ledger.read_account(path)  # asks for no device: the run may still be going on
     console.show_table(Console(highlight=False, soft_wrap=True), str(path), ledger.table(found))
+
+
+@data_app.command("report")
+def data_report(
+    words: Words,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, as it stands in a run directory.")] = False,
+) -> None:
+    """What becomes of the rows: read, dropped and why, duplicates, conflicts, leaks, labels, lengths in tokens."""
+    config = _read(words)
+    from sft_jax import console, run
+
+    report = run.report_data(config)
+    if as_json:
+        print(json.dumps(report.plain(), indent=2, ensure_ascii=False))
+    else:
+        console.show_data(console.start().console, report)
 
 
 @config_app.command("check")

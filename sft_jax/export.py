@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax.config.schema import Clean
+from sft_jax.data.clean import RULES
 from sft_jax.data.text import FILES
 from sft_jax.errors import RunError
 from sft_jax.models.family import Model
@@ -39,6 +41,7 @@ def export_model(
     task: Task,
     tokenizer_from: Path,
     max_length: int,
+    clean: Clean,
     card: str,
     *,
     replace: bool = False,
@@ -49,7 +52,8 @@ def export_model(
     config = {k: v for k, v in base_config.items() if k not in STALE} | task.to_hf()
     name = model.family.classes[config["model_type"]] + model.family.heads[task.head.kind]
     config |= {"architectures": [name], "dtype": "float32"}
-    config["sft_jax_task"] = {**config["sft_jax_task"], "max_length": max_length}
+    rules = clean.model_dump(mode="json", include=set(RULES))
+    config["sft_jax_task"] = {**config["sft_jax_task"], "max_length": max_length, "clean": rules}
     tensors = save(model.table, {p: np.asarray(a, np.float32) for p, a in params.items()})
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:

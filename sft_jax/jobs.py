@@ -157,6 +157,7 @@ def begin_directory(run: Run) -> None:
     meshes.wait_for_all("run directory checked")  # or a slow process would find it in use by this very run
     if meshes.is_first_process():
         directory.begin(run.config, run.directory, manifest)
+        directory.write_json(run.directory / "data.json", run.report.plain())
 
 
 def peak_memory() -> int:
@@ -255,6 +256,7 @@ def _export(
         run.task,
         run.checkpoint.directory,
         config.data.max_length,
+        config.data.clean,
         card,
         replace=replace,
     )

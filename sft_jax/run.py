@@ -13,18 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from tokenizers import Tokenizer
 
 from sft_jax import assets
 from sft_jax import mesh as meshes
 from sft_jax.config.read import read_config
-from sft_jax.config.schema import Config, Files, RunSection
+from sft_jax.config.schema import Config, Files, Mixture, RunSection
+from sft_jax.data.augment import augmentation
 from sft_jax.data.batch import Encoded, declare
-from sft_jax.data.loader import EvalBatches, TrainBatches
-from sft_jax.data.order import Order
+from sft_jax.data.loader import EvalBatches, TrainBatches, padding_share
+from sft_jax.data.order import Mixing, Order
 from sft_jax.data.prepare import Prepared
 from sft_jax.data.prepare import prepare as prepare_rows
+from sft_jax.data.report import DataReport
 from sft_jax.data.sources import load_rows
-from sft_jax.data.text import load_tokenizer
+from sft_jax.data.text import Cached, load_tokenizer
 from sft_jax.errors import ConfigError, DataError, ModelError, RunError, did_you_mean
 from sft_jax.models.family import Model, build_model, load_model
 from sft_jax.nn.template import Params
@@ -67,6 +70,7 @@ class Run:
     placement: Placement
     batches: TrainBatches
     evals: dict[str, EvalBatches]
+    report: DataReport
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -99,10 +103,7 @@ def prepare(config: Config) -> Run:
     meshes.start_processes()
     directory.check(config, Path(config.run.dir).expanduser())
     mesh = meshes.make_mesh(config.mesh)
-    found = load_rows(_local(config.data.source))
-    task = build_task(config.task, found)
-    _check_metric(config, task)
-    rows = prepare_rows(found, config.data, task.texts, task.targets, task.classes, config.seed.data)
+    task, rows, report = _rows(config)
     checkpoint = open_checkpoint(find(assets.resolve(config.model.source), config.model.revision))
     noise = config.model.embedding_noise
     model = build_model(checkpoint.config, task.head, config.model.source, config.model.dropout, noise)
@@ -112,16 +113,14 @@ def prepare(config: Config) -> Run:
             f"{model.max_length}; lower it"
         )
     tokenizer = load_tokenizer(checkpoint.directory)
-    data = {
-        split: task.encode(part.texts, part.targets, tokenizer, config.data.max_length) for split, part in rows.items()
-    }
+    data = _encoded(config, task, rows, tokenizer)
     groups, data = _grouped(config.eval.group, rows, data)
     task = task.fit(data["train"].documents)
     _check_ids(model, data)
     where, shapes = str(checkpoint.directory), model.template.shapes
     matched = match(model.table, shapes, checkpoint.shapes, where, new_head=config.model.head == "new")
     _check_head(task, matched, checkpoint)
-    batches, evals = _batches(config, mesh, data)
+    batches, evals = _batches(config, mesh, rows, data, tokenizer)
     paths = model.template.keys
     frozen = frozen_paths(config.train.freeze, paths)
     optimizer = optim.build_optimizer(config.optim, batches.steps, paths, config.train.unfreeze)
@@ -142,7 +141,18 @@ def prepare(config: Config) -> Run:
         placement,
         batches,
         evals,
+        _with_tokens(report, data, batches, evals),
     )
+
+
+def report_data(config: Config) -> DataReport:
+    """What becomes of the rows, and what they are in tokens: the tokenizer is read, and no weights."""
+    mesh = meshes.make_mesh(config.mesh)
+    task, rows, report = _rows(config)
+    found = find(assets.resolve(config.model.source), config.model.revision, weights=False)
+    tokenizer = load_tokenizer(found)
+    data = _encoded(config, task, rows, tokenizer)
+    return _with_tokens(report, data, *_batches(config, mesh, rows, data, tokenizer))
 
 
 def open_run(path: Path, overrides: Sequence[str] = ()) -> Run:
@@ -215,6 +225,29 @@ def _best_mode(config: Config, task: Task) -> str:
     return least if config.eval.best_mode == "auto" else config.eval.best_mode
 
 
+def _rows(config: Config) -> tuple[Task, dict[str, Prepared], DataReport]:
+    """(task, the rows that are used, what became of all of them)."""
+    found = load_rows(_local(config.data.source))
+    task = build_task(config.task, found)
+    _check_metric(config, task)
+    functions = (task.texts, task.targets, task.classes, task.label_counts)
+    return task, *prepare_rows(found, config.data, *functions, config.seed.data)
+
+
+def _encoded(config: Config, task: Task, rows: Mapping[str, Prepared], tokenizer: Tokenizer) -> dict[str, Encoded]:
+    """The splits in tokens; from the user's cache where they are there."""
+    worker = Cached(tokenizer, assets.cache().parent / "tokens") if config.data.cache else tokenizer
+    length = config.data.max_length
+    return {split: task.encode(part.texts, part.targets, worker, length) for split, part in rows.items()}
+
+
+def _with_tokens(
+    report: DataReport, data: Mapping[str, Encoded], batches: TrainBatches, evals: Mapping[str, EvalBatches]
+) -> DataReport:
+    padding = {split: padding_share(found) for split, found in {"train": batches, **evals}.items()}
+    return report.with_tokens(data, padding)
+
+
 def _local(source: Any) -> Any:
     """The source with every packaged asset fetched and named by its local path."""
     if not isinstance(source, Files):
@@ -280,11 +313,11 @@ def _check_head(task: Task, matched: Matched, checkpoint: Checkpoint) -> None:
         )
 
 
-def _batches(config: Config, mesh: Mesh, data: Mapping[str, Encoded]) -> tuple[TrainBatches, dict[str, EvalBatches]]:
-    train, order = (
-        data["train"],
-        Order(len(data["train"]), config.train.batch_size, config.seed.data),
-    )
+def _batches(
+    config: Config, mesh: Mesh, rows: Mapping[str, Prepared], data: Mapping[str, Encoded], tokenizer: Tokenizer
+) -> tuple[TrainBatches, dict[str, EvalBatches]]:
+    train, seed = data["train"], config.seed.data
+    order = Order(len(train), config.train.batch_size, seed, _mixing(config, rows["train"]))
     parts = meshes.batch_parts(mesh)
     shapes = declare(config.data.layout, train, order, parts * config.train.accumulate)
     steps = config.train.steps or math.ceil(config.train.epochs * order.steps_per_epoch)
@@ -293,4 +326,15 @@ def _batches(config: Config, mesh: Mesh, data: Mapping[str, Encoded]) -> tuple[T
         for split, found in data.items()
         if split != "train"
     }
-    return TrainBatches(train, order, shapes, steps), evals
+    return TrainBatches(train, order, shapes, steps, augmentation(config.data.augment, seed, tokenizer)), evals
+
+
+def _mixing(config: Config, train: Prepared) -> Mixing | None:
+    """Which part each training row is of; None without a mixture."""
+    source, part = config.data.source, train.rows.part
+    if not isinstance(source, Mixture) or part is None:
+        return None
+    empty = [given.name for number, given in enumerate(source.parts) if not (part == number).any()]
+    if empty:
+        raise DataError(f"data.source.parts: no training row is left of {', '.join(empty)}; drop fewer, or that part")
+    return Mixing(part, tuple(given.weight for given in source.parts))

@@ -203,10 +203,10 @@ class Mixture(Section):
 class Clean(Section):
     """What is done to every text before it is tokenised, in this order; exported, so that `predict` does it too."""
 
-    unicode: Literal["NFC", "NFKC"] | None = None
-    """Unicode normal form."""
     html: bool = False
     """Take tags out and decode entities such as `&amp;`."""
+    unicode: Literal["NFC", "NFKC"] | None = None
+    """Unicode normal form."""
     whitespace: bool = False
     """Make each run of white space one blank, and trim both ends."""
     min_chars: Positive = 1

@@ -2,6 +2,7 @@
 
 config.yaml     the whole configuration, defaults included
 manifest.json   versions, seeds, digests of data and weights, mesh, flags, git state
+data.json       the data report: what became of the rows, and what they are in tokens
 metrics.jsonl   a line for each interval and evaluation
 checkpoints/    training states
 model/          the best model as a Hugging Face directory
@@ -28,7 +29,7 @@ from sft_jax.data.batch import Encoded
 from sft_jax.errors import RunError, listing
 
 # Keys that change how a run goes but not what it computes, so that a resumed run may differ in them.
-FREE = ("run", "mesh", "data.prefetch", "train.log_every", "eval.baselines", "checkpoint.keep")
+FREE = ("run", "mesh", "data.prefetch", "data.cache", "train.log_every", "eval.baselines", "checkpoint.keep")
 PACKAGES = ("sft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "transformers",
             "tokenizers", "datasets", "safetensors")  # fmt: skip
 # Environment that changes results or speed. A list of what is written, so that no secret can be.

@@ -54,7 +54,7 @@ class Checkpoint:
         return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
-def find(source: str, revision: str | None = None) -> Path:
+def find(source: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """The local directory of a checkpoint: itself, or a snapshot of the hub repository of that name."""
     local = Path(source).expanduser()
     if local.is_dir():
@@ -63,8 +63,9 @@ def find(source: str, revision: str | None = None) -> Path:
         raise ModelError(f"model '{source}': no such directory; give a directory, a hub name or an asset")
     from huggingface_hub import snapshot_download
 
+    wanted = [pattern for pattern in WANTED if weights or pattern != "*.safetensors"]
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=list(WANTED)))
+        return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the hub client raises many kinds, all of which mean: not to be had
         raise ModelError(
             f"model '{source}': neither a local directory nor to be had from the hub ({reason(error)}); "
