@@ -18,9 +18,11 @@ from pydantic_core import ErrorDetails
 
 from sft_jax import assets
 from sft_jax.config.schema import Config, Section, Seeds
-from sft_jax.errors import ConfigError, did_you_mean, listing
+from sft_jax.errors import ConfigError, did_you_mean, listing, reason
 
 MAX_BYTES = 1 << 20
+# An access token of the hub, or the password in an address: what is in a configuration is in every run directory.
+SECRET = re.compile(r"\bhf_[A-Za-z0-9]{30,}|://[^\s/:@]+:[^\s/]+@")
 Tree = dict[str, Any]
 
 
@@ -80,6 +82,9 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
         tree = _one_seed(tree)
         problem = _override(tree, override)
         problems += [problem] if problem else []
+    secrets = list(_secrets(tree))
+    if secrets:  # alone, since the other complaints quote values
+        raise ConfigError(listing(where, secrets))
     problems += [*_variables(tree), *_missing_files(tree)]
     try:
         config = Config.model_validate(tree)
@@ -132,8 +137,8 @@ def _read_file(file: Path) -> Tree:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{file}{line}: not plain YAML: {problem}") from None
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"{file}{line}: not plain YAML: {reason(problem)}") from None
     except RecursionError:
         raise ConfigError(f"{file}: nested too deep; a configuration has a few levels") from None
     if tree is None:
@@ -174,15 +179,28 @@ def _override(tree: Tree, text: str) -> str | None:
     return None
 
 
-def _variables(node: Any, path: str = "") -> Iterator[str]:
+def _variables(tree: Tree) -> Iterator[str]:
+    for path, text in _texts(tree):
+        if "${" in text:
+            yield f"{path}: '${{...}}' is not expanded; write the value, or give it as an override"
+
+
+def _secrets(tree: Tree) -> Iterator[str]:
+    for path, text in _texts(tree):
+        if SECRET.search(text):
+            yield f"{path}: holds what looks like a token or a password; give it in the environment (HF_TOKEN) instead"
+
+
+def _texts(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a tree with its dotted key."""
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from _variables(value, f"{path}.{key}" if path else str(key))
+            yield from _texts(value, f"{path}.{key}" if path else str(key))
     elif isinstance(node, list):
         for index, value in enumerate(node):
-            yield from _variables(value, f"{path}.{index}")
-    elif isinstance(node, str) and "${" in node:
-        yield f"{path}: '${{...}}' is not expanded; write the value, or give it as an override"
+            yield from _texts(value, f"{path}.{index}")
+    elif isinstance(node, str):
+        yield path, node
 
 
 def _explain(error: ValidationError, tree: Tree) -> list[str]:

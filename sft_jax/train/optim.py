@@ -11,7 +11,7 @@ import jax
 import optax
 
 from sft_jax.config.schema import OptimSection, Schedule
-from sft_jax.errors import ConfigError, did_you_mean
+from sft_jax.errors import ConfigError, did_you_mean, reason
 from sft_jax.paths import first_match
 
 
@@ -98,7 +98,7 @@ def _named(section: OptimSection, rate: optax.Schedule) -> optax.GradientTransfo
         return made
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"optim.name: {section.name} cannot be used here ({error}); name another, or mend optim.options"
+            f"optim.name: {section.name} cannot be used here ({reason(error)}); name another, or mend optim.options"
         ) from None
 
 
