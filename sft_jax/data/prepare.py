@@ -27,6 +27,7 @@ from sft_jax.data.clean import clean
 from sft_jax.data.order import SPLIT, SUBSET, random_bits
 from sft_jax.data.report import DataReport, SplitReport
 from sft_jax.data.rows import MOST_SHOWN, Bad, Rows
+from sft_jax.data.sources import SPLITS
 from sft_jax.errors import ConfigError, DataError, listing
 
 Indices = np.ndarray  # int64, rows of the source in the source's order
@@ -48,8 +49,9 @@ class Prepared:
 
     def select(self, rows: Indices) -> "Prepared":
         """These rows alone, in this order."""
-        texts = tuple([column[i] for i in rows] for column in self.texts)
-        return Prepared(self.rows.select(rows), texts, [self.targets[i] for i in rows])
+        numbers = rows.tolist()
+        texts = tuple([column[i] for i in numbers] for column in self.texts)
+        return Prepared(self.rows.select(rows), texts, [self.targets[i] for i in numbers])
 
 
 @dataclass
@@ -135,6 +137,7 @@ def prepare(
     if section.per_class:
         drawn = draw(classes(train.left.targets), section.per_class, seed)
         train.find("not drawn", ~np.isin(np.arange(len(train.left)), drawn), drop=True, show=False)
+    found = {name: found[name] for name in SPLITS if name in found}
     report = {name: split.report(label_counts(split.left.targets)) for name, split in found.items()}
     return {name: split.left for name, split in found.items()}, DataReport(report)
 
@@ -161,16 +164,15 @@ def cut(classes: Sequence[int], shares: Split, seed: int, firsts: Indices | None
     firsts = np.arange(len(classes)) if firsts is None else firsts
     order = order[firsts[order] == order]
     kinds = np.asarray(classes)[order]
-    names = ("train", "validation", "test")
     side = np.zeros(len(classes), np.int64)  # of the first ones; all others follow
     for kind in np.unique(kinds):
         rows, begin = order[kinds == kind], 0
-        for number in (2, 1):
-            end = min(begin + round(len(rows) * getattr(shares, names[number])), len(rows) - 1)
+        for number in (2, 1):  # the test rows first: what a seed means must stay
+            end = min(begin + round(len(rows) * getattr(shares, SPLITS[number])), len(rows) - 1)
             side[rows[begin:end]] = number
             begin = end
-    result = {name: np.flatnonzero(side[firsts] == number) for number, name in enumerate(names)}
-    for name in names[:0:-1]:
+    result = {name: np.flatnonzero(side[firsts] == number) for number, name in enumerate(SPLITS)}
+    for name in SPLITS[:0:-1]:
         share = getattr(shares, name)
         if share and not len(result[name]):
             raise DataError(f"data.split.{name}: {share} of {len(classes)} rows is no row; give a larger share")
