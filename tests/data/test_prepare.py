@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,7 +132,7 @@ def adds_up(report: DataReport) -> bool:
 
 
 def test_bad_rows_of_all_splits_are_named_together():
-    """R37: what cannot be read, has no text or has no target is named in one message: five a split, the rest counted."""
+    """C9: what cannot be read or has no text or target is named in one message: five a split, the rest counted."""
     broken = (Bad("a.csv, line 7", "too many fields", "5 fields, expected 2"),)
     train = rows_of("data.source.train", ["", None, "a", "b", " "], [0, 0, -1, 1, 0], bad=broken)
     test = rows_of("data.source.test", ["x"] * 9, [-1] * 8 + [0])
@@ -153,7 +152,7 @@ def test_bad_rows_of_all_splits_are_named_together():
 
 
 def test_bad_rows_are_dropped_and_counted():
-    """R37: dropped rows are counted by reason and shown by place, what was never a row among them."""
+    """C9: dropped rows are counted by reason and shown by place, what was never a row among them."""
     broken = (Bad("a.csv, line 7", "too many fields", "5 fields, expected 2"),)
     train = rows_of("data.source.train", ["", None, *"abcdefgh"], [0, 0, -1, *range(7)], bad=broken)
     found, report = prepared({"train": train}, bad_rows="drop")
@@ -177,7 +176,7 @@ def test_bad_rows_are_dropped_and_counted():
     ],
 )
 def test_a_wrong_column_is_no_bad_row(labels, expected):
-    """R37: where more than half of a split would be dropped, it is the column or the file that is wrong."""
+    """C9: where more than half of a split would be dropped, it is the column or the file that is wrong."""
     with pytest.raises(DataError) as caught:
         prepared({"train": ([*"abcdefghij"], labels)}, bad_rows="drop")
     assert str(caught.value).startswith(expected) and "  - row 1: label is -1" in str(caught.value)
@@ -185,7 +184,7 @@ def test_a_wrong_column_is_no_bad_row(labels, expected):
 
 
 def test_texts_are_cleaned_before_all_that_compares_them():
-    """C10: what is left of a text is what is compared, trained on and measured; too short and too long rows go."""
+    """S10: what is left of a text is what is compared, trained on and measured; too short and too long rows go."""
     texts = ["<b>a</b>", " a ", "<br>", "bb", "c" * 9]
     rules = {"html": True, "whitespace": True, "max_chars": 8}
     found, report = prepared({"train": (texts, [0] * 5)}, clean=rules, duplicates="drop")
@@ -221,7 +220,7 @@ TWICE = {"train": ([*"aabbcda"], [0, 0, 1, 2, 1, 0, 0]), "test": ([*"cxx"], [1, 
     ],
 )
 def test_equal_texts(options, train, counts):
-    """R38: duplicates, conflicts and leaks are counted whether they stay or go, and each goes only if asked for."""
+    """S10: duplicates, conflicts and leaks are counted whether they stay or go, and each goes only if asked for."""
     found, report = prepared(TWICE, **options)
     assert "".join(found["train"].texts[0]) == train and adds_up(report)
     split = report.splits["train"]
@@ -235,7 +234,7 @@ def test_equal_texts(options, train, counts):
 
 
 def test_all_rows_of_a_conflict_go():
-    """R38: of a text with two labels no row stays, duplicates of each among them; of validation and test all stay."""
+    """S10: of a text with two labels no row stays, duplicates of each among them; of validation and test all stay."""
     splits = {"train": ([*"aaab"], [0, 0, 1, 1]), "validation": ([*"xx"], [0, 1])}
     found, report = prepared(splits, conflicts="drop")
     assert found["train"].texts == (["b"],) and len(found["validation"]) == 2
@@ -243,7 +242,7 @@ def test_all_rows_of_a_conflict_go():
 
 
 def test_pairs_are_equal_when_both_texts_are():
-    """R38: of two columns, both count, and in their order; a joined text is not taken for another pair."""
+    """S10: of two columns, both count, and in their order; a joined text is not taken for another pair."""
     columns = {"text": ["a", "a", "b", "ab", "a"], "other": ["b", "b", "a", "", "c"], "label": [0] * 5}
     columns["other"][3] = "x"
     rows = Rows(Dataset.from_dict(columns), "data.source.train")
@@ -258,9 +257,9 @@ def test_pairs_are_equal_when_both_texts_are():
     keep=st.tuples(*[st.sampled_from(["keep", "drop"])] * 3),
     seed=st.integers(0, 3),
 )
-@settings(deadline=None, max_examples=80, derandomize=True)
+@settings(deadline=None, max_examples=40, derandomize=True)
 def test_no_text_stands_on_two_sides_of_a_cut(texts, labels, keep, seed):
-    """R38: the cut never parts equal texts, kept duplicates among them; what is left of a source's test is not leaked."""
+    """S10: the cut never parts equal texts, kept duplicates among them; what is tested can be kept from training."""
     train = ([f"text {n}" for n in texts], labels[: len(texts)])
     names = ("duplicates", "conflicts", "leakage")
     options = dict(zip(names, keep, strict=True)) | {"split": {"validation": 0.3}}
@@ -274,7 +273,11 @@ def test_no_text_stands_on_two_sides_of_a_cut(texts, labels, keep, seed):
     assert keep[2] == "keep" or not here & tested
     if keep == ("keep",) * 3:
         everything = sorted(zip(*train, strict=True))
-        rows = [row for name in ("train", "validation") for row in zip(found[name].texts[0], found[name].targets)]
+        rows = [
+            row
+            for name in ("train", "validation")
+            for row in zip(found[name].texts[0], found[name].targets, strict=True)
+        ]
         assert sorted(rows) == everything
     assert report.splits["train"].cut == report.splits["validation"].read == len(found["validation"])
 
@@ -285,11 +288,11 @@ def test_a_cut_of_texts_that_are_all_different_is_that_of_rows():
     found, _ = prepared({"train": ([f"text {n}" for n in range(60)], labels)}, 5, split=shares.model_dump())
     for name, rows in cut(labels, shares, 5).items():
         assert found[name].texts[0] == [f"text {n}" for n in rows]
-    assert cut(labels, shares, 5)["test"].tolist() == [12, 17, 18, 37, 41, 46]
+    assert cut(labels, shares, 5)["test"].tolist() == [12, 21, 31, 40, 47, 50]
 
 
 def test_few_labels():
-    """C10: `per_class` draws that many rows of each class, or all there are; more of them hold the fewer, seeds differ."""
+    """S13: `per_class` draws that many rows of each class, or all there are; more rows hold the fewer, seeds differ."""
     labels = [0] * 50 + [1] * 20 + [2] * 3
     rows = {"train": ([f"text {n}" for n in range(73)], labels), "test": (["x"] * 9, [0] * 9)}
     found, report = prepared(rows, per_class=5)
@@ -305,7 +308,7 @@ def test_few_labels():
 
 
 def test_as_many_are_drawn_as_can_be_trained_on():
-    """C10: rows are drawn after all others are dropped and cut, so that there are as many of a class as asked for."""
+    """S13: rows are drawn after all others are dropped and cut, so that there are as many of a class as asked for."""
     texts = [f"text {n // 2}" for n in range(80)]
     options = {"duplicates": "drop", "leakage": "drop", "split": {"validation": 0.25}, "per_class": 6}
     rows = {"train": (texts, [n // 2 % 2 for n in range(80)]), "test": (texts[:20], [0] * 20)}
@@ -314,7 +317,7 @@ def test_as_many_are_drawn_as_can_be_trained_on():
 
 
 def test_nothing_left_is_an_error():
-    """R37: where every row of a split is dropped, the counts by reason say why."""
+    """C9: where every row of a split is dropped, the counts by reason say why."""
     with pytest.raises(
         DataError, match=r"data\.source\.train: of 2 rows none is left \(leaked: 2\); give others, or drop"
     ):
@@ -326,7 +329,7 @@ def test_nothing_left_is_an_error():
 
 
 def test_places_and_parts_follow_the_rows():
-    """R37: a row that stays knows its file, line and part, whatever was dropped before it."""
+    """A row that stays knows its file, line and part, whatever was dropped before it."""
     part = np.array([0, 1, 0, 1], np.int32)
     places = {"files": ("a.csv", "b.csv"), "file": part, "line": np.array([2, 2, 3, 9])}
     train = rows_of("data.source.train", [*"aabc"], [0] * 4, part=part, **places)
@@ -336,25 +339,31 @@ def test_places_and_parts_follow_the_rows():
     assert rows.part is not None and rows.part.tolist() == [0, 0, 1]
 
 
+PROCESS = """
+from types import SimpleNamespace
+from datasets import Dataset
+from sft_jax.config.schema import DataSection
+from sft_jax.data.prepare import prepare
+from sft_jax.data.rows import Rows
+columns = {"text": [f"text {n % 70}" for n in range(90)], "label": [f"{n % 3}" for n in range(90)]}
+options = {"duplicates": "drop", "conflicts": "drop", "split": {"validation": 0.2}, "per_class": 7}
+section = DataSection.model_validate({"source": {"kind": "files", "train": "x"}, **options})
+rows = {"train": Rows(Dataset.from_dict(columns), "data.source.train")}
+targets = lambda rows: SimpleNamespace(values=rows.column("label"), bad={})
+numbers, counts = lambda found: [int(v) for v in found], lambda found: {"0": found.count("0")}
+found, report = prepare(rows, section, ("text",), targets, numbers, counts, 3)
+print([part.texts for part in found.values()], report)
+"""
+
+
 def test_every_process_prepares_the_same():
     """C32: hash seeds, which differ from process to process, change neither rows nor report."""
-    program = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from test_prepare import prepared, PROCESS\n"
-        "found, report = prepared(*PROCESS[0], **PROCESS[1])\n"
-        "print([part.texts for part in found.values()], report)\n"
-    )
     outputs = set()
     for hash_seed in ("0", "1"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        here = str(Path(__file__).parent)
-        done = subprocess.run([sys.executable, "-c", program, here], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", PROCESS], env=environment, capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == 0, done.stderr
         outputs.add(done.stdout)
-    assert len(outputs) == 1 and "'text 3'" in outputs.pop()
-
-
-PROCESS = (
-    ({"train": ([f"text {n % 70}" for n in range(90)], [n % 3 for n in range(90)])}, 3),
-    {"duplicates": "drop", "conflicts": "drop", "split": {"validation": 0.2}, "per_class": 7},
-)
+    assert len(outputs) == 1 and "text 3" in outputs.pop()
