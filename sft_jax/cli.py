@@ -99,6 +99,18 @@ def export(path: RunDir, out: Annotated[Path, typer.Argument(help="A new directo
     print(f"step {step} of {path} is in {out}; try: echo 'some text' | sft-jax predict {out}")
 
 
+@app.command()
+def goodput(path: RunDir) -> None:
+    """Show where the time of a run went, over all its attempts, and how much of it went into steps that were kept."""
+    from rich.console import Console
+
+    from sft_jax import console
+    from sft_jax.train import ledger
+
+    found = ledger.read_account(path)  # asks for no device: the run may still be going on
+    console.show_table(Console(highlight=False, soft_wrap=True), str(path), ledger.table(found))
+
+
 @data_app.command("report")
 def data_report(
     words: Words,

@@ -30,6 +30,8 @@ STALE = (
     "problem_type",
 )
 
+PIPELINES = {"sequence_classification": "text-classification"}  # kind of head -> what `transformers` calls its use
+
 
 def export_model(
     out: Path,
@@ -79,12 +81,12 @@ def model_card(base: str, task: Task, facts: Mapping[str, str], metrics: Mapping
         "---",
         "library_name: transformers",
         "tags: [sft_jax]",
-        f"pipeline_tag: {task.kind.replace('sequence', 'text').replace('_', '-')}",
+        f"pipeline_tag: {PIPELINES[task.head.kind]}",
         "---",
         f"# {Path(base).name or base}, fine-tuned",
         "",
         f"`{base}` fine-tuned for {task.kind.replace('_', ' ')} with sft_jax.",
-        f"Labels: {', '.join(task.labels)}.",
+        f"{'Labels' if len(task.labels) > 1 else 'Output'}: {', '.join(task.labels)}.",
         "",
         "| setting | value |",
         "|---|---|",
@@ -93,7 +95,7 @@ def model_card(base: str, task: Task, facts: Mapping[str, str], metrics: Mapping
         *(["| metric on held-out rows | value |", "|---|---|", *scores, ""] if scores else []),
         "```python",
         "from transformers import pipeline",
-        f'pipeline("{task.kind.replace("sequence", "text").replace("_", "-")}", model="this directory")',
+        f'pipeline("{PIPELINES[task.head.kind]}", model="this directory")',
         "```",
         "",
     ]

@@ -20,6 +20,7 @@ from sft_jax.tasks.task import Counts, Table
 from sft_jax.train import directory, optim, step
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.evaluate import evaluate as evaluate_split
+from sft_jax.train.ledger import FILE, Ledger
 from sft_jax.train.loop import Timing
 from sft_jax.train.loop import train as train_loop
 from sft_jax.train.report import MetricsFile, Screen, Sink
@@ -56,6 +57,11 @@ class Result:
 def train(run: Run, screen: Screen | None = None) -> Result:
     """Train, or go on where the run directory stopped; test the best step, export it and sum up."""
     begin_directory(run)
+    with Ledger(run.directory / FILE if meshes.is_first_process() else None, machine.started()) as ledger:
+        return _train(run, screen, ledger)
+
+
+def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
     checkpoints = Checkpoints(run.directory / "checkpoints", run.config.checkpoint.keep)
     state, frozen = initial(run)
     progress = Progress()
@@ -71,7 +77,8 @@ def train(run: Run, screen: Screen | None = None) -> Result:
     if progress.finished or progress.step >= run.batches.steps:
         timing = Timing(time.time(), 0.0, 0.0)
     else:
-        _compile(run, program, sinks)
+        with ledger("compile"):
+            _compile(run, program, sinks)
         state, timing = train_loop(
             state,
             frozen,
@@ -81,11 +88,13 @@ def train(run: Run, screen: Screen | None = None) -> Result:
             batches=run.batches,
             put=run.put,
             rate=optim.learning_rate(run.config.optim, run.batches.steps),
-            validate=lambda params, frozen: score(run, "validation", validate, params, frozen).values(),
+            validate=lambda params, frozen: _validated(run, validate, params, frozen, ledger),
             checkpoints=checkpoints,
             sinks=sinks,
+            ledger=ledger,
             ahead=run.config.data.prefetch,
         )
+    ledger.end_loop()
     if screen:
         screen.stop()
     if progress.best_step not in (None, progress.step):
@@ -99,7 +108,7 @@ def evaluate(run: Run, split: str, at: str = "best") -> tuple[Scores, int]:
     if split not in run.evals:
         raise ConfigError(f"split '{split}': this run has {', '.join(run.evals) or 'none'}; name one of them")
     state, frozen, number = trained(run, at)
-    return score(run, split, eval_program(run, state.params, frozen), state.params, frozen), number
+    return score(run, split, eval_program(run, state.params, frozen), state.weights, frozen), number
 
 
 def export(run: Run, out: Path, at: str = "best") -> int:
@@ -168,6 +177,13 @@ def _compile(run: Run, program: step.Program, sinks: list[Sink]) -> None:
         sink.emit("note", {"text": f"{text} ({_size(memory.temp_size_in_bytes)} of it temporary)"})
 
 
+def _validated(run: Run, program: step.Program, params: Params, frozen: Params, ledger: Ledger) -> dict[str, Any]:
+    with ledger("compile"):  # the first time
+        program.compile(run.evals["validation"][0])
+    with ledger("evaluation"):
+        return score(run, "validation", program, params, frozen).values()
+
+
 def _finish(
     run: Run,
     state: TrainState,
@@ -179,7 +195,7 @@ def _finish(
     sinks: list[Sink],
 ) -> Result:
     """Test, export and sum up."""
-    test = score(run, "test", evaluator, state.params, frozen) if "test" in run.evals else None
+    test = score(run, "test", evaluator, state.weights, frozen) if "test" in run.evals else None
     if test:
         for sink in sinks:
             sink.emit("test", {"step": progress.best_step or progress.step, "split": "test", **test.values()})
@@ -200,6 +216,7 @@ def _finish(
         "padding_share": padding_share(run.batches),
         "peak_memory_bytes": peak_memory(),
         "validation": validation,
+        "headline": run.task.headline,
         "test": test.values() if test else {},
         "versions": directory.versions(),
     }
@@ -219,7 +236,7 @@ def _export(
     *,
     replace: bool,
 ) -> None:
-    params = meshes.to_host({**state.params, **frozen})
+    params = meshes.to_host({**state.weights, **frozen})
     if not meshes.is_first_process():
         return
     config = run.config

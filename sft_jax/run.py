@@ -31,14 +31,17 @@ from sft_jax.data.text import Cached, load_tokenizer
 from sft_jax.errors import ConfigError, DataError, ModelError, RunError, did_you_mean
 from sft_jax.models.family import Model, build_model, load_model
 from sft_jax.nn.template import Params
+from sft_jax.tasks.labels import names_in
 from sft_jax.tasks.task import Task, build_task
 from sft_jax.train import directory, optim, step
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.loop import Plan
 from sft_jax.train.state import (
+    Begin,
     Placement,
     TrainState,
     abstract_state,
+    beginning,
     frozen_paths,
     initial_state,
     place,
@@ -85,6 +88,11 @@ class Run:
         """Paths of what is trained."""
         return sorted(p for p in self.model.template.keys if p not in self.frozen)
 
+    @property
+    def begin(self) -> Begin:
+        """What makes the training state at step 0."""
+        return beginning(self.optimizer, self.config.train)
+
     def put(self, batch: Mapping[str, np.ndarray]) -> Params:
         """A host batch onto the mesh."""
         return meshes.put(batch, meshes.batch_sharding(self.mesh))
@@ -97,7 +105,8 @@ def prepare(config: Config) -> Run:
     mesh = meshes.make_mesh(config.mesh)
     task, rows, report = _rows(config)
     checkpoint = open_checkpoint(find(assets.resolve(config.model.source), config.model.revision))
-    model = build_model(checkpoint.config, task.head, config.model.source, config.model.dropout)
+    noise = config.model.embedding_noise
+    model = build_model(checkpoint.config, task.head, config.model.source, config.model.dropout, noise)
     if config.data.max_length > model.max_length:
         raise ConfigError(
             f"data.max_length: {config.data.max_length} tokens, but {config.model.source} has positions for "
@@ -114,9 +123,9 @@ def prepare(config: Config) -> Run:
     batches, evals = _batches(config, mesh, rows, data, tokenizer)
     paths = model.template.keys
     frozen = frozen_paths(config.train.freeze, paths)
-    optimizer = optim.build_optimizer(config.optim, batches.steps, paths)
+    optimizer = optim.build_optimizer(config.optim, batches.steps, paths, config.train.unfreeze)
     trainable = [p for p in paths if p not in frozen]
-    placement = place(mesh, model.template, model.table.axes, trainable, optimizer)
+    placement = place(mesh, model.template, model.table.axes, trainable, beginning(optimizer, config.train))
     return Run(
         config,
         mesh,
@@ -162,7 +171,7 @@ def initial(run: Run) -> tuple[TrainState, Params]:
         run.model.template,
         arrays,
         run.frozen,
-        run.optimizer,
+        run.begin,
         run.placement,
         run.config.seed.init,
         run.dtype,
@@ -171,7 +180,7 @@ def initial(run: Run) -> tuple[TrainState, Params]:
 
 def restore(run: Run, checkpoints: Checkpoints, number: int) -> tuple[TrainState, Progress]:
     """A checkpoint onto the mesh of now."""
-    abstract = abstract_state(run.model.template, run.trainable, run.optimizer)
+    abstract = abstract_state(run.model.template, run.trainable, run.begin)
     return checkpoints.restore(abstract, run.placement.state, number)
 
 
@@ -181,7 +190,7 @@ def train_program(run: Run, state: TrainState, frozen: Params) -> step.Program:
         run.model.template,
         run.task,
         run.optimizer,
-        accumulate=run.config.train.accumulate,
+        section=run.config.train,
         compute_dtype=run.dtype,
         seed=run.config.seed.dropout,
     )
@@ -205,6 +214,9 @@ def plan(run: Run) -> Plan:
         save_every=config.checkpoint.every,
         best_metric=config.eval.best_metric,
         best_mode=_best_mode(config, run.task),
+        patience=config.eval.patience,
+        min_delta=config.eval.min_delta,
+        max_skipped=config.train.max_skipped,
     )
 
 
@@ -286,12 +298,17 @@ def _check_ids(model: Model, data: Mapping[str, Encoded]) -> None:
 
 def _check_head(task: Task, matched: Matched, checkpoint: Checkpoint) -> None:
     """A head that was trained for other labels, or for these in another order, must not be taken for this one."""
-    named = checkpoint.config.get("id2label") or {}
-    theirs = [str(name) for _, name in sorted(named.items(), key=lambda item: int(item[0]))]
-    plain = [f"LABEL_{number}" for number in range(len(theirs))]  # what transformers calls them for want of names
-    if "head/out/kernel" in matched.loaded and theirs not in ([], plain, list(task.labels)):
+    config = checkpoint.config
+    if "head/out/kernel" not in matched.loaded:
+        return
+    theirs, ours = config.get("problem_type"), task.to_hf().get("problem_type")
+    if theirs not in (None, ours):
+        raise ModelError(f"model.head: the checkpoint's head is for {theirs}, the task is {ours}; set model.head=new")
+    names = names_in(config) if config.get("id2label") else []
+    plain = [f"LABEL_{number}" for number in range(len(names))]  # what transformers calls them for want of names
+    if len(task.labels) > 1 and names not in ([], plain, list(task.labels)):
         raise ModelError(
-            f"model.head: the checkpoint's head is for {', '.join(theirs)}, the task has {', '.join(task.labels)}; "
+            f"model.head: the checkpoint's head is for {', '.join(names)}, the task has {', '.join(task.labels)}; "
             f"set task.labels to the checkpoint's, or model.head=new"
         )
 

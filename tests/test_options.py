@@ -69,7 +69,7 @@ def _is_section(annotation: Any) -> bool:
 
 def step_text(run: Run) -> str:
     """The training step as the compiler receives it."""
-    trainable = abstract_state(run.model.template, run.trainable, run.optimizer)
+    trainable = abstract_state(run.model.template, run.trainable, run.begin)
     shapes = run.model.template.shapes
     frozen = {path: jax.ShapeDtypeStruct(shapes[path], run.dtype) for path in sorted(run.frozen)}
     program = runs.train_program(run, trainable, frozen)
@@ -225,6 +225,9 @@ CUT = ("data.source.validation=null", "data.source.test=null", "eval.every=never
 SIX = ("train.steps=6", "optim.lr=0.1")
 WARM = (*SIX, "optim.schedule.warmup=2")
 PLAIN = (*SIX, "optim.name=sgd")
+DROPPING = ("model.dropout=0.5",)
+SPIKES = ("train.spikes={window: 4}",)
+LATE = "train.unfreeze=[{match: 'head/**', at: 3}]"
 GROUP = "optim.groups=[{match: 'head/**', lr_scale: 2, weight_decay: 0.5}]"
 TRAINING = (
     ONE_SHAPE,
@@ -234,6 +237,7 @@ TRAINING = (
     "checkpoint.keep=1",
     "eval.best_metric=loss",
 )
+IMPATIENT = (*TRAINING, "eval.every=1", "train.steps=6")
 EFFECTS = {
     "RunSection.dir": Effect("elsewhere", lambda run: run.directory.name),
     "RunSection.resume": Effect("never", refusal),
@@ -244,6 +248,7 @@ EFFECTS = {
     "ModelSection.revision": Effect("abc123", lambda run: CALLS[-1], FROM_HUB),
     "ModelSection.head": Effect("new", lambda run: run.matched.initialised, HEAD),
     "ModelSection.dropout": Effect("0.5", step_text),
+    "ModelSection.embedding_noise": Effect("5", step_text),
     "SequenceClassification.text": Effect("other", tokens, WIDE),
     "SequenceClassification.text_pair": Effect("other", tokens, WIDE),
     "SequenceClassification.label": Effect("second", labels, WIDE),
@@ -291,17 +296,34 @@ EFFECTS = {
     "OptimSection.lr": Effect("0.2", updates, SIX),
     "OptimSection.weight_decay": Effect("0.5", updates, SIX),
     "OptimSection.clip": Effect("null", updates, PLAIN),
+    "OptimSection.layer_decay": Effect("0.5", updates, SIX),
+    "Penalty.l1": Effect("0.1", updates, SIX),
+    "Penalty.l2": Effect("0.1", updates, SIX),
+    "Penalty.match": Effect("'**/bias'", updates, (*SIX, "optim.penalty.l2=0.1")),
     "TrainSection.epochs": Effect("1.5", lambda run: len(run.batches)),
     "TrainSection.steps": Effect("5", lambda run: len(run.batches)),
     "TrainSection.batch_size": Effect("16", order),
     "TrainSection.accumulate": Effect("4", step_text),
     "TrainSection.compute_dtype": Effect("bfloat16", lambda run: "bf16" in step_text(run)),
     "TrainSection.freeze": Effect("['embed/**']", lambda run: run.trainable),
+    "TrainSection.unfreeze": Effect("[{match: 'head/**', at: 3}]", updates, SIX),
+    "Unfreeze.match": Effect(LATE.replace("head", "blocks"), updates, (*SIX, LATE)),
+    "Unfreeze.at": Effect(LATE.replace("3", "0.7"), updates, (*SIX, LATE)),
+    "TrainSection.r_drop": Effect("0.5", step_text, DROPPING),
+    "TrainSection.ema": Effect("0.9", step_text),
+    "TrainSection.non_finite": Effect("skip", step_text),
+    "TrainSection.spikes": Effect("{window: 5}", step_text),
+    "Spikes.window": Effect("5", step_text, SPIKES),
+    "Spikes.sigma": Effect("5", step_text, SPIKES),
+    "TrainSection.max_skipped": Effect("3", lambda run: runs.plan(run).max_skipped),
     "TrainSection.log_every": Effect("2", trained("logged"), TRAINING),
     "EvalSection.every": Effect("2", trained("validated"), TRAINING),
     "EvalSection.batch_size": Effect("3", lambda run: str(run.evals["validation"].shape)),
     "EvalSection.best_metric": Effect("accuracy", trained("saved"), TRAINING),
     "EvalSection.best_mode": Effect("min", trained("saved"), TRAINING),
+    "EvalSection.patience": Effect("1", trained("validated"), (*IMPATIENT, "eval.best_mode=max")),
+    "EvalSection.min_delta": Effect("0.9", trained("validated"), (*IMPATIENT, "eval.patience=2", "optim.lr=1e-2")),
+    "EvalSection.group": Effect("second", lambda run: run.groups, WIDE),
     "EvalSection.baselines": Effect("true", trained("baselines"), TRAINING),
     "CheckpointSection.every": Effect("1", trained("saved"), TRAINING),
     "CheckpointSection.keep": Effect("3", trained("kept"), TRAINING),
@@ -401,7 +423,7 @@ def test_option(prepare, option):
             prepare(f"{OPTIONS[option]}=nonsense")
         return
     effect = EFFECTS[option]
-    change = effect.value if option.startswith("Group.") else f"{OPTIONS[option]}={effect.value}"
+    change = effect.value if option.startswith(("Group.", "Unfreeze.")) else f"{OPTIONS[option]}={effect.value}"
     before, again, after = (effect.see(prepare(*effect.base, *more)) for more in ((), (), (change,)))
     assert equal(before, again), "changes by itself"
     assert not equal(before, after), f"{option} changes nothing that was looked at"

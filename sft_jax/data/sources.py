@@ -13,7 +13,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from sft_jax.config.schema import Files, Hub
 from sft_jax.data.rows import Rows
-from sft_jax.errors import DataError
+from sft_jax.errors import DataError, reason
 
 SPLITS = ("train", "validation", "test")
 # Ending -> builder of `datasets` and its options. Words such as "NA" stay words.
@@ -60,11 +60,8 @@ def load_files(files: list[str], where: str) -> Rows:
         rows = datasets.load_dataset(builder, data_files=local, split="train", **options)
     except (DatasetGenerationError, OSError, ValueError, StopIteration) as error:
         cause = error.__cause__ or error
-        nothing = "it holds no row" if isinstance(cause, StopIteration) else type(cause).__name__
-        reason = " ".join(str(cause).split()) or nothing
-        raise DataError(
-            f"{where}: {', '.join(files)} cannot be read as {builder} ({reason:.200}); mend the file"
-        ) from None
+        why = "it holds no row" if isinstance(cause, StopIteration) else reason(cause, 200)
+        raise DataError(f"{where}: {', '.join(files)} cannot be read as {builder} ({why}); mend the file") from None
     assert isinstance(rows, Dataset)
     return Rows(rows, where)
 
@@ -76,9 +73,8 @@ def _load_hub(source: Hub, split: str) -> Dataset:
     try:
         rows = datasets.load_dataset(source.name, source.config, split=split, revision=source.revision)
     except Exception as error:  # the hub client raises many kinds, all of which mean: not to be had
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"data.source: '{source.name}' (split '{split}') is not to be had from the hub ({reason:.150}); "
+            f"data.source: '{source.name}' (split '{split}') is not to be had from the hub ({reason(error)}); "
             f"check name, split and network, or give local files"
         ) from None
     assert isinstance(rows, Dataset)
@@ -89,9 +85,8 @@ def _load_saved(source: Hub, split: str) -> Dataset:
     try:
         saved = datasets.load_from_disk(str(Path(source.name).expanduser()))
     except Exception as error:  # a damaged directory raises many kinds
-        reason = " ".join(str(error).split())
         raise DataError(
-            f"data.source: '{source.name}' cannot be read ({reason:.150}); give a directory that save_to_disk wrote"
+            f"data.source: '{source.name}' cannot be read ({reason(error)}); give a directory that save_to_disk wrote"
         ) from None
     if isinstance(saved, Dataset):  # of one split: it must not stand for another as well
         saved = {"train": saved}

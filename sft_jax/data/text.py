@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import Tokenizer
 
 from sft_jax.data import cache
-from sft_jax.errors import ConfigError, ModelError
+from sft_jax.errors import ConfigError, ModelError, reason
 
 FAST = "tokenizer.json"
 VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
@@ -49,9 +49,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
             return Tokenizer.from_file(str(directory / FAST))
         return _converted(directory)
     except Exception as error:  # the tokenizer libraries raise bare Exception for broken files
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{directory}: its tokenizer cannot be loaded ({reason:.150}); fetch {FAST} again, or save one there"
+            f"{directory}: its tokenizer cannot be loaded ({reason(error)}); fetch {FAST} again, or save one there"
         ) from None
 
 

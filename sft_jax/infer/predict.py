@@ -19,7 +19,7 @@ from sft_jax.data.prepare import read_texts
 from sft_jax.data.rows import Rows, refuse
 from sft_jax.data.sources import load_files
 from sft_jax.data.text import load_tokenizer
-from sft_jax.errors import DataError, ModelError
+from sft_jax.errors import DataError, ModelError, reason
 from sft_jax.models.family import build_model, load_model
 from sft_jax.tasks.task import Task, restore_task
 from sft_jax.weights.files import find, open_checkpoint
@@ -99,7 +99,7 @@ def read_inputs(file: str, task: Task, lines: Sequence[str] | None = None) -> Ro
         try:
             lines = Path(file).read_text(encoding="utf-8").split("\n")  # splitlines would also cut at U+2028
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{file}: cannot be read as UTF-8 text ({error})") from None
+            raise DataError(f"{file}: cannot be read as UTF-8 text ({reason(error)})") from None
     if lines is None:
         return load_files([file], "input")
     texts = [line for line in lines if line.strip()]
@@ -107,7 +107,9 @@ def read_inputs(file: str, task: Task, lines: Sequence[str] | None = None) -> Ro
         try:
             return Rows(Dataset.from_list([json.loads(line) for line in texts]), "input")
         except (ValueError, TypeError) as error:
-            raise DataError(f"input: not JSON lines ({error}); give a text or a JSON object on each line") from None
+            raise DataError(
+                f"input: not JSON lines ({reason(error)}); give a text or a JSON object on each line"
+            ) from None
     return _of_texts(task, texts)
 
 

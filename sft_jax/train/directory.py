@@ -52,13 +52,9 @@ def check(config: Config, directory: Path) -> None:
         raise RunError(f"{directory}: holds no run, and run.resume is must; check run.dir")
     if not is_used(directory):
         return
-    before = flatten(parse_value((directory / "config.yaml").read_text(encoding="utf-8")))
-    now = flatten(parse_value(write_config(config)))
-    differing = [
-        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not _is_free(key)
-    ]
+    before = parse_value((directory / "config.yaml").read_text(encoding="utf-8"))
+    changed = differences(before, parse_value(write_config(config)))
+    differing = [f"{key}: {there!r} there, {now!r} now" for key, (there, now) in changed.items() if not _is_free(key)]
     if differing:
         where = f"{directory} holds another run; give another run.dir, or the same settings"
         raise RunError(listing(where, differing))
@@ -149,6 +145,12 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix: tree}
     joined = (flatten(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in tree.items())
     return {key: value for part in joined for key, value in part.items()}
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The flattened keys whose values differ, in order, with both values; None stands for what is not there."""
+    a, b = flatten(dict(one)), flatten(dict(other))
+    return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
 
 
 def _is_free(key: str) -> bool:

@@ -23,7 +23,10 @@ class Sink(Protocol):
 
 
 class MetricsFile:
-    """`metrics.jsonl`: a line for each event, numbers in full. Lines of steps that a resume repeats are dropped."""
+    """`metrics.jsonl`: a line for each event, numbers in full.
+
+    A resume drops the lines of steps that it repeats, and the partial line of an interval that it finishes.
+    """
 
     def __init__(self, file: Path, step: int):
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
@@ -44,7 +47,7 @@ def _stays(line: str, step: int) -> bool:
     if not line.endswith("\n"):  # the process was killed as it wrote
         return False
     event = json.loads(line)
-    return event["kind"] != "test" and event["step"] <= step
+    return event["kind"] != "test" and event["step"] <= step and not event.get("partial")
 
 
 class Screen:
@@ -78,6 +81,8 @@ class Screen:
             f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  grad norm {values['grad_norm']:.3f}  "
             f"{values['tokens_per_second']:,.0f} tokens/s"
         )
+        if values.get("skipped"):
+            line += f"  {values['skipped']} skipped"
         if not self.console.is_terminal:
             left = timedelta(seconds=round(values["seconds_left"]))
             self.console.print(f"step {values['step']}/{self.steps}  {line}  {left} left", markup=False)

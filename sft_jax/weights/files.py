@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from sft_jax.errors import ModelError, listing
+from sft_jax.errors import ModelError, listing, reason
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 << 30
@@ -67,9 +67,8 @@ def find(source: str, revision: str | None = None, *, weights: bool = True) -> P
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the hub client raises many kinds, all of which mean: not to be had
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"model '{source}': neither a local directory nor to be had from the hub ({reason:.150}); "
+            f"model '{source}': neither a local directory nor to be had from the hub ({reason(error)}); "
             f"check the name and the network, or give a local directory"
         ) from None
 
@@ -153,7 +152,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise ModelError(f"{file}: cannot be read ({error.strerror}); give a checkpoint directory") from None
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: not JSON ({error!s:.80}); fetch the checkpoint again") from None
+        raise ModelError(f"{file}: not JSON ({reason(error, 80)}); fetch the checkpoint again") from None
     if not isinstance(content, dict):
         raise ModelError(f"{file}: holds a {type(content).__name__}, expected an object")
     return content
@@ -179,8 +178,7 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
             names = list(tensors.keys())
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
     except (OSError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"{file}: not a whole safetensors file ({reason:.100}); fetch it again") from None
+        raise ModelError(f"{file}: not a whole safetensors file ({reason(error, 100)}); fetch it again") from None
 
 
 def count(shapes: Mapping[str, tuple[int, ...]]) -> int:

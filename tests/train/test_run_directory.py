@@ -10,6 +10,7 @@ from sft_jax.config.schema import Config
 from sft_jax.errors import RunError
 from sft_jax.jobs import begin_directory
 from sft_jax.run import prepare
+from sft_jax.train.directory import differences
 
 Make = Callable[..., Config]
 
@@ -65,3 +66,15 @@ def test_never_and_must(begun: Make, tmp_path: Path):
         prepare(begun("run.resume=never"))
     with pytest.raises(RunError, match=r"holds no run, and run\.resume is must"):
         prepare(begun("run.resume=must", f"run.dir={tmp_path / 'empty'}"))
+
+
+def test_differences_are_named_by_their_whole_key():
+    """R52: keys are dotted, in order, and what stands in one of the two alone is None in the other."""
+    one = {"a": {"b": 1, "c": [1, 2]}, "d": {"e": "x"}, "f": 1}
+    other = {"a": {"b": 1, "c": [2, 1]}, "d": {"e": "x"}, "g": {"h": True}}
+    assert differences(one, one) == {}
+    assert list(differences(one, other).items()) == [
+        ("a.c", ([1, 2], [2, 1])),
+        ("f", (1, None)),
+        ("g.h", (None, True)),
+    ]
