@@ -38,16 +38,16 @@ def export_model(
     task: Task,
     tokenizer_from: Path,
     max_length: int,
-    clean: Clean,
     card: str,
     *,
+    clean: Clean | None = None,
     replace: bool = False,
 ) -> None:
     """Write a directory that `transformers` and `sft-jax predict` load, in float32."""
     config = {k: v for k, v in base_config.items() if k not in STALE} | task.to_hf()
     name = model.family.classes[config["model_type"]] + model.family.heads[task.head.kind]
     config |= {"architectures": [name], "dtype": "float32"}
-    rules = clean.model_dump(mode="json", include=set(RULES))
+    rules = clean.model_dump(mode="json", include=set(RULES)) if clean else {}
     config["sft_jax_task"] = {**config["sft_jax_task"], "max_length": max_length, "clean": rules}
     tensors = save(model.table, {p: np.asarray(a, np.float32) for p, a in params.items()})
     with new_directory(out, replace=replace) as fresh:

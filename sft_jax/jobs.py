@@ -256,8 +256,8 @@ def _export(
         run.task,
         run.checkpoint.directory,
         config.data.max_length,
-        config.data.clean,
         card,
+        clean=config.data.clean,
         replace=replace,
     )
 

@@ -7,6 +7,7 @@ without an entry in EFFECTS fails the test, so no option can be added that does 
 import csv
 import itertools
 import json
+import tempfile
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,10 @@ from pydantic import BaseModel
 from sft_jax import jobs
 from sft_jax import run as runs
 from sft_jax.config.read import known_keys, write_config
-from sft_jax.errors import ConfigError, RunError, SftError
+from sft_jax.data.prepare import prepare as prepare_rows
+from sft_jax.data.rows import Rows
+from sft_jax.data.text import load_tokenizer
+from sft_jax.errors import ConfigError, DataError, RunError, SftError
 from sft_jax.run import Run
 from sft_jax.train import directory
 from sft_jax.train.checkpoint import Checkpoints
@@ -126,6 +130,30 @@ def rows(run: Run) -> dict[str, list[str]]:
     return {split: found.texts[0] for split, found in run.rows.items()}
 
 
+def batch(run: Run) -> list[list[int]]:
+    """The tokens of the first batch."""
+    return run.batches[0]["input_ids"].tolist()
+
+
+def on_bad_rows(run: Run) -> str:
+    """What becomes of a row without a text."""
+    found = Rows(Dataset.from_dict({"text": ["bara", "", "cela"], "label": [0, 1, 1]}), "data.source.train")
+    task, section = run.task, run.config.data
+    functions = (task.texts, task.targets, task.classes, task.label_counts)
+    try:
+        return str(prepare_rows({"train": found}, section, *functions, 0)[1])
+    except DataError as error:
+        return str(error)
+
+
+def kept_tokens(run: Run) -> int:
+    """How many entries an empty cache has once the run's rows are tokenised."""
+    with tempfile.TemporaryDirectory() as home, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SFT_JAX_CACHE", home)
+        runs._encoded(run.config, run.task, run.rows, load_tokenizer(run.checkpoint.directory))
+        return len(list(Path(home).glob("tokens/*")))
+
+
 def on_mesh(run: Run) -> list[str]:
     """Where the parameters lie, and on how many devices."""
     return [f"{path} {sharding.spec} {dict(sharding.mesh.shape)}" for path, sharding in run.placement.params.items()]
@@ -206,6 +234,7 @@ SEVERAL = (*WIDE, "task.kind=multi_label_classification", "task.label=several", 
 NUMBER = (*WIDE, "task.kind=regression", "task.label=label", "eval.best_metric=loss")
 HUB = ("data.source={kind: hub, name: some/data, validation: valid}",)
 FROM_HUB = ("model.source=some/model",)
+DIRTY = ("data.source.train=DIRTY", "data.source.validation=TEST", "data.source.test=DIRTY")
 CUT = ("data.source.validation=null", "data.source.test=null", "eval.every=never")
 SIX = ("train.steps=6", "optim.lr=0.1")
 WARM = (*SIX, "optim.schedule.warmup=2")
@@ -268,6 +297,20 @@ EFFECTS = {
     "Hub.test": Effect("test", lambda run: sorted(run.rows), HUB),
     "Split.validation": Effect("0.5", rows, (*CUT, "data.split.validation=0.25")),
     "Split.test": Effect("0.25", rows, CUT),
+    "Clean.html": Effect("true", rows, DIRTY),
+    "Clean.unicode": Effect("NFKC", rows, DIRTY),
+    "Clean.whitespace": Effect("true", rows, DIRTY),
+    "Clean.min_chars": Effect("6", rows, DIRTY),
+    "Clean.max_chars": Effect("20", rows, DIRTY),
+    "Augment.token_dropout": Effect("0.5", batch),
+    "Augment.swap": Effect("0.5", batch),
+    "Augment.delete": Effect("0.5", batch),
+    "DataSection.bad_rows": Effect("drop", on_bad_rows),
+    "DataSection.duplicates": Effect("drop", rows, DIRTY),
+    "DataSection.conflicts": Effect("drop", rows, DIRTY),
+    "DataSection.leakage": Effect("drop", rows, ("data.source.train=[DIRTY, TRAIN]", *DIRTY[1:])),
+    "DataSection.per_class": Effect("3", rows),
+    "DataSection.cache": Effect("false", kept_tokens),
     "DataSection.max_length": Effect("8", lambda run: run.data["train"].truncated),
     "DataSection.max_rows": Effect("16", rows),
     "DataSection.prefetch": Effect("1", trained("ahead"), TRAINING),
@@ -342,10 +385,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for i, word in enumerate(WORDS):
             several = ("a,b", "b", "", "a")[i % 4]
             writer.writerow([f"{word} {WORDS[i // 2]}", WORDS[-i], i % 2, i % 3, several])
+    with open(home / "dirty.csv", "w", newline="") as sink:
+        texts = ["<b>bara</b>", "ｂare", " bari  baro ", "cela", "cela", "cele", "cele", "celi", "dora " * 9]
+        csv.writer(sink).writerows([["text", "label"], *zip(texts, (0, 1, 0, 1, 1, 0, 1, 0, 1), strict=True)])
     return {
         "SMALL": write_model(home / "small", SMALL),
         "HEAD": write_model(home / "head", SMALL, seed=1, head=2),
         "WIDE": home / "wide.csv",
+        "DIRTY": home / "dirty.csv",
     }
 
 
