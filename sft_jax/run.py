@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from sft_jax import assets
 from sft_jax import mesh as meshes
 from sft_jax.config.read import read_config
-from sft_jax.config.schema import Config, Files, RunSection
+from sft_jax.config.schema import Config, Files, Mixture, RunSection
 from sft_jax.data.batch import Encoded, declare
 from sft_jax.data.loader import EvalBatches, TrainBatches
 from sft_jax.data.order import Order
@@ -205,6 +205,9 @@ def _best_mode(config: Config, task: Task) -> str:
 
 def _local(source: Any) -> Any:
     """The source with every packaged asset fetched and named by its local path."""
+    if isinstance(source, Mixture):
+        parts = [part.model_copy(update={"source": _local(part.source)}) for part in source.parts]
+        return source.model_copy(update={"parts": parts})
     if not isinstance(source, Files):
         return source
     local = {

@@ -33,6 +33,7 @@ def read_folders(folders: Sequence[str], where: str) -> Rows:
         for folder in folders:
             path, before = Path(folder).expanduser(), f"{folder}/" if len(folders) > 1 else ""
             for name, content in _of_directory(path, where) if path.is_dir() else _of_archive(path, where):
+                name = name.encode("utf-8", "backslashreplace").decode()  # a disk may hold names that are no UTF-8
                 found.files.append(before + name)
                 yield name, content
 

@@ -54,7 +54,7 @@ def read_csv(files: Sequence[str], where: str, delimiter: str = ",") -> Rows:
             if isinstance(cells, Problem):
                 yield line, cells
             elif len(cells) != len(names):
-                yield line, Problem("wrong number of cells", f"{len(cells)} cells, expected {len(names)} as in line 1")
+                yield line, Problem("wrong number of cells", f"cells: {len(cells)}, expected {len(names)} as in line 1")
             else:
                 yield line, cells if plain else [cells[i] for i in order]
 
@@ -164,13 +164,20 @@ def _json_column(chunks: list[pa.Array | list[Any]]) -> tuple[pa.ChunkedArray, d
     if len(packed) == len(chunks):
         try:
             kind = _joined({chunk.type for chunk in packed})
-            return pa.chunked_array([chunk.cast(kind) for chunk in packed], kind), {}
+            return pa.chunked_array([_as(chunk, kind) for chunk in packed], kind), {}
         except UNFIT:
             pass
     values = [value for chunk in chunks for value in (chunk if isinstance(chunk, list) else chunk.to_pylist())]
     kind, unfit = _majority(values)
     column = pa.array([None if row in unfit else value for row, value in enumerate(values)], kind)
     return column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column]), unfit
+
+
+def _as(chunk: pa.Array, kind: pa.DataType) -> pa.Array:
+    if chunk.type == kind:
+        return chunk
+    # Arrow's own cast makes broken arrays of lists of None.
+    return pa.array(chunk.to_pylist(), kind) if pa.types.is_nested(kind) else chunk.cast(kind)
 
 
 def _majority(values: list[Any]) -> tuple[pa.DataType, dict[int, str]]:
