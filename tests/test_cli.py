@@ -294,12 +294,14 @@ def test_example_is_right(file):
 def test_example_runs(file, home, tmp_path):
     """Every file in configs/ runs when it is shrunk: a tiny model, few rows with its columns, two steps."""
     config = read_config([file])
-    names = config.task.labels or ["0", "1"]
+    names = ["0.5", "-1"] if config.task.kind == "regression" else config.task.labels or ["0", "1"]
     columns = [config.task.text, *filter(None, [config.task.text_pair]), config.task.label]
+    groups = [config.eval.group] if config.eval.group else []
     rows = tmp_path / "rows.csv"
     with open(rows, "w", newline="") as sink:
         texts = [[f"{word} {WORDS[i // 2]}"] * (len(columns) - 1) for i, word in enumerate(WORDS)]
-        csv.writer(sink).writerows([columns, *([*text, names[i % len(names)]] for i, text in enumerate(texts))])
+        cells = [[*text, names[i % len(names)], *(["x", "y"][i % 2] for _ in groups)] for i, text in enumerate(texts)]
+        csv.writer(sink).writerows([[*columns, *groups], *cells])
     given = {split: str(rows) for split in ("train", "validation", "test") if getattr(config.data.source, split)}
     shrunk = [
         f"run.dir={tmp_path / 'run'}",
@@ -319,7 +321,8 @@ def test_example_runs(file, home, tmp_path):
     assert summary["steps"] == 2
     assert bool(summary["baselines"]) == config.eval.baselines
     found = records(sft_jax_command("predict", tmp_path / "run" / "model", rows).out)
-    assert len(found) == len(WORDS) and {record["label"] for record in found} <= set(names)
+    answers = {"sequence_classification": "label", "multi_label_classification": "labels", "regression": "score"}
+    assert len(found) == len(WORDS) and all(answers[config.task.kind] in record for record in found)
 
 
 # Stopping.
