@@ -55,8 +55,11 @@ class Checkpoint:
 
     def digest(self) -> dict[str, str]:
         """The sha256 of each weight file."""
-        files = sorted(set(self.files.values()))
-        return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+        found = {}
+        for file in sorted(set(self.files.values())):
+            with open(file, "rb") as content:
+                found[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
+        return found
 
 
 def find(source: str, revision: str | None = None, *, weights: bool = True) -> Path:
