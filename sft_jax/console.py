@@ -10,6 +10,8 @@ from rich.table import Table
 
 from sft_jax.data.loader import padding_share
 from sft_jax.jobs import Result, Scores
+from sft_jax.report.compare import Comparison
+from sft_jax.report.tables import figure
 from sft_jax.run import Run
 from sft_jax.train.report import Screen
 from sft_jax.weights.files import count
@@ -55,6 +57,7 @@ def show_result(console: Console, run: Run, result: Result) -> None:
         console,
         "Next",
         {
+            "see the report": f"open {result.directory / 'report.html'} in a browser",
             "label texts": f"echo 'What a delightful film.' | sft-jax predict {model}",
             "score again": f"sft-jax evaluate {result.directory}",
             "in Python": f"transformers.pipeline('text-classification', model='{model}')",
@@ -77,6 +80,13 @@ def show_tables(console: Console, scores: Scores) -> None:
         names = [name for name in scores.metrics if not name.endswith(("_micro", "_weighted"))]
         rows = [[group, *(f"{found[name]:.4f}" for name in names)] for group, found in scores.groups.items()]
         show_table(console, "by group", [["group", *names], *rows])
+
+
+def show_comparison(console: Console, found: Comparison) -> None:
+    """The table of runs, and those of what differs between them."""
+    for sheet in (found.scores, found.settings, found.manifests):
+        if sheet.rows:
+            show_table(console, sheet.title, [sheet.heading, *([figure(cell) for cell in row] for row in sheet.rows)])
 
 
 def show_table(console: Console, title: str, rows: Sequence[Sequence[Any]]) -> None:

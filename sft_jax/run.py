@@ -29,7 +29,7 @@ from sft_jax.errors import ConfigError, DataError, ModelError, RunError, did_you
 from sft_jax.models.family import Model, build_model, load_model
 from sft_jax.nn.template import Params
 from sft_jax.tasks.task import Task, build_task
-from sft_jax.train import directory, optim, step
+from sft_jax.train import directory, optim, step, trackers
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.loop import Plan
 from sft_jax.train.state import (
@@ -90,6 +90,7 @@ def prepare(config: Config) -> Run:
     """Read rows, headers and tokenizer, and lay out what will happen; every user's mistake is found here."""
     meshes.start_processes()
     directory.check(config, Path(config.run.dir).expanduser())
+    trackers.check(config.report)
     mesh = meshes.make_mesh(config.mesh)
     found = load_rows(_local(config.data.source))
     task = build_task(config.task, found)

@@ -3,9 +3,12 @@
 config.yaml     the whole configuration, defaults included
 manifest.json   versions, seeds, digests of data and weights, mesh, flags, git state
 metrics.jsonl   a line for each interval and evaluation
+events/         the same for TensorBoard
 checkpoints/    training states
 model/          the best model as a Hugging Face directory
 summary.json    scores and seconds, when the run is done
+review.json     how the rows of the test split were answered, in short
+report.html     all of this for people
 """
 
 import hashlib
@@ -51,12 +54,12 @@ def check(config: Config, directory: Path) -> None:
         raise RunError(f"{directory}: holds no run, and run.resume is must; check run.dir")
     if not is_used(directory):
         return
-    before = flatten(parse_value((directory / "config.yaml").read_text(encoding="utf-8")))
-    now = flatten(parse_value(write_config(config)))
+    before = parse_value((directory / "config.yaml").read_text(encoding="utf-8"))
+    now = parse_value(write_config(config))
     differing = [
-        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not _is_free(key)
+        f"{key}: {there!r} there, {here!r} now"
+        for key, (there, here) in differences(before, now).items()
+        if not _is_free(key)
     ]
     if differing:
         where = f"{directory} holds another run; give another run.dir, or the same settings"
@@ -140,6 +143,13 @@ def write_whole(file: Path, text: str) -> None:
     fresh = file.with_name(f".{file.name}.new")
     fresh.write_text(text, encoding="utf-8")
     fresh.rename(file)
+
+
+def differences(*trees: Any) -> dict[str, tuple[Any, ...]]:
+    """Dotted key -> its value in each tree, for the keys in which they differ; None where a tree lacks the key."""
+    flat = [flatten(tree) for tree in trees]
+    values = {key: tuple(tree.get(key) for tree in flat) for key in sorted(set().union(*flat))}
+    return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
