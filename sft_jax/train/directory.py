@@ -147,7 +147,7 @@ def write_whole(file: Path, text: str) -> None:
 
 def differences(*trees: Any) -> dict[str, tuple[Any, ...]]:
     """Dotted key -> its value in each tree, for the keys in which they differ; None where a tree lacks the key."""
-    flat = [flatten(tree) for tree in trees]
+    flat = [{key: value for key, value in flatten(tree).items() if value != {}} for tree in trees]
     values = {key: tuple(tree.get(key) for tree in flat) for key in sorted(set().union(*flat))}
     return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
 

@@ -71,15 +71,19 @@ class Wandb:
         name = home / "wandb.id"
         if not name.is_file():
             name.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
-        self._run = wandb.init(
-            project=project,
-            id=name.read_text(encoding="utf-8").strip(),
-            name=home.name,
-            dir=str(home),
-            config=dict(config),
-            resume="allow",
-            settings=wandb.Settings(console="off", disable_code=True, disable_git=True),
-        )
+        try:
+            self._run = wandb.init(
+                project=project,
+                id=name.read_text(encoding="utf-8").strip(),
+                name=home.name,
+                dir=str(home),
+                config=dict(config),
+                resume="allow",
+                settings=wandb.Settings(console="off", disable_code=True, disable_git=True),
+            )
+        except wandb.Error as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"report.wandb: {reason}; log in with `wandb login`, or set WANDB_MODE=offline") from None
 
     def emit(self, kind: str, values: Values) -> None:
         """Send training and evaluation metrics; the test's become the summary, and `done` ends the run there."""

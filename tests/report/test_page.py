@@ -174,3 +174,21 @@ def test_whole_or_not_at_all(written, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         write_report(written.parent)
     assert written.read_bytes() == before and sorted(file.name for file in written.parent.iterdir()) == names
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_contrast(text, theme):
+    """Text and lines of charts stand out from what is behind them: 4.5 to 1, as WCAG 2.2 asks of text."""
+    found = re.findall(r":root \{(.*?)\}", text, re.DOTALL)[theme == "dark"]
+    colours = {name: tuple(bytes.fromhex(code)) for name, code in re.findall(r"--(\w+): #([0-9a-f]{6})", found)}
+    front, back = ["ink", "muted", *(f"c{i}" for i in range(1, 9))], ["paper", "card"]
+    low = [(a, b) for a in front for b in back if contrast(colours[a], colours[b]) < 4.5]
+    assert low == [] and contrast(colours["card"], colours["paper"]) < 4.5
+
+
+def contrast(one: tuple[int, ...], other: tuple[int, ...]) -> float:
+    """The contrast of two colours, from 1 to 21, by the formula of WCAG 2.2."""
+    shares = [[c / 255 for c in colour] for colour in (one, other)]
+    linear = [[c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour] for colour in shares]
+    low, high = sorted(0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in linear)
+    return (high + 0.05) / (low + 0.05)

@@ -10,6 +10,7 @@ from sft_jax.config.schema import Config
 from sft_jax.errors import RunError
 from sft_jax.jobs import begin_directory
 from sft_jax.run import prepare
+from sft_jax.train.directory import differences
 
 Make = Callable[..., Config]
 
@@ -65,3 +66,13 @@ def test_never_and_must(begun: Make, tmp_path: Path):
         prepare(begun("run.resume=never"))
     with pytest.raises(RunError, match=r"holds no run, and run\.resume is must"):
         prepare(begun("run.resume=must", f"run.dir={tmp_path / 'empty'}"))
+
+
+def test_differences():
+    """R52: what differs between plain data is named by its dotted key, with every value, and nothing else is."""
+    one = {"seeds": {"init": 0, "data": 0}, "versions": {"jax": "1", "numpy": "2"}, "flags": {}, "git": None}
+    other = {**one, "seeds": {"init": 3, "data": 0}, "flags": {"XLA_FLAGS": "x"}}
+    third = {**one, "versions": {"jax": "1"}}
+    assert differences(one, one, dict(one)) == {}
+    assert differences(one, other) == {"flags.XLA_FLAGS": (None, "x"), "seeds.init": (0, 3)}
+    assert differences(one, third, one) == {"versions.numpy": ("2", None, "2")}

@@ -90,11 +90,13 @@ class Client:
         self.runs, self.begun = {}, []
         module = types.ModuleType("wandb")
         module.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
-        module.init, module.Settings = self.init, dict
+        module.init, module.Settings, module.Error = self.init, dict, LookupError
         monkeypatch.setitem(sys.modules, "wandb", module)
 
     def init(self, **given):
         """Begin or go on."""
+        if given["project"] == "forbidden":
+            raise LookupError("api_key not configured (no-tty)\ncall wandb.login")
         self.begun.append(given)
         run = self.runs.setdefault(given["id"], types.SimpleNamespace(step=-1, logged=[], summary={}, finished=0))
         run.step += 1  # where a run goes on, after all that it has
@@ -147,3 +149,10 @@ def test_wandb_that_is_not_installed(monkeypatch):
     with pytest.raises(ConfigError, match=r"report\.wandb: the package wandb is not installed; pip install wandb"):
         check(ReportSection(wandb="project"))
     check(ReportSection())
+
+
+def test_wandb_that_refuses(tmp_path, monkeypatch):
+    """What the client cannot begin is said in one line, with the remedy, before anything is trained."""
+    Client(monkeypatch)
+    with pytest.raises(ConfigError, match=r"^report\.wandb: api_key not configured \(no-tty\); log in with .*offline$"):
+        Wandb("forbidden", tmp_path, {})
