@@ -83,10 +83,14 @@ def show_tables(console: Console, scores: Scores) -> None:
 
 
 def show_comparison(console: Console, found: Comparison) -> None:
-    """The table of runs, and those of what differs between them."""
+    """The table of runs, and those of what differs between them; on its side where it would be too wide."""
     for sheet in (found.scores, found.settings, found.manifests):
-        if sheet.rows:
-            show_table(console, sheet.title, [sheet.heading, *([figure(cell) for cell in row] for row in sheet.rows)])
+        if not sheet.rows:
+            continue
+        upright = [sheet.heading, *([figure(cell) for cell in row] for row in sheet.rows)]
+        aside = [list(column) for column in zip(*upright, strict=True)]
+        fits = _width(upright) <= max(console.width, _width(aside))
+        show_table(console, sheet.title, upright if fits else aside)
 
 
 def show_table(console: Console, title: str, rows: Sequence[Sequence[Any]]) -> None:
@@ -105,6 +109,11 @@ def show_facts(console: Console, title: str, facts: Mapping[str, str]) -> None:
     width = max(len(name) for name in facts)
     for name, value in facts.items():
         console.print(f"  {name.ljust(width)}  {value}", markup=False)
+
+
+def _width(rows: Sequence[Sequence[str]]) -> int:
+    """Characters that a table of these rows takes across."""
+    return 1 + sum(3 + max(map(len, column)) for column in zip(*rows, strict=True))
 
 
 def _model(run: Run) -> dict[str, str]:

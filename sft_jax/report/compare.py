@@ -12,7 +12,7 @@ from sft_jax.report.record import Record, read_record
 from sft_jax.report.tables import Sheet
 from sft_jax.train.directory import differences, write_whole
 
-SHOWN = 48  # characters of a setting that differs
+SHOWN = 32  # characters of a setting that differs
 
 
 class Comparison(NamedTuple):
@@ -100,8 +100,12 @@ def _scores(names: Sequence[str], runs: Sequence[Record], metrics: Sequence[str]
         row = [name if run.summary else f"{name} (not finished)", run.steps, run.best_step]
         row += [split[s].get(m) for m in metrics for s in ("validation", "test")]
         row += [run.summary.get("baselines", {}).get(baseline) for baseline in baselines]
-        rows.append([*row, run.summary.get("tokens_per_second"), run.summary.get("seconds", {}).get("total")])
-    return Sheet("Scores", [*heading, *baselines, "tokens/s", "seconds"], rows)
+        spent = [run.summary.get("tokens_per_second"), run.summary.get("seconds", {}).get("total")]
+        rows.append([*row, *(None if value is None else round(value) for value in spent)])
+    table = [[*heading, *baselines, "tokens/s", "seconds"], *rows]
+    filled = [c for c in range(len(table[0])) if c == 0 or any(row[c] is not None for row in rows)]
+    heading, *rows = ([row[c] for c in filled] for row in table)
+    return Sheet("Scores", heading, rows)
 
 
 def _validation(run: Record) -> dict[str, Any]:

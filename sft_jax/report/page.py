@@ -174,7 +174,9 @@ def _mistakes(run: Record) -> Part | None:
     found = run.review.get("mistakes")
     if found is None:
         return None
-    text = f"The {len(found)} rows of the test split that were answered worst, worst first." if found else "None."
+    wrong, rows = run.review.get("wrong"), run.review["rows"]
+    of = f"{rows:,} rows of the test split" if wrong is None else f"{wrong:,} wrong answers on {rows:,} rows"
+    text = f"{len(found)} of the {of}, worst first." if found else "No answer on the test split is wrong."
     return Part("Worst mistakes", text, mistakes=found)
 
 

@@ -32,6 +32,7 @@ def summarise(
     by_length = (lengths, review.right) if errors is None else (lengths, np.abs(errors))
     return {
         "rows": len(rows),
+        "wrong": int((~review.right).sum()) if errors is None else None,
         "calibration": None if review.confidence is None else calibration(review.confidence, review.right),
         "length": {"score": "share right" if errors is None else "mean absolute error", "parts": quantiles(*by_length)},
         "numbers": None if errors is None else _numbers(review, errors),

@@ -53,14 +53,14 @@ def of_task(title: str, table: Table) -> Sheet:
 
 def figure(value: Any) -> str:
     """A value as a cell shows it: numbers short, absent ones as a dash."""
-    if value is None:
+    if value is None or value in ({}, [], ()):
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        short = not math.isfinite(value) or 1e-3 <= abs(value) < 1e4 or value == 0
+        short = not math.isfinite(value) or 1e-4 <= abs(value) < 1e4 or value == 0
         return f"{value:.4f}" if short else f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.2e}"
     if isinstance(value, list | tuple):
         return ", ".join(figure(entry) for entry in value)

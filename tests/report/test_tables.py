@@ -68,6 +68,15 @@ def test_tables_of_a_task():
 
 def test_figures():
     """Numbers are short, and what is no number is said as it is."""
-    shown = {0.84151: "0.8415", 0.0: "0.0000", 2e-5: "2.00e-05", 12345.6: "12,346", 12345: "12,345", True: "yes"}
+    shown = {
+        0.84151: "0.8415",
+        0.0: "0.0000",
+        2e-5: "2.00e-05",
+        7e-4: "0.0007",
+        12345.6: "12,346",
+        12345: "12,345",
+        True: "yes",
+    }
     assert {value: figure(value) for value in shown} == shown
+    assert figure({}) == figure([]) == "–"
     assert (figure(None), figure(math.nan), figure([1, "a"]), figure(-math.inf)) == ("–", "nan", "1, a", "-inf")
