@@ -127,6 +127,32 @@ def data_report(
         console.show_data(console.start().console, report)
 
 
+@app.command()
+def report(path: RunDir) -> None:
+    """Write the report of a run anew, also while it trains; computes nothing."""
+    from sft_jax.report.page import write_report
+
+    print(f"{write_report(path)} is written; open it in a browser")
+
+
+@app.command()
+def compare(
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run directories.")],
+    metric: Annotated[list[str] | None, typer.Option(help="A metric to show; may be given again.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a page with the curves overlaid.")] = None,
+) -> None:
+    """Put runs side by side: scores, and what differs in how they were made."""
+    from sft_jax import console
+    from sft_jax.report.compare import compare as compare_runs
+    from sft_jax.report.compare import write_comparison
+
+    found = compare_runs(paths, metric or [])
+    console.show_comparison(console.start().console, found)
+    if html is not None:
+        write_comparison(found, html)
+        print(f"{html} is written; open it in a browser")
+
+
 @config_app.command("check")
 def config_check(words: Words) -> None:
     """See whether a configuration is right; lists everything that is not."""

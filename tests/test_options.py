@@ -33,7 +33,7 @@ from sft_jax.data.rows import Rows
 from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import ConfigError, DataError, RunError, SftError
 from sft_jax.run import Run
-from sft_jax.train import directory
+from sft_jax.train import directory, trackers
 from sft_jax.train.checkpoint import Checkpoints
 from sft_jax.train.state import abstract_state
 
@@ -187,6 +187,7 @@ class Trained:
     saved: list[tuple[int, int | None, float | None]]  # step, best step so far and its value, of each checkpoint
     kept: list[int]  # steps that have a checkpoint at the end
     baselines: list[str]  # what the scores are compared with
+    mistakes: int  # how many are kept for the report
     ahead: set[int]  # how many batches are asked for in advance
 
 
@@ -224,7 +225,18 @@ def train(run: Run) -> Trained:
     steps = {kind: [line["step"] for line in lines if line["kind"] == kind] for kind in ("train", "validation")}
     kept = sorted(int(found.name) for found in (home / "checkpoints").iterdir())
     compared = sorted(json.loads((home / "summary.json").read_text())["baselines"])
-    return Trained(steps["train"], steps["validation"], saved, kept, compared, ahead)
+    mistakes = len(json.loads((home / "review.json").read_text())["mistakes"])
+    return Trained(steps["train"], steps["validation"], saved, kept, compared, mistakes, ahead)
+
+
+def wandb_project(run: Run) -> str | None:
+    """The project that a client of Weights & Biases would be told of."""
+    asked: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "Wandb", lambda project, *given: asked.append(project))
+        run.directory.mkdir(parents=True, exist_ok=True)
+        jobs._files(run, 0)
+    return asked[0] if asked else None
 
 
 TRAINED: dict[str, Trained] = {}  # by configuration: most of the options below are changes of one and the same run
@@ -360,6 +372,8 @@ EFFECTS = {
     "EvalSection.baselines": Effect("true", trained("baselines"), TRAINING),
     "CheckpointSection.every": Effect("1", trained("saved"), TRAINING),
     "CheckpointSection.keep": Effect("3", trained("kept"), TRAINING),
+    "ReportSection.mistakes": Effect("1", trained("mistakes"), TRAINING),
+    "ReportSection.wandb": Effect("some-project", wandb_project),
     "MeshSection.data": Effect("2", on_mesh),
     "MeshSection.fsdp": Effect("2", on_mesh),
     "MeshSection.tensor": Effect("2", on_mesh),
@@ -413,6 +427,7 @@ def hub(small, monkeypatch):
         return Dataset.from_dict({"text": WORDS, "label": [i % 2 for i in range(len(WORDS))]})
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr(trackers, "check", lambda section: None)  # whether a package is installed
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
 
 
