@@ -61,7 +61,9 @@ def _movie_reviews(archive: Path, out: Path) -> None:
     folder, inner = "vaderSentiment-3.3.2/additional_resources", "hutto_ICWSM_2014"
     packed = archive.with_name(f"{inner}.tar.gz")
     packed.write_bytes(dict(members(archive))[f"{folder}/{inner}.tar.gz"])
-    lines = dict(members(packed))[f"{inner}/movieReviewSnippets_GroundTruth.txt"].decode("utf-8", "replace").splitlines()
+    lines = (
+        dict(members(packed))[f"{inner}/movieReviewSnippets_GroundTruth.txt"].decode("utf-8", "replace").splitlines()
+    )
     rated = [(cells[2].strip(), float(cells[1])) for cells in (line.split("\t") for line in lines)]
     rows = [(text, score, int(score > 0)) for text, score in rated if score != 0]
     parts = train_test_split(rows, test_size=0.2, random_state=0, stratify=[row[2] for row in rows])

@@ -97,6 +97,19 @@ def export(path: RunDir, out: Annotated[Path, typer.Argument(help="A new directo
     print(f"step {step} of {path} is in {out}; try: echo 'some text' | sft-jax predict {out}")
 
 
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A directory with pytorch_model.bin, or one file of torch.save.")],
+    out: Annotated[Path, typer.Argument(help="A new directory.")],
+) -> None:
+    """Make safetensors of weights that torch pickled; runs nothing that they name, and needs no torch."""
+    from sft_jax.convert import convert as rewrite
+
+    for note in rewrite(source, out):
+        print(note)
+    print(f"{source} is in {out} as safetensors; use it with model.source={out}")
+
+
 @config_app.command("check")
 def config_check(words: Words) -> None:
     """See whether a configuration is right; lists everything that is not."""

@@ -100,7 +100,9 @@ def read_inputs(file: str, task: Task, lines: Sequence[str] | None = None) -> Ro
         try:
             return Rows(Dataset.from_list([json.loads(line) for line in texts]), "input")
         except (ValueError, TypeError) as error:
-            raise DataError(f"input: not JSON lines ({reason(error)}); give a text or a JSON object on each line") from None
+            raise DataError(
+                f"input: not JSON lines ({reason(error)}); give a text or a JSON object on each line"
+            ) from None
     return _of_texts(task, texts)
 
 
