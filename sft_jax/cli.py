@@ -100,6 +100,19 @@ def export(path: RunDir, out: Annotated[Path, typer.Argument(help="A new directo
 
 
 @app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A directory with pytorch_model.bin, or one file of torch.save.")],
+    out: Annotated[Path, typer.Argument(help="A new directory.")],
+) -> None:
+    """Make safetensors of weights that torch pickled; runs nothing that they name, and needs no torch."""
+    from sft_jax.convert import convert as rewrite
+
+    for note in rewrite(source, out):
+        print(note)
+    print(f"{source} is in {out} as safetensors; use it with model.source={out}")
+
+
+@app.command()
 def goodput(path: RunDir) -> None:
     """Show where the time of a run went, over all its attempts, and how much of it went into steps that were kept."""
     from rich.console import Console
