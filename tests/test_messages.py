@@ -48,7 +48,9 @@ def test_column_missing_in_one_split(configure: Make, tmp_path):
     """C21: the split whose rows lack the column is named."""
     file = csv_file(tmp_path, "sentence,label", "bara,0")
     said(
-        DataError, configure(f"data.source.test={file}"), "data.test: no column 'text'; the rows have: sentence, label"
+        DataError,
+        configure(f"data.source.test={file}"),
+        "data.source.test: no column 'text'; the rows have: sentence, label",
     )
 
 
@@ -64,23 +66,23 @@ def test_unused_columns_are_listed(configure: Make, tmp_path):
 
 
 def test_empty_text(configure: Make, tmp_path):
-    """Rows without a text are named by number, five of them, and the rest is counted."""
+    """C9: rows without a text are named by their places, five of them, and the rest is counted."""
     file = csv_file(tmp_path, "text,label", "bara,0", ",1", *(f" ,{i % 2}" for i in range(6)), "cela,1")
     message = said(
         DataError,
         configure(f"data.source.train={file}"),
-        "data.train: 7 problems",
-        "row 2: text is '', expected a text",
-        "row 6: text is ' ', expected a text",
+        "data.source.train: 7 problems",
+        ": text is '', expected a text",
         "and 2 more",
+        "mend the rows, or leave them out with data.bad_rows=drop",
     )
-    assert "row 1:" not in message and "row 7:" not in message
+    assert message.count(": text is ' ', expected a text") == 4
 
 
 def test_text_that_is_a_number(configure: Make, tmp_path):
     """A column of numbers is no column of texts."""
     file = csv_file(tmp_path, "text,label", "1,0", "2,1")
-    said(DataError, configure(f"data.source.train={file}"), "data.train", "row 1: text is 1, expected a text")
+    said(DataError, configure(f"data.source.train={file}"), "data.source.train", "text is 1, expected a text")
 
 
 def test_label_out_of_range(configure: Make, tmp_path, monkeypatch):
@@ -89,7 +91,7 @@ def test_label_out_of_range(configure: Make, tmp_path, monkeypatch):
     names = ", ".join(f"kind {i}" for i in range(9))
     file = csv_file(tmp_path, "text,label", *(f"{word},{i % 9}" for i, word in enumerate(WORDS)), "bara,9")
     config = configure(f"data.source.train={file}", f"task.labels=[{names}]")
-    said(DataError, config, f"row {len(WORDS) + 1}: label is 9", f"9 labels ({names})", "a number from 0 to 8")
+    said(DataError, config, "data.source.train: 1 problem\n", ": label is 9", f"9 labels ({names})", "from 0 to 8")
     last = configure(f"data.source.train={file}", f"task.labels=[{names}, kind 9]")
     assert run.prepare(last).task.head.size == 10
 
@@ -98,16 +100,15 @@ def test_label_out_of_range(configure: Make, tmp_path, monkeypatch):
 def test_label_that_is_none(configure: Make, tmp_path, value):
     """C25: a label that is below 0, a fraction, missing or an unknown word is refused, never wrapped around."""
     file = csv_file(tmp_path, "text,label", "bara,0", f"cela,{value}")
-    said(
-        DataError, configure(f"data.source.test={file}"), "data.test", "label is", "expected one of the 2 labels (0, 1)"
-    )
+    expected = "expected one of the 2 labels (0, 1)"
+    said(DataError, configure(f"data.source.test={file}"), "data.source.test", "label is", expected)
 
 
 def test_label_near_miss(configure: Make, tmp_path):
     """C25: a misspelt label is shown with its row and the nearest right one."""
     file = csv_file(tmp_path, "text,label", "bara,positive", "cela,negative", "dora,postive")
     config = configure(f"data.source.train={file}", "task.labels=[negative, positive]", *ALONE)
-    said(DataError, config, "row 3: label is 'postive'; did you mean 'positive'?; expected one of the 2 labels")
+    said(DataError, config, ": label is 'postive'; did you mean 'positive'?; expected one of the 2 labels")
 
 
 def test_label_of_another_split(configure: Make, tmp_path):
@@ -115,7 +116,7 @@ def test_label_of_another_split(configure: Make, tmp_path):
     said(
         DataError,
         configure(f"data.source.validation={write_rows(tmp_path / 'rows.csv', 30, labels=3)}"),
-        "data.validation",
+        "data.source.validation",
         "label is 2; expected one of the 2 labels (0, 1)",
     )
 
@@ -148,6 +149,21 @@ def test_labels_that_are_none(configure: Make, tmp_path, lines, expected):
 def test_labels_twice(configure: Make, labels):
     """Names of labels have to be two or more, each once."""
     said(ConfigError, configure(f"task.labels={labels}"), "task.labels: ", "give two labels or more, each once")
+
+
+def test_bad_rows_of_several_splits(configure: Make, tmp_path):
+    """C9, C25: what is wrong in one split does not hide what is wrong in another; all is said at once."""
+    file = csv_file(tmp_path, "text,label", "bara,nope", ",1")
+    splits = [f"data.source.{split}={file}" for split in ("validation", "test")]
+    parts = [f"data.source.{split}: 2 problems" for split in ("validation", "test")]
+    said(DataError, configure(*splits), *parts, "label is 'nope'; expected one of", "text is '', expected a text")
+
+
+def test_too_many_bad_rows(configure: Make, tmp_path):
+    """C9: where most rows of a split would be dropped, the column is the likelier mistake."""
+    file = csv_file(tmp_path, "text,label", "bara,0", "cela,nope", "dora,nope")
+    config = configure(f"data.source.test={file}", "data.bad_rows=drop")
+    said(DataError, config, "data.source.test: 2 of 3 rows cannot be used, too many to drop; check columns and files")
 
 
 # Files and splits.
