@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from sft_jax import machine
+from sft_jax import assets, machine
 from sft_jax import mesh as meshes
 from sft_jax.data.loader import padding_share
+from sft_jax.data.text import fingerprint
 from sft_jax.errors import ConfigError, RunError, did_you_mean
 from sft_jax.export import export_model, model_card
 from sft_jax.nn.template import Params
@@ -23,6 +25,7 @@ from sft_jax.train.evaluate import evaluate as evaluate_split
 from sft_jax.train.ledger import FILE, Ledger
 from sft_jax.train.loop import Timing
 from sft_jax.train.loop import train as train_loop
+from sft_jax.train.manifest import local_files, manifest, versions
 from sft_jax.train.report import MetricsFile, Screen, Sink
 from sft_jax.train.state import TrainState
 
@@ -56,8 +59,12 @@ class Result:
 
 def train(run: Run, screen: Screen | None = None) -> Result:
     """Train, or go on where the run directory stopped; test the best step, export it and sum up."""
-    begin_directory(run)
-    with Ledger(run.directory / FILE if meshes.is_first_process() else None, machine.started()) as ledger:
+    now = begin_directory(run)
+    first = meshes.is_first_process()
+    with (
+        directory.attempt(run.directory, now) if first else nullcontext(),
+        Ledger(run.directory / FILE if first else None, machine.started()) as ledger,
+    ):
         return _train(run, screen, ledger)
 
 
@@ -151,13 +158,23 @@ def trained(run: Run, at: str) -> tuple[TrainState, Params, int]:
     return state, frozen, number
 
 
-def begin_directory(run: Run) -> None:
-    """Create the run directory, or see that data and weights are those it began with."""
-    manifest = directory.manifest(run.config, run.mesh, run.data, run.checkpoint.digest())
+def begin_directory(run: Run) -> dict[str, Any]:
+    """Create the run directory, or see that data and weights are those it began with; gives the manifest of now."""
+    config = run.config
+    now = manifest(
+        directory.settings(config),
+        config.seed,
+        run.mesh,
+        run.data,
+        files=[(name, Path(assets.resolve(name)).expanduser()) for name in local_files(config.data.source)],
+        tokenizer=fingerprint(run.checkpoint.directory),
+        weights=run.checkpoint.digest(),
+    )
     meshes.wait_for_all("run directory checked")  # or a slow process would find it in use by this very run
     if meshes.is_first_process():
-        directory.begin(run.config, run.directory, manifest)
-        directory.write_json(run.directory / "data.json", run.report.plain())
+        directory.begin(config, run.directory, now)
+        directory.write_json(run.directory / "data.json", run.report.plain(), sort=False)
+    return now
 
 
 def peak_memory() -> int:
@@ -218,7 +235,7 @@ def _finish(
         "validation": validation,
         "headline": run.task.headline,
         "test": test.values() if test else {},
-        "versions": directory.versions(),
+        "versions": versions(),
     }
     scored = _baselines(run) if run.config.eval.baselines and test else {}
     summary["baselines"] = scored

@@ -250,6 +250,9 @@ def _with_tokens(
 
 def _local(source: Any) -> Any:
     """The source with every packaged asset fetched and named by its local path."""
+    if isinstance(source, Mixture):
+        parts = [part.model_copy(update={"source": _local(part.source)}) for part in source.parts]
+        return source.model_copy(update={"parts": parts})
     if not isinstance(source, Files):
         return source
     local = {

@@ -395,6 +395,53 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, configure):
         run.prepare(configure(f"model.source={source}"))
 
 
+def test_a_head_for_another_kind_of_problem_is_not_taken_for_this_one(tmp_path, configure):
+    """A head that was trained for several labels is not one for one of them, though their names agree."""
+    names = {"id2label": {"0": "0", "1": "1"}, "problem_type": "multi_label_classification"}
+    source = write_model(tmp_path / "other", names, head=2)
+    with pytest.raises(ModelError, match=r"head is for multi_label_classification, the task is single_label_.*=new"):
+        run.prepare(configure(f"model.source={source}"))
+    assert run.prepare(configure(f"model.source={source}", "model.head=new")).matched.initialised
+
+
+def test_a_head_for_a_number_is_taken_whatever_it_is_called(tmp_path, configure):
+    """One output has no order to get wrong: the name of the column that it was trained on is nobody's mistake."""
+    named = {"id2label": {"0": "stars"}, "problem_type": "regression"}
+    source = write_model(tmp_path / "other", named, head=1)
+    settings = ("task.kind=regression", "task.label=label", "eval.best_metric=pearson")
+    assert not run.prepare(configure(f"model.source={source}", *settings)).matched.initialised
+
+
+def test_class_weights_of_no_label(configure: Make, monkeypatch):
+    """C25: a weight for what is no label is refused before anything is compiled, with the nearest that is one."""
+    monkeypatch.setattr("sft_jax.train.step.Program.compile", lambda *a: pytest.fail("compiled"))
+    config = configure("task.labels=[negative, positive]", "task.class_weights={postive: 2}")
+    said(ConfigError, config, "task.class_weights: 1 problem", "'postive' is no label; did you mean 'positive'?")
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "value", "expected"),
+    [
+        (
+            "multi_label_classification",
+            "f1_micro",
+            "joy|feer",
+            "label has 'feer'; did you mean 'fear'?; expected one of",
+        ),
+        ("regression", "pearson", "good", "label is 'good', expected a finite number"),
+    ],
+)
+def test_bad_answers_of_other_tasks(configure: Make, tmp_path, kind, metric, value, expected):
+    """C25: what is no label and no number is named with its split and row before anything is compiled."""
+    lines = {"multi_label_classification": ["bara,joy|fear", "cela,"], "regression": ["bara,1", "cela,2.5"]}[kind]
+    train = csv_file(tmp_path, "text,label", *lines)
+    (tmp_path / "test.csv").write_text(f"text,label\nbara,{value}\n")
+    task = [f"task.kind={kind}", "task.label=label", f"eval.best_metric={metric}", *ALONE]
+    separator = ["task.separator='|'"] if kind == "multi_label_classification" else []
+    config = configure(*task, *separator, f"data.source.train={train}", f"data.source.test={tmp_path / 'test.csv'}")
+    said(DataError, config, "data.source.test: 1 problem", "row 1", expected)
+
+
 def test_half_a_layer_is_refused(tmp_path, configure):
     """C17: a head whose bias was lost is not made up."""
     source = write_model(tmp_path / "half", head=2)

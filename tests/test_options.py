@@ -103,6 +103,18 @@ def labels(run: Run) -> tuple[list[int], tuple[str, ...]]:
     return run.data["train"].documents["label"].tolist(), run.task.labels
 
 
+def loss(run: Run) -> float:
+    """The loss of the training documents, were every output 0.5 or, every other time, -2."""
+    label = run.data["train"].documents["label"][None]
+    outputs = np.resize(np.float32([0.5, -2, -2, 0.5, 0.5]), (*label.shape[:2], run.task.head.size))
+    return float(run.task.loss(outputs, {"label": label, "weight": np.ones(label.shape[:2], np.float32)}).value)
+
+
+def record(run: Run) -> dict[str, Any]:
+    """What is said of outputs that are just above the middle."""
+    return run.task.decode(np.full(run.task.head.size, 0.1, np.float32))
+
+
 def order(run: Run) -> list[int]:
     """The documents of the first batch."""
     return sorted(run.batches[0]["index"].ravel().tolist())
@@ -218,6 +230,8 @@ def train(run: Run) -> Trained:
 TRAINED: dict[str, Trained] = {}  # by configuration: most of the options below are changes of one and the same run
 HEAD = ("model.source=HEAD",)
 WIDE = ("data.source.train=WIDE", "data.source.validation=WIDE", "data.source.test=null")
+SEVERAL = (*WIDE, "task.kind=multi_label_classification", "task.label=several", "eval.best_metric=loss")
+NUMBER = (*WIDE, "task.kind=regression", "task.label=label", "eval.best_metric=loss")
 HUB = ("data.source={kind: hub, name: some/data, validation: valid}",)
 FROM_HUB = ("model.source=some/model",)
 DIRTY = ("data.source.train=DIRTY", "data.source.validation=TEST", "data.source.test=DIRTY")
@@ -253,6 +267,25 @@ EFFECTS = {
     "SequenceClassification.text_pair": Effect("other", tokens, WIDE),
     "SequenceClassification.label": Effect("second", labels, WIDE),
     "SequenceClassification.labels": Effect("[no, yes]", lambda run: run.task.to_hf()["id2label"]),
+    "SequenceClassification.loss": Effect("focal", loss),
+    "SequenceClassification.focal_gamma": Effect("0.5", loss, ("task.loss=focal",)),
+    "SequenceClassification.label_smoothing": Effect("0.1", loss),
+    "SequenceClassification.class_weights": Effect("balanced", loss),
+    "MultiLabelClassification.text": Effect("other", tokens, SEVERAL),
+    "MultiLabelClassification.text_pair": Effect("other", tokens, SEVERAL),
+    "MultiLabelClassification.label": Effect("second", labels, SEVERAL),
+    "MultiLabelClassification.separator": Effect("';'", labels, SEVERAL),
+    "MultiLabelClassification.labels": Effect("[b, a]", labels, SEVERAL),
+    "MultiLabelClassification.threshold": Effect("0.6", record, SEVERAL),
+    "MultiLabelClassification.loss": Effect("focal", loss, SEVERAL),
+    "MultiLabelClassification.focal_gamma": Effect("0.5", loss, (*SEVERAL, "task.loss=focal")),
+    "MultiLabelClassification.label_smoothing": Effect("0.1", loss, SEVERAL),
+    "MultiLabelClassification.class_weights": Effect("{a: 3}", loss, SEVERAL),
+    "Regression.text": Effect("other", tokens, NUMBER),
+    "Regression.text_pair": Effect("other", tokens, NUMBER),
+    "Regression.label": Effect("second", labels, NUMBER),
+    "Regression.loss": Effect("huber", loss, NUMBER),
+    "Regression.huber_delta": Effect("0.2", loss, (*NUMBER, "task.loss=huber")),
     "Files.train": Effect("[TRAIN, TEST]", rows),
     "Files.validation": Effect("TEST", rows),
     "Files.test": Effect("null", rows),
@@ -348,9 +381,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("options")
     with open(home / "wide.csv", "w", newline="") as sink:
         writer = csv.writer(sink)
-        writer.writerow(["text", "other", "label", "second"])
+        writer.writerow(["text", "other", "label", "second", "several"])
         for i, word in enumerate(WORDS):
-            writer.writerow([f"{word} {WORDS[i // 2]}", WORDS[-i], i % 2, i % 3])
+            several = ("a,b", "b", "", "a")[i % 4]
+            writer.writerow([f"{word} {WORDS[i // 2]}", WORDS[-i], i % 2, i % 3, several])
     with open(home / "dirty.csv", "w", newline="") as sink:
         texts = ["<b>bara</b>", "ｂare", " bari  baro ", "cela", "cela", "cele", "cele", "celi", "dora " * 9]
         csv.writer(sink).writerows([["text", "label"], *zip(texts, (0, 1, 0, 1, 1, 0, 1, 0, 1), strict=True)])
@@ -419,7 +453,7 @@ def test_every_option_has_an_effect():
 def test_option(prepare, option):
     """C26: setting the option changes what it is for, and preparing the same twice changes nothing."""
     if option in ONE_CHOICE:
-        with pytest.raises(ConfigError, match=r"task\.kind|data\.source: kind"):
+        with pytest.raises(ConfigError, match=r"(task|data\.source): kind"):
             prepare(f"{OPTIONS[option]}=nonsense")
         return
     effect = EFFECTS[option]

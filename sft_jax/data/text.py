@@ -4,6 +4,7 @@ Texts are tokenised in parallel by threads of the tokenizer library, in this pro
 that runs JAX would not survive. What they came to can be kept in a cache, under a hash of all that it depends on.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,14 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         raise ModelError(
             f"{directory}: its tokenizer cannot be loaded ({reason(error)}); fetch {FAST} again, or save one there"
         ) from None
+
+
+def fingerprint(directory: Path) -> str:
+    """The sha256 of the files that `load_tokenizer` reads."""
+    digest = hashlib.sha256()
+    for name in [FAST] if (directory / FAST).is_file() else [f for f in FILES if (directory / f).is_file()]:
+        digest.update(name.encode() + b"\0" + (directory / name).read_bytes())
+    return digest.hexdigest()
 
 
 def tokenize(

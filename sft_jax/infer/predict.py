@@ -43,9 +43,10 @@ class Predictor:
         if not isinstance(rows, Rows):
             rows = _of_texts(self.task, rows)
         if not len(rows):
+            refuse(rows.where, rows.bad)
             return
         columns, bad = read_texts(rows, self.task.texts)
-        refuse(rows.where, list(bad.values()))
+        refuse(rows.where, [*rows.bad, *bad.values()])
         texts = [clean(column, self.clean) for column in columns]
         encoded = self.task.encode(texts, None, self.tokenizer, self.max_length)
         for logits in self._outputs(encoded, batch_size):
@@ -94,7 +95,7 @@ def load_predictor(source: str) -> Predictor:
 
 
 def read_inputs(file: str, task: Task, lines: Sequence[str] | None = None) -> Rows:
-    """Rows of a CSV, TSV, JSONL, Parquet or Arrow file, or the lines of a text file (or those given) as texts."""
+    """Rows of a file of any kind that training reads, or the lines of a text file (or those given) as texts."""
     if lines is None and Path(file).suffix.lower() in (".txt", ""):
         try:
             lines = Path(file).read_text(encoding="utf-8").split("\n")  # splitlines would also cut at U+2028
