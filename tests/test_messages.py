@@ -72,17 +72,18 @@ def test_empty_text(configure: Make, tmp_path):
         DataError,
         configure(f"data.source.train={file}"),
         "data.source.train: 7 problems",
-        ": text is '', expected a text",
+        "rows.csv, line 3: text is '', expected a text",
+        "rows.csv, line 7: text is ' ', expected a text",
         "and 2 more",
         "mend the rows, or leave them out with data.bad_rows=drop",
     )
-    assert message.count(": text is ' ', expected a text") == 4
+    assert "line 2:" not in message and "line 8:" not in message
 
 
 def test_text_that_is_a_number(configure: Make, tmp_path):
     """A column of numbers is no column of texts."""
     file = csv_file(tmp_path, "text,label", "1,0", "2,1")
-    said(DataError, configure(f"data.source.train={file}"), "data.source.train", "text is 1, expected a text")
+    said(DataError, configure(f"data.source.train={file}"), "data.source.train", "line 2: text is 1, expected a text")
 
 
 def test_label_out_of_range(configure: Make, tmp_path, monkeypatch):
@@ -91,7 +92,7 @@ def test_label_out_of_range(configure: Make, tmp_path, monkeypatch):
     names = ", ".join(f"kind {i}" for i in range(9))
     file = csv_file(tmp_path, "text,label", *(f"{word},{i % 9}" for i, word in enumerate(WORDS)), "bara,9")
     config = configure(f"data.source.train={file}", f"task.labels=[{names}]")
-    said(DataError, config, "data.source.train: 1 problem\n", ": label is 9", f"9 labels ({names})", "from 0 to 8")
+    said(DataError, config, f"rows.csv, line {len(WORDS) + 2}: label is 9", f"9 labels ({names})", "from 0 to 8")
     last = configure(f"data.source.train={file}", f"task.labels=[{names}, kind 9]")
     assert run.prepare(last).task.head.size == 10
 
@@ -108,7 +109,11 @@ def test_label_near_miss(configure: Make, tmp_path):
     """C25: a misspelt label is shown with its row and the nearest right one."""
     file = csv_file(tmp_path, "text,label", "bara,positive", "cela,negative", "dora,postive")
     config = configure(f"data.source.train={file}", "task.labels=[negative, positive]", *ALONE)
-    said(DataError, config, ": label is 'postive'; did you mean 'positive'?; expected one of the 2 labels")
+    said(
+        DataError,
+        config,
+        "rows.csv, line 4: label is 'postive'; did you mean 'positive'?; expected one of the 2 labels",
+    )
 
 
 def test_label_of_another_split(configure: Make, tmp_path):
@@ -172,9 +177,9 @@ def test_too_many_bad_rows(configure: Make, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("a.csv", "", "cannot be read as csv"),
+        ("a.csv", "", "a.csv is empty; its first line names the columns"),
         ("a.csv", "text,label\n", "a.csv"),
-        ("a.jsonl", '{"text": "bara"\n', "cannot be read as json"),
+        ("a.jsonl", '{"text": "bara"\n', "a.jsonl, line 1: not JSON ("),
         ("a.parquet", "text", "cannot be read as parquet"),
         ("a.doc", "text", "files ending in .doc; give files of one kind among .csv, .tsv"),
     ],
@@ -439,7 +444,7 @@ def test_bad_answers_of_other_tasks(configure: Make, tmp_path, kind, metric, val
     task = [f"task.kind={kind}", "task.label=label", f"eval.best_metric={metric}", *ALONE]
     separator = ["task.separator='|'"] if kind == "multi_label_classification" else []
     config = configure(*task, *separator, f"data.source.train={train}", f"data.source.test={tmp_path / 'test.csv'}")
-    said(DataError, config, "data.source.test: 1 problem", "row 1", expected)
+    said(DataError, config, "data.source.test: 1 problem", "test.csv, line 2", expected)
 
 
 def test_half_a_layer_is_refused(tmp_path, configure):
