@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from sft_jax.data.report import DataReport
 from sft_jax.jobs import Result, Scores
@@ -104,11 +104,11 @@ def show_comparison(console: Console, found: Comparison) -> None:
 
 def show_table(console: Console, title: str, rows: Sequence[Sequence[Any]]) -> None:
     """A table whose first row is the heading."""
-    table = Table(*(Text(str(cell)) for cell in rows[0]), title=title, title_justify="left")
+    table = Table(*(escape(str(cell)) for cell in rows[0]), title=title, title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows[1:]:
-        table.add_row(*(Text(str(cell)) for cell in row))  # no mark-up: names and texts are the data's
+        table.add_row(*(escape(str(cell)) for cell in row))  # names and texts of the data are no mark-up
     console.print(table)
 
 

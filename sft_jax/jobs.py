@@ -173,7 +173,7 @@ def begin_directory(run: Run) -> dict[str, Any]:
     meshes.wait_for_all("run directory checked")  # or a slow process would find it in use by this very run
     if meshes.is_first_process():
         directory.begin(config, run.directory, now)
-        directory.write_json(run.directory / "data.json", run.report.plain())
+        directory.write_json(run.directory / "data.json", run.report.plain(), sort=False)
     return now
 
 

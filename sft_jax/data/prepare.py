@@ -79,6 +79,12 @@ class _Split:
             self.dropped[kind] = len(found)
             self.keep(np.flatnonzero(~which))
 
+    def refuse(self, bad: Bad) -> None:
+        """Count a row that cannot be used, and show it if it is one of the first of its kind."""
+        self.dropped[bad.reason] = self.dropped.get(bad.reason, 0) + 1
+        if self.dropped[bad.reason] <= MOST_SHOWN:
+            self.examples.setdefault(bad.reason, []).append(f"{bad.place}: {bad.text}")
+
     def keep(self, left: Indices) -> None:
         """Go on with these of the rows that are left."""
         numbers = left.tolist()
@@ -202,25 +208,27 @@ def _usable(
         by_row = answered.bad | without_text
         bad = [*given.bad, *(by_row[row] for row in sorted(by_row))]
         split = _Split(given, np.arange(len(given)), columns, answered.values, len(given) + len(given.bad))
-        found[name] = split
-        where = given.where
-        if drop and len(bad) > MOST_BAD * split.read:
-            where += f": {len(bad)} of {split.read} rows cannot be used, too many to drop; check columns and files"
-        if bad and (not drop or where != given.where):
-            shown = [f"{b.place}: {b.text}" for b in bad[:MOST_SHOWN]]
-            problems.append(listing(where, shown, more=len(bad) - len(shown)))
         for one in bad:
-            split.dropped[one.reason] = split.dropped.get(one.reason, 0) + 1
-            shown = split.examples.setdefault(one.reason, [])
-            shown += [f"{one.place}: {one.text}"] * (len(shown) < MOST_SHOWN)
+            split.refuse(one)
         if by_row:
-            split.keep(np.setdiff1d(np.arange(len(given)), list(by_row)))
+            split.keep(np.setdiff1d(split.rows, list(by_row)))
+        if not drop and bad:
+            problems.append(_said(given.where, bad))
+        elif len(bad) > MOST_BAD * split.read:
+            most = f"{len(bad)} of {split.read} rows cannot be used, too many to drop; check columns and files"
+            problems.append(_said(f"{given.where}: {most}", bad))
+        found[name] = split
     if problems:
         remedy = [] if drop else ["mend the rows, or leave them out with data.bad_rows=drop"]
         raise DataError("\n".join([*problems, *remedy]))
     for split in found.values():
         _some_left(split)
     return found
+
+
+def _said(where: str, bad: Sequence[Bad]) -> str:
+    shown = [f"{b.place}: {b.text}" for b in bad[:MOST_SHOWN]]
+    return listing(where, shown, more=len(bad) - len(shown))
 
 
 def _clean(split: _Split, rules: Clean) -> None:

@@ -99,9 +99,9 @@ def settings(config: Config) -> dict[str, Any]:
     return {key: value for key, value in tree.items() if not _is_free(key) and not key.startswith("seed.")}
 
 
-def write_json(file: Path, content: Any) -> None:
-    """Write plain data as a JSON file."""
-    write_whole(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
+def write_json(file: Path, content: Any, *, sort: bool = True) -> None:
+    """Write plain data as a JSON file, keys in the order of the alphabet or as they stand."""
+    write_whole(file, json.dumps(content, indent=2, sort_keys=sort) + "\n")
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -331,7 +331,7 @@ def test_nothing_left_is_an_error():
 def test_places_and_parts_follow_the_rows():
     """A row that stays knows its file, line and part, whatever was dropped before it."""
     part = np.array([0, 1, 0, 1], np.int32)
-    places = {"files": ("a.csv", "b.csv"), "file": part, "line": np.array([2, 2, 3, 9])}
+    places = {"files": ("a.csv, line", "b.csv, line"), "file": part, "line": np.array([2, 2, 3, 9])}
     train = rows_of("data.source.train", [*"aabc"], [0] * 4, part=part, **places)
     found, _ = prepared({"train": train}, duplicates="drop")
     rows = found["train"].rows
