@@ -57,6 +57,13 @@ OVERRIDES = {
         "optim.groups.0.match: needed, but not given (Pattern over parameter paths)",
     ),
     "missing file": (["data.source.train=/nowhere/a.csv"], "data.source.train: no file '/nowhere/a.csv' (looked in"),
+    "missing file of a part": (
+        [
+            "data.source={kind: mixture, parts: [{name: a, source: {kind: files, train: /nowhere/a.csv}}]}",
+            "eval.every=never",
+        ],
+        "data.source.parts.0.source.train: no file '/nowhere/a.csv' (looked in",
+    ),
     "missing file of several": (["data.source.test=[/nowhere/b.csv]"], "data.source.test: no file '/nowhere/b.csv'"),
     "missing directory": (
         ["model.source=./nowhere"],
@@ -80,7 +87,10 @@ OVERRIDES = {
         "data.layout.length: 64 tokens cannot hold a document of data.max_length (65); lower max_length or leave",
     ),
     "no validation": (["data.source.validation=null"], "eval.every: there is no validation split; name data.source."),
-    "unknown kind": (["data.source.kind=fils"], "data.source: kind: expected one of files, hub, got 'fils'; did you"),
+    "unknown kind": (
+        ["data.source.kind=fils"],
+        "data.source: kind: expected one of files, hub, tfds, mixture, got 'fils'; did you",
+    ),
     "no kind": (["data.source={train: x}"], "data.source: kind: needed, but not given; say which of the known kinds"),
     "unknown task": (["task.kind=sequence_clasification"], "task.kind: expected"),
     "empty axis": (["mesh.data=0"], "mesh: data: an axis of 0 devices; give -1 for all that are left, or a count"),
