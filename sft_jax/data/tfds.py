@@ -50,13 +50,15 @@ def load_tfds(source: Tfds, split: str, where: str) -> Rows:
         for begin in range(0, len(data), AT_ONCE):
             held = data.__getitems__(range(begin, min(begin + AT_ONCE, len(data))))
             for row, record in enumerate(held, begin + 1):
+                if not record:  # what array_record gives for what was cut off
+                    raise ValueError(f"row {row} is empty, so the file was cut")
                 yield row, _plain_row(part.deserialize_example_np(record))
 
     try:
         tables = [pa.Table.from_pylist(block, schema) for block in blocks([records], examples, found)]
     except DataError:
         raise
-    except Exception as error:  # what array_record raises for broken files
+    except Exception as error:  # array_record raises many kinds for broken files
         raise DataError(f"{where}: '{source.name}' cannot be read ({reason(error)}); prepare it again") from None
     return found.rows(pa.concat_tables(tables) if tables else schema.empty_table(), features=features)
 

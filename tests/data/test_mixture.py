@@ -144,8 +144,13 @@ def test_types_that_hold_the_same_are_one():
     ]  # fmt: skip
 
 
-def test_mistakes_name_the_part():
+def test_mistakes_name_the_part(monkeypatch):
     """What is wrong in a part is said at the part: a missing file, no row, and a name that stands twice."""
+
+    def offline(*_, **__):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
     good = csv("one.csv", "text", "a")
     assert refused(good, {"kind": "files", "train": "no.csv"}).startswith("data.source.parts.b.train: no.csv cannot be")
     assert refused(good, {"kind": "hub", "name": "nowhere/x"}).startswith("data.source.parts.b: 'nowhere/x' (split")
