@@ -21,8 +21,10 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import numpy as np
 import torch
 import transformers
+from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import (
     AutoConfig,
@@ -37,6 +39,12 @@ from transformers import (
 )
 
 MODES = ("default", "tuned", "tuned_bf16")
+# What is learned from a text: one label, several, or a number; and what transformers calls that.
+KINDS = {
+    "one": "single_label_classification",
+    "several": "multi_label_classification",
+    "number": "regression",
+}
 # The first steps pay for allocation, autotuning and compilation; steady state begins after them.
 SKIPPED_STEPS = 10
 # The model families spell their dropout rates differently; whichever of these a config has is set.
@@ -51,7 +59,7 @@ DROPOUT_FIELDS = (
     "pooler_dropout",
 )
 
-Rows = list[tuple[str, str]]
+Rows = list[dict[str, str]]
 Features = list[dict[str, Any]]
 
 
@@ -59,17 +67,14 @@ def main() -> None:
     """Train, test, and write the figures."""
     options = parse_options()
     set_seed(options.seed)
-    train_rows = read_rows(options.train, options.text, options.label, options.max_rows)
-    test_rows = read_rows(options.test, options.text, options.label, options.max_rows)
-    classes = sorted({label for _, label in train_rows})
+    train_rows, test_rows = (read_rows(paths, options.max_rows) for paths in (options.train, options.test))
+    classes = read_classes(train_rows, options)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    train_features, test_features = (
-        featurize(rows, classes, tokenizer, options.max_length) for rows in (train_rows, test_rows)
-    )
+    train_features, test_features = (featurize(rows, classes, tokenizer, options) for rows in (train_rows, test_rows))
     clock = StepClock()
     with tempfile.TemporaryDirectory() as directory:
         trainer = Trainer(
-            model=load_model(options.model, len(classes), options.dropout),
+            model=load_model(options, max(1, len(classes))),
             args=training_arguments(options, directory),
             train_dataset=train_features,  # pyright: ignore[reportArgumentType]
             processing_class=tokenizer,
@@ -79,7 +84,7 @@ def main() -> None:
         train_seconds = timed(trainer.train)
         # A fine-tuning run is not done before its model is on disk; sft_jax writes one too.
         trainer.save_model()
-        evaluation_seconds, test = evaluate(trainer, test_features)
+        evaluation_seconds, test = evaluate(trainer, test_features, options.kind)
     figures = {
         "mode": options.mode,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -105,7 +110,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--train", required=True, nargs="+", help="CSV files to train on")
     parser.add_argument("--test", required=True, nargs="+", help="CSV files to test on")
     parser.add_argument("--text", default="text", help="column of the text")
+    parser.add_argument("--text-pair", help="column of a second text")
     parser.add_argument("--label", default="label", help="column of the label")
+    parser.add_argument("--kind", choices=KINDS, default="one", help="what is learned: one label, several, a number")
+    parser.add_argument("--separator", default=",", help="what joins several labels")
     parser.add_argument("--mode", choices=MODES, default="default")
     parser.add_argument("--compile", action="store_true", help="compile the model")
     parser.add_argument("--workers", type=int, help="processes that prepare batches (tuned modes)")
@@ -123,34 +131,60 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_rows(paths: list[str], text: str, label: str, max_rows: int) -> Rows:
-    """Text and label of each row, over all files."""
+def read_rows(paths: list[str], max_rows: int) -> Rows:
+    """The rows of all files."""
     rows: Rows = []
     for path in paths:
         with open(path, newline="", encoding="utf-8") as lines:
-            rows.extend((row[text], row[label]) for row in csv.DictReader(lines))
+            rows.extend(csv.DictReader(lines))
     return rows[:max_rows] if max_rows else rows
 
 
-def featurize(rows: Rows, classes: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Features:
+def read_classes(rows: Rows, options: argparse.Namespace) -> list[str]:
+    """Names of the labels; none for a number."""
+    if options.kind == "number":
+        return []
+    labels = (row[options.label] for row in rows)
+    several = (name for label in labels for name in split_labels(label, options))
+    return sorted(set(several))
+
+
+def split_labels(label: str, options: argparse.Namespace) -> list[str]:
+    """The labels in a cell."""
+    if options.kind != "several":
+        return [label]
+    return [name.strip() for name in label.split(options.separator) if name.strip()]
+
+
+def featurize(
+    rows: Rows, classes: list[str], tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace
+) -> Features:
     """Token ids in a plain list: it is fetched from faster than a `datasets.Dataset`."""
     number = {name: index for index, name in enumerate(classes)}
-    encoded = tokenizer([text for text, _ in rows], truncation=True, max_length=max_length)
+
+    def target(row: dict[str, str]) -> Any:
+        if options.kind == "number":
+            return float(row[options.label])
+        held = {number[name] for name in split_labels(row[options.label], options)}
+        return [float(i in held) for i in range(len(classes))] if options.kind == "several" else held.pop()
+
+    texts = [[row[name] for row in rows] for name in (options.text, options.text_pair) if name]
+    encoded = tokenizer(*texts, truncation=True, max_length=options.max_length)
     columns = [encoded[name] for name in encoded]
     return [
-        {**dict(zip(encoded, values, strict=True)), "labels": number[label]}
-        for (_, label), *values in zip(rows, *columns, strict=True)
+        {**dict(zip(encoded, values, strict=True)), "labels": target(row)}
+        for row, *values in zip(rows, *columns, strict=True)
     ]
 
 
-def load_model(source: str, classes: int, dropout: float | None) -> PreTrainedModel:
+def load_model(options: argparse.Namespace, outputs: int) -> PreTrainedModel:
     """The checkpoint with a fresh head, its dropout rates replaced where the recipe says so."""
-    config = AutoConfig.from_pretrained(source, num_labels=classes)
-    if dropout is not None:
+    config = AutoConfig.from_pretrained(options.model, num_labels=outputs, problem_type=KINDS[options.kind])
+    if options.dropout is not None:
         for field in DROPOUT_FIELDS:
             if hasattr(config, field):
-                setattr(config, field, dropout)
-    return AutoModelForSequenceClassification.from_pretrained(source, config=config, dtype=torch.float32)
+                setattr(config, field, options.dropout)
+    return AutoModelForSequenceClassification.from_pretrained(options.model, config=config, dtype=torch.float32)
 
 
 def training_arguments(options: argparse.Namespace, directory: str) -> TrainingArguments:
@@ -266,18 +300,25 @@ def median_rate(tokens: list[int], seconds: list[float]) -> float:
     return statistics.median(count / spent for count, spent in zip(tokens, seconds, strict=True))
 
 
-def evaluate(trainer: Trainer, features: Features) -> tuple[float, dict[str, float]]:
+def evaluate(trainer: Trainer, features: Features, kind: str) -> tuple[float, dict[str, float]]:
     """Seconds and scores of one pass over the test rows."""
     started = time.perf_counter()
     output = trainer.predict(features)  # pyright: ignore[reportArgumentType]
     seconds = time.perf_counter() - started
     # Rows may come back in another order, the labels beside them in the same one.
-    predicted, labels = output.predictions.argmax(-1), output.label_ids
-    return seconds, {
-        "accuracy": float(accuracy_score(labels, predicted)),
-        "f1_macro": float(f1_score(labels, predicted, average="macro")),
-        "loss": float(output.metrics["test_loss"]),
-    }
+    return seconds, {**scores(kind, output.predictions, output.label_ids), "loss": float(output.metrics["test_loss"])}
+
+
+def scores(kind: str, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """What sft_jax reports under the same names."""
+    if kind == "number":
+        found = outputs[:, 0]
+        rmse = float(np.sqrt(np.mean((found - labels) ** 2)))
+        return {"pearson": float(pearsonr(found, labels).statistic), "rmse": rmse}
+    predicted = outputs > 0 if kind == "several" else outputs.argmax(-1)
+    averages = ("micro", "macro")
+    f1 = {f"f1_{average}": float(f1_score(labels, predicted, average=average)) for average in averages}
+    return {"accuracy": float(accuracy_score(labels, predicted)), **f1}
 
 
 def timed(work: Any) -> float:

@@ -33,6 +33,8 @@ EQUAL_WORK = (
     "eval.every=never",
     "eval.baselines=false",
 )
+# What our task is called by peer.py.
+KINDS = {"sequence_classification": "one", "multi_label_classification": "several", "regression": "number"}
 LOG_LINES = 30
 # A pipe counts as narrow, and the cells of five variants would be broken up in it.
 LEAST_WIDTH = 120
@@ -111,7 +113,7 @@ def parse_options() -> argparse.Namespace:
     options = parser.parse_args()
     if not options.ours or options.repeats < 1:
         parser.error("--ours and --repeats: the recipe comes from our run, so there must be one")
-    options.out = options.out or new_result()
+    options.out = options.out or new_result(Path(__file__).stem)
     return options
 
 
@@ -120,10 +122,10 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def new_result() -> Path:
+def new_result(name: str) -> Path:
     """A file name that sorts by time."""
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-    return HERE / "results" / f"{Path(__file__).stem}-{stamp}.json"
+    return HERE / "results" / f"{name}-{stamp}.json"
 
 
 def measure(options: argparse.Namespace, report: Tree, directory: Path, console: Console) -> None:
@@ -235,8 +237,8 @@ def read_recipe(directory: Path) -> Tree:
     config = yaml.safe_load((directory / "config.yaml").read_text())
     steps = json.loads((directory / "summary.json").read_text())["steps"]
     source, task = config["data"]["source"], config["task"]
-    if not source.get("test") or task.get("text_pair"):
-        raise SystemExit(f"{directory}: the peer needs data.source.test and a task of one text")
+    if not source.get("test"):
+        raise SystemExit(f"{directory}: the peer needs data.source.test")
     train, optim = config["train"], config["optim"]
     warmup = float(optim["schedule"]["warmup"])
     recipe = {
@@ -245,6 +247,7 @@ def read_recipe(directory: Path) -> Tree:
         "test": local(source["test"]),
         "text": task["text"],
         "label": task["label"],
+        "kind": KINDS[task["kind"]],
         "batch-size": train["batch_size"],
         "epochs": float(train["epochs"]),
         "lr": float(optim["lr"]),
@@ -254,8 +257,12 @@ def read_recipe(directory: Path) -> Tree:
         "max-length": config["data"]["max_length"],
         "max-rows": config["data"].get("max_rows") or 0,
     }
-    dropout = config["model"].get("dropout")
-    return recipe if dropout is None else {**recipe, "dropout": float(dropout)}
+    optional = {
+        "dropout": config["model"].get("dropout"),
+        "text-pair": task.get("text_pair"),
+        "separator": task.get("separator"),
+    }
+    return recipe | {name: value for name, value in optional.items() if value is not None}
 
 
 def local(source: str | list[str]) -> str | list[str]:

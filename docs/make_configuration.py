@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from sft_jax.config.read import sections
+from sft_jax.config.read import sections, sections_of
 from sft_jax.config.schema import Section
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -30,20 +30,30 @@ BOUNDS = (("ge", "at least {}"), ("gt", "above {}"), ("le", "at most {}"), ("lt"
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([HEADER, *(_section(name, section) for name, section in sections())])
+    first: dict[type[Section], str] = {}  # where a section stands first; it is shown there alone
+    for name, section in sections():
+        first.setdefault(section, name)
+    return "\n".join([HEADER, *(_section(name, section, first) for section, name in first.items())])
 
 
-def _section(name: str, section: type[Section]) -> str:
+def _section(name: str, section: type[Section], first: dict[type[Section], str]) -> str:
     doc = " ".join((section.__doc__ or "").split())
     kind = section.model_fields.get("kind")
     choices = typing.get_args(kind.annotation) if kind else ()
     which = f", `kind: {choices[0]}`" if len(choices) == 1 else ""
     heading = f"## `{name}`{which}" if name else "## The sections"
+    fields = sorted(section.model_fields.items(), key=lambda item: len(choices) == 1 and item[0] != "kind")
     rows = [
-        f"| `{key}` | {_type(field.annotation, field.metadata)} | {_default(field)} | {_cell(_meaning(field))} |"
-        for key, field in section.model_fields.items()
+        (
+            f"`{key}`",
+            _type(field.annotation, field.metadata) + _elsewhere(name, key, field, first),
+            _default(field),
+            _cell(_meaning(field)),
+        )
+        for key, field in fields
     ]
-    return "\n".join([heading, "", doc, "", "| key | type | default | meaning |", "|---|---|---|---|", *rows, ""])
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([heading, "", doc, "", "| key | type | default | meaning |", "|---|---|---|---|", *lines, ""])
 
 
 def _type(annotation: Any, bounds: typing.Iterable[Any] = ()) -> str:
@@ -67,6 +77,12 @@ def _type(annotation: Any, bounds: typing.Iterable[Any] = ()) -> str:
     )
 
 
+def _elsewhere(name: str, key: str, field: FieldInfo, first: dict[type[Section], str]) -> str:
+    """Under which name the sections of a key are shown, where that is another one."""
+    own = f"{name}.{key}" if name else key
+    return "".join(f", see `{place}`" for place in sorted({first[s] for s in sections_of(field.annotation)} - {own}))
+
+
 def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if field.is_required():
@@ -79,7 +95,7 @@ def _default(field: FieldInfo) -> str:
 
 def _meaning(field: FieldInfo) -> str:
     section = _of_section(field.annotation)
-    return field.description or (" ".join((section.__doc__ or "").split()) if section else "Tells this section apart.")
+    return " ".join((field.description or (section and section.__doc__) or "Tells this section apart.").split())
 
 
 def _of_section(annotation: Any) -> type[BaseModel] | None:

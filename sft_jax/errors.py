@@ -5,7 +5,18 @@ rest of the package. The exit code of each class is what `sft-jax` leaves with.
 """
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
+
+# What a quoted message may hold of credentials, and what is shown in its place.
+SECRETS = (
+    (re.compile(r"(?<=://)[^\s/]+@"), "***@"),
+    (re.compile(r"(?i)\b(bearer|authorization\W+\w+)\s+\S{8,}"), r"\1 ***"),
+    (re.compile(r"(?i)([?&][\w-]*(?:token|key|secret|password|signature|credential)[\w-]*=)[^\s&'\"]+"), r"\1***"),
+    (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_***"),
+)
+SECRET_VARIABLES = ("TOKEN", "SECRET", "PASSWORD", "_KEY")  # endings of names in the environment
 
 
 class SftError(Exception):
@@ -59,6 +70,20 @@ def listing(where: str, problems: Iterable[str], more: int = 0) -> str:
     count = f"{total} problem" + ("s" if total != 1 else "")
     rest = [f"and {more} more"] if more else []
     return "\n".join([f"{where}: {count}", *(f"  - {line}" for line in [*lines, *rest])])
+
+
+def reason(error: BaseException | str, most: int = 150) -> str:
+    """What another program says, to be quoted in a message of ours: on one line, at most so many characters.
+
+    An error that says nothing is called by its type. Credentials are taken out before anything is cut.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    for name, value in os.environ.items():
+        if name.upper().endswith(SECRET_VARIABLES) and len(value) >= 16:
+            text = text.replace(value, "***")
+    for pattern, shown in SECRETS:
+        text = pattern.sub(shown, text)
+    return text[:most]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

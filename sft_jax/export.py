@@ -3,19 +3,18 @@
 The directory appears whole or not at all, and `transformers` reads it without our help.
 """
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sft_jax.config.schema import Clean
+from sft_jax.data.clean import RULES
 from sft_jax.data.text import FILES
-from sft_jax.errors import RunError
 from sft_jax.models.family import Model
 from sft_jax.tasks.task import Task
-from sft_jax.weights.files import write_checkpoint
+from sft_jax.weights.files import copy_files, new_directory, write_checkpoint
 from sft_jax.weights.table import save
 
 # What a config.json says of the program that wrote it, and of another head.
@@ -28,6 +27,8 @@ STALE = (
     "problem_type",
 )
 
+PIPELINES = {"sequence_classification": "text-classification"}  # kind of head -> what `transformers` calls its use
+
 
 def export_model(
     out: Path,
@@ -39,33 +40,20 @@ def export_model(
     max_length: int,
     card: str,
     *,
+    clean: Clean | None = None,
     replace: bool = False,
 ) -> None:
     """Write a directory that `transformers` and `sft-jax predict` load, in float32."""
-    if out.exists() and not replace and not (out.is_dir() and not any(out.iterdir())):
-        raise RunError(f"{out}: is there already, and not an empty directory; give a new one")
     config = {k: v for k, v in base_config.items() if k not in STALE} | task.to_hf()
     name = model.family.classes[config["model_type"]] + model.family.heads[task.head.kind]
     config |= {"architectures": [name], "dtype": "float32"}
-    config["sft_jax_task"] = {**config["sft_jax_task"], "max_length": max_length}
+    rules = clean.model_dump(mode="json", include=set(RULES)) if clean else {}
+    config["sft_jax_task"] = {**config["sft_jax_task"], "max_length": max_length, "clean": rules}
     tensors = save(model.table, {p: np.asarray(a, np.float32) for p, a in params.items()})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
-        fresh = Path(work) / "model"
+    with new_directory(out, replace=replace) as fresh:
         write_checkpoint(fresh, config, tensors)
-        for file in FILES:
-            if (tokenizer_from / file).is_file():
-                shutil.copyfile(tokenizer_from / file, fresh / file)
+        copy_files(tokenizer_from, FILES, fresh)
         (fresh / "README.md").write_text(card, encoding="utf-8")
-        old = Path(work) / "old"
-        if out.exists():
-            out.rename(old)  # put back if the new one cannot take its place
-        try:
-            fresh.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
 
 
 def model_card(base: str, task: Task, facts: Mapping[str, str], metrics: Mapping[str, float]) -> str:
@@ -75,12 +63,12 @@ def model_card(base: str, task: Task, facts: Mapping[str, str], metrics: Mapping
         "---",
         "library_name: transformers",
         "tags: [sft_jax]",
-        f"pipeline_tag: {task.kind.replace('sequence', 'text').replace('_', '-')}",
+        f"pipeline_tag: {PIPELINES[task.head.kind]}",
         "---",
         f"# {Path(base).name or base}, fine-tuned",
         "",
         f"`{base}` fine-tuned for {task.kind.replace('_', ' ')} with sft_jax.",
-        f"Labels: {', '.join(task.labels)}.",
+        f"{'Labels' if len(task.labels) > 1 else 'Output'}: {', '.join(task.labels)}.",
         "",
         "| setting | value |",
         "|---|---|",
@@ -89,7 +77,7 @@ def model_card(base: str, task: Task, facts: Mapping[str, str], metrics: Mapping
         *(["| metric on held-out rows | value |", "|---|---|", *scores, ""] if scores else []),
         "```python",
         "from transformers import pipeline",
-        f'pipeline("{task.kind.replace("sequence", "text").replace("_", "-")}", model="this directory")',
+        f'pipeline("{PIPELINES[task.head.kind]}", model="this directory")',
         "```",
         "",
     ]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from sft_jax import machine
+from sft_jax import assets, machine
 from sft_jax import mesh as meshes
 from sft_jax.data.loader import padding_share
+from sft_jax.data.text import fingerprint
 from sft_jax.errors import ConfigError, RunError, did_you_mean
 from sft_jax.export import export_model, model_card
 from sft_jax.nn.template import Params
@@ -22,8 +24,10 @@ from sft_jax.tasks.task import Counts, Table
 from sft_jax.train import directory, optim, step
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.evaluate import evaluate as evaluate_split
+from sft_jax.train.ledger import FILE, Ledger
 from sft_jax.train.loop import Timing
 from sft_jax.train.loop import train as train_loop
+from sft_jax.train.manifest import local_files, manifest, versions
 from sft_jax.train.report import MetricsFile, Screen, Sink
 from sft_jax.train.state import TrainState
 from sft_jax.train.trackers import Events, Wandb
@@ -58,7 +62,16 @@ class Result:
 
 def train(run: Run, screen: Screen | None = None) -> Result:
     """Train, or go on where the run directory stopped; test the best step, export it and sum up."""
-    begin_directory(run)
+    now = begin_directory(run)
+    first = meshes.is_first_process()
+    with (
+        directory.attempt(run.directory, now) if first else nullcontext(),
+        Ledger(run.directory / FILE if first else None, machine.started()) as ledger,
+    ):
+        return _train(run, screen, ledger)
+
+
+def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
     checkpoints = Checkpoints(run.directory / "checkpoints", run.config.checkpoint.keep)
     state, frozen = initial(run)
     progress = Progress()
@@ -71,7 +84,8 @@ def train(run: Run, screen: Screen | None = None) -> Result:
     if progress.finished or progress.step >= run.batches.steps:
         timing = Timing(time.time(), 0.0, 0.0)
     else:
-        _compile(run, program, sinks)
+        with ledger("compile"):
+            _compile(run, program, sinks)
         state, timing = train_loop(
             state,
             frozen,
@@ -81,11 +95,13 @@ def train(run: Run, screen: Screen | None = None) -> Result:
             batches=run.batches,
             put=run.put,
             rate=optim.learning_rate(run.config.optim, run.batches.steps),
-            validate=lambda params, frozen: score(run, "validation", validate, params, frozen).values(),
+            validate=lambda params, frozen: _validated(run, validate, params, frozen, ledger),
             checkpoints=checkpoints,
             sinks=sinks,
+            ledger=ledger,
             ahead=run.config.data.prefetch,
         )
+    ledger.end_loop()
     if screen:
         screen.stop()
     if progress.best_step not in (None, progress.step):
@@ -99,7 +115,7 @@ def evaluate(run: Run, split: str, at: str = "best") -> tuple[Scores, int]:
     if split not in run.evals:
         raise ConfigError(f"split '{split}': this run has {', '.join(run.evals) or 'none'}; name one of them")
     state, frozen, number = trained(run, at)
-    return score(run, split, eval_program(run, state.params, frozen), state.params, frozen), number
+    return score(run, split, eval_program(run, state.params, frozen), state.weights, frozen), number
 
 
 def export(run: Run, out: Path, at: str = "best") -> int:
@@ -142,12 +158,23 @@ def trained(run: Run, at: str) -> tuple[TrainState, Params, int]:
     return state, frozen, number
 
 
-def begin_directory(run: Run) -> None:
-    """Create the run directory, or see that data and weights are those it began with."""
-    manifest = directory.manifest(run.config, run.mesh, run.data, run.checkpoint.digest())
+def begin_directory(run: Run) -> dict[str, Any]:
+    """Create the run directory, or see that data and weights are those it began with; gives the manifest of now."""
+    config = run.config
+    now = manifest(
+        directory.settings(config),
+        config.seed,
+        run.mesh,
+        run.data,
+        files=[(name, Path(assets.resolve(name)).expanduser()) for name in local_files(config.data.source)],
+        tokenizer=fingerprint(run.checkpoint.directory),
+        weights=run.checkpoint.digest(),
+    )
     meshes.wait_for_all("run directory checked")  # or a slow process would find it in use by this very run
     if meshes.is_first_process():
-        directory.begin(run.config, run.directory, manifest)
+        directory.begin(config, run.directory, now)
+        directory.write_json(run.directory / "data.json", run.report.plain(), sort=False)
+    return now
 
 
 def peak_memory() -> int:
@@ -175,6 +202,13 @@ def _compile(run: Run, program: step.Program, sinks: list[Sink]) -> None:
         sink.emit("note", {"text": f"{text} ({_size(memory.temp_size_in_bytes)} of it temporary)"})
 
 
+def _validated(run: Run, program: step.Program, params: Params, frozen: Params, ledger: Ledger) -> dict[str, Any]:
+    with ledger("compile"):  # the first time
+        program.compile(run.evals["validation"][0])
+    with ledger("evaluation"):
+        return score(run, "validation", program, params, frozen).values()
+
+
 def _finish(
     run: Run,
     state: TrainState,
@@ -186,7 +220,7 @@ def _finish(
     sinks: list[Sink],
 ) -> Result:
     """Test, export and sum up."""
-    test = score(run, "test", evaluator, state.params, frozen) if "test" in run.evals else None
+    test = score(run, "test", evaluator, state.weights, frozen) if "test" in run.evals else None
     if test:
         for sink in sinks:
             sink.emit("test", {"step": progress.best_step or progress.step, "split": "test", **test.values()})
@@ -207,8 +241,9 @@ def _finish(
         "padding_share": padding_share(run.batches),
         "peak_memory_bytes": peak_memory(),
         "validation": validation,
+        "headline": run.task.headline,
         "test": test.values() if test else {},
-        "versions": directory.versions(),
+        "versions": versions(),
     }
     scored = _baselines(run) if run.config.eval.baselines and test else {}
     summary["baselines"] = scored
@@ -229,7 +264,7 @@ def _export(
     *,
     replace: bool,
 ) -> None:
-    params = meshes.to_host({**state.params, **frozen})
+    params = meshes.to_host({**state.weights, **frozen})
     if not meshes.is_first_process():
         return
     config = run.config
@@ -250,6 +285,7 @@ def _export(
         run.checkpoint.directory,
         config.data.max_length,
         card,
+        clean=config.data.clean,
         replace=replace,
     )
 

@@ -13,29 +13,35 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from tokenizers import Tokenizer
 
 from sft_jax import assets
 from sft_jax import mesh as meshes
 from sft_jax.config.read import read_config
-from sft_jax.config.schema import Config, Files, RunSection
+from sft_jax.config.schema import Config, Files, Mixture, RunSection
+from sft_jax.data.augment import augmentation
 from sft_jax.data.batch import Encoded, declare
-from sft_jax.data.loader import EvalBatches, TrainBatches
-from sft_jax.data.order import Order
+from sft_jax.data.loader import EvalBatches, TrainBatches, padding_share
+from sft_jax.data.order import Mixing, Order
 from sft_jax.data.prepare import Prepared
 from sft_jax.data.prepare import prepare as prepare_rows
+from sft_jax.data.report import DataReport
 from sft_jax.data.sources import load_rows
-from sft_jax.data.text import load_tokenizer
+from sft_jax.data.text import Cached, load_tokenizer
 from sft_jax.errors import ConfigError, DataError, ModelError, RunError, did_you_mean
 from sft_jax.models.family import Model, build_model, load_model
 from sft_jax.nn.template import Params
+from sft_jax.tasks.labels import names_in
 from sft_jax.tasks.task import Task, build_task
 from sft_jax.train import directory, optim, step, trackers
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.loop import Plan
 from sft_jax.train.state import (
+    Begin,
     Placement,
     TrainState,
     abstract_state,
+    beginning,
     frozen_paths,
     initial_state,
     place,
@@ -64,6 +70,7 @@ class Run:
     placement: Placement
     batches: TrainBatches
     evals: dict[str, EvalBatches]
+    report: DataReport
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -81,6 +88,11 @@ class Run:
         """Paths of what is trained."""
         return sorted(p for p in self.model.template.keys if p not in self.frozen)
 
+    @property
+    def begin(self) -> Begin:
+        """What makes the training state at step 0."""
+        return beginning(self.optimizer, self.config.train)
+
     def put(self, batch: Mapping[str, np.ndarray]) -> Params:
         """A host batch onto the mesh."""
         return meshes.put(batch, meshes.batch_sharding(self.mesh))
@@ -92,33 +104,29 @@ def prepare(config: Config) -> Run:
     directory.check(config, Path(config.run.dir).expanduser())
     trackers.check(config.report)
     mesh = meshes.make_mesh(config.mesh)
-    found = load_rows(_local(config.data.source))
-    task = build_task(config.task, found)
-    _check_metric(config, task)
-    rows = prepare_rows(found, config.data, task.texts, task.targets, task.classes, config.seed.data)
+    task, rows, report = _rows(config)
     checkpoint = open_checkpoint(find(assets.resolve(config.model.source), config.model.revision))
-    model = build_model(checkpoint.config, task.head, config.model.source, config.model.dropout)
+    noise = config.model.embedding_noise
+    model = build_model(checkpoint.config, task.head, config.model.source, config.model.dropout, noise)
     if config.data.max_length > model.max_length:
         raise ConfigError(
             f"data.max_length: {config.data.max_length} tokens, but {config.model.source} has positions for "
             f"{model.max_length}; lower it"
         )
     tokenizer = load_tokenizer(checkpoint.directory)
-    data = {
-        split: task.encode(part.texts, part.targets, tokenizer, config.data.max_length) for split, part in rows.items()
-    }
+    data = _encoded(config, task, rows, tokenizer)
     groups, data = _grouped(config.eval.group, rows, data)
     task = task.fit(data["train"].documents)
     _check_ids(model, data)
     where, shapes = str(checkpoint.directory), model.template.shapes
     matched = match(model.table, shapes, checkpoint.shapes, where, new_head=config.model.head == "new")
     _check_head(task, matched, checkpoint)
-    batches, evals = _batches(config, mesh, data)
+    batches, evals = _batches(config, mesh, rows, data, tokenizer)
     paths = model.template.keys
     frozen = frozen_paths(config.train.freeze, paths)
-    optimizer = optim.build_optimizer(config.optim, batches.steps, paths)
+    optimizer = optim.build_optimizer(config.optim, batches.steps, paths, config.train.unfreeze)
     trainable = [p for p in paths if p not in frozen]
-    placement = place(mesh, model.template, model.table.axes, trainable, optimizer)
+    placement = place(mesh, model.template, model.table.axes, trainable, beginning(optimizer, config.train))
     return Run(
         config,
         mesh,
@@ -134,7 +142,18 @@ def prepare(config: Config) -> Run:
         placement,
         batches,
         evals,
+        _with_tokens(report, data, batches, evals),
     )
+
+
+def report_data(config: Config) -> DataReport:
+    """What becomes of the rows, and what they are in tokens: the tokenizer is read, and no weights."""
+    mesh = meshes.make_mesh(config.mesh)
+    task, rows, report = _rows(config)
+    found = find(assets.resolve(config.model.source), config.model.revision, weights=False)
+    tokenizer = load_tokenizer(found)
+    data = _encoded(config, task, rows, tokenizer)
+    return _with_tokens(report, data, *_batches(config, mesh, rows, data, tokenizer))
 
 
 def open_run(path: Path, overrides: Sequence[str] = ()) -> Run:
@@ -153,7 +172,7 @@ def initial(run: Run) -> tuple[TrainState, Params]:
         run.model.template,
         arrays,
         run.frozen,
-        run.optimizer,
+        run.begin,
         run.placement,
         run.config.seed.init,
         run.dtype,
@@ -162,7 +181,7 @@ def initial(run: Run) -> tuple[TrainState, Params]:
 
 def restore(run: Run, checkpoints: Checkpoints, number: int) -> tuple[TrainState, Progress]:
     """A checkpoint onto the mesh of now."""
-    abstract = abstract_state(run.model.template, run.trainable, run.optimizer)
+    abstract = abstract_state(run.model.template, run.trainable, run.begin)
     return checkpoints.restore(abstract, run.placement.state, number)
 
 
@@ -172,7 +191,7 @@ def train_program(run: Run, state: TrainState, frozen: Params) -> step.Program:
         run.model.template,
         run.task,
         run.optimizer,
-        accumulate=run.config.train.accumulate,
+        section=run.config.train,
         compute_dtype=run.dtype,
         seed=run.config.seed.dropout,
     )
@@ -196,6 +215,9 @@ def plan(run: Run) -> Plan:
         save_every=config.checkpoint.every,
         best_metric=config.eval.best_metric,
         best_mode=_best_mode(config, run.task),
+        patience=config.eval.patience,
+        min_delta=config.eval.min_delta,
+        max_skipped=config.train.max_skipped,
     )
 
 
@@ -204,8 +226,34 @@ def _best_mode(config: Config, task: Task) -> str:
     return least if config.eval.best_mode == "auto" else config.eval.best_mode
 
 
+def _rows(config: Config) -> tuple[Task, dict[str, Prepared], DataReport]:
+    """(task, the rows that are used, what became of all of them)."""
+    found = load_rows(_local(config.data.source))
+    task = build_task(config.task, found)
+    _check_metric(config, task)
+    functions = (task.texts, task.targets, task.classes, task.label_counts)
+    return task, *prepare_rows(found, config.data, *functions, config.seed.data)
+
+
+def _encoded(config: Config, task: Task, rows: Mapping[str, Prepared], tokenizer: Tokenizer) -> dict[str, Encoded]:
+    """The splits in tokens; from the user's cache where they are there."""
+    worker = Cached(tokenizer, assets.cache().parent / "tokens") if config.data.cache else tokenizer
+    length = config.data.max_length
+    return {split: task.encode(part.texts, part.targets, worker, length) for split, part in rows.items()}
+
+
+def _with_tokens(
+    report: DataReport, data: Mapping[str, Encoded], batches: TrainBatches, evals: Mapping[str, EvalBatches]
+) -> DataReport:
+    padding = {split: padding_share(found) for split, found in {"train": batches, **evals}.items()}
+    return report.with_tokens(data, padding)
+
+
 def _local(source: Any) -> Any:
     """The source with every packaged asset fetched and named by its local path."""
+    if isinstance(source, Mixture):
+        parts = [part.model_copy(update={"source": _local(part.source)}) for part in source.parts]
+        return source.model_copy(update={"parts": parts})
     if not isinstance(source, Files):
         return source
     local = {
@@ -254,21 +302,26 @@ def _check_ids(model: Model, data: Mapping[str, Encoded]) -> None:
 
 def _check_head(task: Task, matched: Matched, checkpoint: Checkpoint) -> None:
     """A head that was trained for other labels, or for these in another order, must not be taken for this one."""
-    named = checkpoint.config.get("id2label") or {}
-    theirs = [str(name) for _, name in sorted(named.items(), key=lambda item: int(item[0]))]
-    plain = [f"LABEL_{number}" for number in range(len(theirs))]  # what transformers calls them for want of names
-    if "head/out/kernel" in matched.loaded and theirs not in ([], plain, list(task.labels)):
+    config = checkpoint.config
+    if "head/out/kernel" not in matched.loaded:
+        return
+    theirs, ours = config.get("problem_type"), task.to_hf().get("problem_type")
+    if theirs not in (None, ours):
+        raise ModelError(f"model.head: the checkpoint's head is for {theirs}, the task is {ours}; set model.head=new")
+    names = names_in(config) if config.get("id2label") else []
+    plain = [f"LABEL_{number}" for number in range(len(names))]  # what transformers calls them for want of names
+    if len(task.labels) > 1 and names not in ([], plain, list(task.labels)):
         raise ModelError(
-            f"model.head: the checkpoint's head is for {', '.join(theirs)}, the task has {', '.join(task.labels)}; "
+            f"model.head: the checkpoint's head is for {', '.join(names)}, the task has {', '.join(task.labels)}; "
             f"set task.labels to the checkpoint's, or model.head=new"
         )
 
 
-def _batches(config: Config, mesh: Mesh, data: Mapping[str, Encoded]) -> tuple[TrainBatches, dict[str, EvalBatches]]:
-    train, order = (
-        data["train"],
-        Order(len(data["train"]), config.train.batch_size, config.seed.data),
-    )
+def _batches(
+    config: Config, mesh: Mesh, rows: Mapping[str, Prepared], data: Mapping[str, Encoded], tokenizer: Tokenizer
+) -> tuple[TrainBatches, dict[str, EvalBatches]]:
+    train, seed = data["train"], config.seed.data
+    order = Order(len(train), config.train.batch_size, seed, _mixing(config, rows["train"]))
     parts = meshes.batch_parts(mesh)
     shapes = declare(config.data.layout, train, order, parts * config.train.accumulate)
     steps = config.train.steps or math.ceil(config.train.epochs * order.steps_per_epoch)
@@ -277,4 +330,15 @@ def _batches(config: Config, mesh: Mesh, data: Mapping[str, Encoded]) -> tuple[T
         for split, found in data.items()
         if split != "train"
     }
-    return TrainBatches(train, order, shapes, steps), evals
+    return TrainBatches(train, order, shapes, steps, augmentation(config.data.augment, seed, tokenizer)), evals
+
+
+def _mixing(config: Config, train: Prepared) -> Mixing | None:
+    """Which part each training row is of; None without a mixture."""
+    source, part = config.data.source, train.rows.part
+    if not isinstance(source, Mixture) or part is None:
+        return None
+    empty = [given.name for number, given in enumerate(source.parts) if not (part == number).any()]
+    if empty:
+        raise DataError(f"data.source.parts: no training row is left of {', '.join(empty)}; drop fewer, or that part")
+    return Mixing(part, tuple(given.weight for given in source.parts))

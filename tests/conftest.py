@@ -26,9 +26,14 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from sft_jax import machine
+from sft_jax import assets, machine
 
 machine.quiet()
+# Tokens that tests make are no concern of the user's cache; the assets that are there already are taken from it.
+kept = tempfile.TemporaryDirectory(prefix="sft-jax-tests-", ignore_cleanup_errors=True)
+assets.cache().mkdir(parents=True, exist_ok=True)
+(Path(kept.name) / "assets").symlink_to(assets.cache().resolve())
+os.environ["SFT_JAX_CACHE"] = kept.name
 
 import jax
 import numpy as np

@@ -104,8 +104,8 @@ def test_train(trained: Said, home):
     for part in ("text, label read; none not used", "initialised  head/out/kernel", "confusion matrix", "this run"):
         assert part in trained.out
     assert f"sft-jax predict {home / 'run' / 'model'}" in trained.out
-    written = {"config.yaml", "manifest.json", "metrics.jsonl", "summary.json", "review.json", "report.html"}
-    expected = written | {"checkpoints", "events", "model"}
+    files = {"config.yaml", "data.json", "ledger.jsonl", "manifest.json", "metrics.jsonl", "summary.json"}
+    expected = files | {"review.json", "report.html", "checkpoints", "events", "model"}
     assert {file.name for file in (home / "run").iterdir()} == expected
 
 
@@ -305,10 +305,56 @@ def test_help():
     """Without a command, or with an unknown one, there is help, and no traceback."""
     said = sft_jax_command("--help")
     assert said.code == 0 and all(
-        word in said.out for word in ("train", "evaluate", "predict", "export", "report", "compare", "config")
+        word in said.out
+        for word in ("train", "evaluate", "predict", "export", "convert", "goodput", "report", "compare", "config", "data")
     )
     unknown = sft_jax_command("trian")
     assert unknown.code == 2 and "Traceback" not in unknown.err and "trian" in unknown.err
+
+
+# The data report.
+
+
+def test_data_report(home, tmp_path):
+    """C9, S10: what becomes of the rows is shown without training, and without weights or a run directory."""
+    model = tmp_path / "without-weights"
+    model.mkdir()
+    shutil.copyfile(home / "tiny" / "tokenizer.json", model / "tokenizer.json")
+    file = tmp_path / "rows.csv"
+    rows = [
+        ("bara [/b] bare", 0),
+        ("bara [/b] bare", 0),
+        ("", 1),
+        ("cela", 1),
+        ("cela", 0),
+        ("dora " * 30, 1),
+        ("fena", 0),
+    ]
+    with open(file, "w", newline="") as sink:
+        csv.writer(sink).writerows([("text", "label"), *rows])
+    settings = [f"data.source.train={file}", "data.bad_rows=drop", "data.duplicates=drop", "data.augment.swap=0.1"]
+    words = [home / "base.yaml", f"model.source={model}", f"run.dir={tmp_path / 'run'}", *settings]
+    said = sft_jax_command("data", "report", *words)
+    assert said.code == 0 and said.err == "", said.err
+    for part in ("train", "duplicate", "dropped", "conflict", "kept", "no text", "'bara [/b] bare'", "text is ''"):
+        assert part in said.out, part
+    plain = sft_jax_command("data", "report", *words, "--json")
+    train = json.loads(plain.out)["splits"]["train"]
+    assert (train["read"], train["used"], train["dropped"]) == (7, 5, {"no text": 1, "duplicate": 1})
+    assert train["conflicts"] == 2 and train["labels"] == {"bad": 3, "good": 2}
+    tokens = train["tokens"]
+    assert tokens["truncated"] == 1 and tokens["truncated_share"] == 0.2 and tokens["supervised"] == 5
+    assert tokens["lengths"]["max"] == 16 and 0 < tokens["padding_share"] < 1
+    assert not (tmp_path / "run").exists()
+    assert sft_jax_command("data", "report", *words, "data.max_length=0").code == 2
+
+
+def test_data_report_of_a_run(trained: Said, home):
+    """C9: a run directory holds the report that the command gives, and `train` shows it."""
+    words = [home / "base.yaml", "train.steps=4"]
+    assert (home / "run" / "data.json").read_text() == sft_jax_command("data", "report", *words, "--json").out
+    shown = sft_jax_command("data", "report", *words).out
+    assert shown.strip() and shown.strip() in trained.out
 
 
 # Examples: the files in configs/.
@@ -326,12 +372,14 @@ def test_example_is_right(file):
 def test_example_runs(file, home, tmp_path):
     """Every file in configs/ runs when it is shrunk: a tiny model, few rows with its columns, two steps."""
     config = read_config([file])
-    names = config.task.labels or ["0", "1"]
+    names = ["0.5", "-1"] if config.task.kind == "regression" else config.task.labels or ["0", "1"]
     columns = [config.task.text, *filter(None, [config.task.text_pair]), config.task.label]
+    groups = [config.eval.group] if config.eval.group else []
     rows = tmp_path / "rows.csv"
     with open(rows, "w", newline="") as sink:
         texts = [[f"{word} {WORDS[i // 2]}"] * (len(columns) - 1) for i, word in enumerate(WORDS)]
-        csv.writer(sink).writerows([columns, *([*text, names[i % len(names)]] for i, text in enumerate(texts))])
+        cells = [[*text, names[i % len(names)], *(["x", "y"][i % 2] for _ in groups)] for i, text in enumerate(texts)]
+        csv.writer(sink).writerows([[*columns, *groups], *cells])
     given = {split: str(rows) for split in ("train", "validation", "test") if getattr(config.data.source, split)}
     shrunk = [
         f"run.dir={tmp_path / 'run'}",
@@ -351,7 +399,8 @@ def test_example_runs(file, home, tmp_path):
     assert summary["steps"] == 2
     assert bool(summary["baselines"]) == config.eval.baselines
     found = records(sft_jax_command("predict", tmp_path / "run" / "model", rows).out)
-    assert len(found) == len(WORDS) and {record["label"] for record in found} <= set(names)
+    answers = {"sequence_classification": "label", "multi_label_classification": "labels", "regression": "score"}
+    assert len(found) == len(WORDS) and all(answers[config.task.kind] in record for record in found)
 
 
 # Stopping.

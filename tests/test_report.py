@@ -5,10 +5,14 @@ import json
 import math
 import re
 import signal
+from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from conftest import ONE_SHAPE, SMALL, write_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -18,6 +22,7 @@ from sft_jax.tasks.task import Ratio
 from sft_jax.train.meter import Meter
 from sft_jax.train.report import MetricsFile, Screen
 
+TIMES = ("tokens_per_second", "seconds_left")
 TRAIN = {"loss": 0.5, "lr": 1e-3, "grad_norm": 2.0, "tokens_per_second": 1234.5}
 
 
@@ -35,7 +40,8 @@ class Recorder:
 def step_metrics(total: float, weight: float, tokens: int, norm: float = 1.0) -> dict:
     """What a training step returns."""
     loss = Ratio(jnp.float32(total), jnp.float32(weight))
-    return {"loss": loss, "grad_norm": jnp.float32(norm), "tokens": jnp.int32(tokens)}
+    counts = {"tokens": jnp.int32(tokens), "documents": jnp.int32(weight)}
+    return {"loss": loss, "grad_norm": jnp.float32(norm), **counts}
 
 
 def lines(file) -> list[dict]:
@@ -189,7 +195,7 @@ def test_tables_show_names_as_they_are():
 def meter(every: int) -> tuple[Meter, list]:
     """A meter of ten steps, and what it reports."""
     sink = Recorder()
-    return Meter(10, every, lambda step: step / 100, [sink]), sink.events
+    return Meter(10, every, 3, lambda step: step / 100, [sink]), sink.events
 
 
 def test_one_interval_late():
@@ -237,6 +243,53 @@ def test_not_finite(loss, norm, said):
     assert caught.value.exit_code == 76 and "lower optim.lr" in str(caught.value)
     assert [values["step"] for _, values in events] == [2, 4, 6]
     assert not math.isfinite(events[-1][1]["loss"])
+
+
+@given(st.integers(2, 6), st.sets(st.integers(1, 19), max_size=4), st.sampled_from([3, 4, 7, 100]))
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+def test_a_stop_leaves_no_trace(tmp_path_factory, every, stops, saves):
+    """R54, R56: stopped at any steps and resumed, `metrics.jsonl` is byte for byte that of the run that was not."""
+    home = tmp_path_factory.mktemp("stops")
+    whole, parts = (
+        metered(home / "whole.jsonl", every, set(), saves),
+        metered(home / "parts.jsonl", every, stops, saves),
+    )
+    assert whole == parts
+    steps = [json.loads(line)["step"] for line in whole.splitlines()]
+    assert steps == sorted({s for s in range(1, 21) if s % every == 0 or s % saves == 0 or s == 20})
+
+
+def test_a_stop_reports_what_there_is(tmp_path):
+    """R56: until the run is resumed, the line of the interval that was stopped in is there, and is called partial."""
+    file = tmp_path / "metrics.jsonl"
+    metered(file, 4, {6}, 100, until=6)
+    assert [(line["step"], line.get("partial")) for line in lines(file)] == [(4, None), (6, True)]
+
+
+def test_an_interval_of_other_metrics_is_not_taken_up():
+    """R58: what an older version left of an interval is dropped rather than taken for something else."""
+    sink = Recorder()
+    found = Meter(9, 3, 9, lambda step: 0.0, [sink], {"seconds": 1.0, "steps": [[4, {"['speed']": 1.0}]]})
+    found.add(5, step_metrics(1, 1, 1))
+    found.flush()
+    assert sink.events[0][1]["documents"] == 1
+
+
+def metered(file: Path, every: int, stops: set[int], saves: int, until: int = 20) -> str:
+    """What stands in `file`, times left out, after 20 steps that were stopped after some and resumed."""
+    left, begin = {}, 0
+    for end in sorted(stops | {until}):
+        meter = Meter(20, every, 9, lambda step: step / 100, [MetricsFile(file, begin)], json.loads(json.dumps(left)))
+        for step in range(begin + 1, end + 1):
+            draw = np.random.default_rng(step)
+            loss, weight, norm = draw.normal(size=3) * 10 + 50
+            skipped = {"skipped": jnp.asarray(draw.random() < 0.3)}
+            meter.add(step, {**step_metrics(loss, weight, int(draw.integers(1, 1000)), norm), **skipped})
+            if step % saves == 0 or step == 20:
+                meter.flush()
+        planned = end % saves == 0 or end == 20
+        left, begin = ({} if planned else meter.flush(whole=False)), end
+    return "\n".join(json.dumps({k: v for k, v in line.items() if k not in TIMES}) for line in lines(file))
 
 
 def test_steady_speed():

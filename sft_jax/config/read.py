@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from sft_jax import assets
 from sft_jax.config.schema import Config, Section, Seeds
-from sft_jax.errors import ConfigError, did_you_mean, listing
+from sft_jax.errors import ConfigError, did_you_mean, listing, reason
 
 MAX_BYTES = 1 << 20
+# An access token of the hub, or the password in an address: what is in a configuration is in every run directory.
+SECRET = re.compile(r"\bhf_[A-Za-z0-9]{30,}|://[^\s/:@]+:[^\s/]+@")
 Tree = dict[str, Any]
 
 
@@ -80,6 +82,9 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
         tree = _one_seed(tree)
         problem = _override(tree, override)
         problems += [problem] if problem else []
+    secrets = list(_secrets(tree))
+    if secrets:  # alone, since the other complaints quote values
+        raise ConfigError(listing(where, secrets))
     problems += [*_variables(tree), *_missing_files(tree)]
     try:
         config = Config.model_validate(tree)
@@ -100,22 +105,31 @@ def parse_value(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
-def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo, type]]:
+def known_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo, type]]:
     """Every key in dotted form with its field and the section that owns it, in the order of the schema.
 
     Keys of the sections in a list carry no number: `optim.groups.match`.
     """
     for name, field in section.model_fields.items():
         yield f"{prefix}{name}", field, section
-        for inner in _sections_of(field.annotation):
+        for inner in sections_of(field.annotation):
             yield from known_keys(inner, f"{prefix}{name}.")
 
 
-def _sections_of(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def sections() -> Iterator[tuple[str, type[Section]]]:
+    """Every section with its dotted name, the root (named '') first."""
+    yield "", Config
+    for key, field, _ in known_keys():
+        for section in sections_of(field.annotation):
+            yield key, section
+
+
+def sections_of(annotation: Any) -> list[type[Section]]:
+    """The sections that may stand where a field is so annotated: one, the kinds of a union, or that of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     several = typing.get_origin(annotation) in (typing.Union, types.UnionType, list)
-    return [s for a in typing.get_args(annotation) for s in _sections_of(a)] if several else []
+    return [s for a in typing.get_args(annotation) for s in sections_of(a)] if several else []
 
 
 def _read_file(file: Path) -> Tree:
@@ -132,8 +146,8 @@ def _read_file(file: Path) -> Tree:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{file}{line}: not plain YAML: {problem}") from None
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"{file}{line}: not plain YAML: {reason(problem)}") from None
     except RecursionError:
         raise ConfigError(f"{file}: nested too deep; a configuration has a few levels") from None
     if tree is None:
@@ -174,15 +188,28 @@ def _override(tree: Tree, text: str) -> str | None:
     return None
 
 
-def _variables(node: Any, path: str = "") -> Iterator[str]:
+def _variables(tree: Tree) -> Iterator[str]:
+    for path, text in _texts(tree):
+        if "${" in text:
+            yield f"{path}: '${{...}}' is not expanded; write the value, or give it as an override"
+
+
+def _secrets(tree: Tree) -> Iterator[str]:
+    for path, text in _texts(tree):
+        if SECRET.search(text):
+            yield f"{path}: holds what looks like a token or a password; give it in the environment (HF_TOKEN) instead"
+
+
+def _texts(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a tree with its dotted key."""
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from _variables(value, f"{path}.{key}" if path else str(key))
+            yield from _texts(value, f"{path}.{key}" if path else str(key))
     elif isinstance(node, list):
         for index, value in enumerate(node):
-            yield from _variables(value, f"{path}.{index}")
-    elif isinstance(node, str) and "${" in node:
-        yield f"{path}: '${{...}}' is not expanded; write the value, or give it as an override"
+            yield from _texts(value, f"{path}.{index}")
+    elif isinstance(node, str):
+        yield path, node
 
 
 def _explain(error: ValidationError, tree: Tree) -> list[str]:
@@ -190,7 +217,7 @@ def _explain(error: ValidationError, tree: Tree) -> list[str]:
     found: dict[str, list[str]] = {}
     for details in error.errors():
         path = _path(details, tree)
-        found.setdefault(path, []).append(_complaint(details, path))
+        found.setdefault(path, []).append(_complaint(details, path, tree))
     return [f"{path}: {_either(complaints)}" if path else complaints[0] for path, complaints in found.items()]
 
 
@@ -218,12 +245,13 @@ def _path(details: ErrorDetails, tree: Tree) -> str:
     return ".".join(parts)
 
 
-def _complaint(details: ErrorDetails, path: str) -> str:
+def _complaint(details: ErrorDetails, path: str, tree: Tree) -> str:
     kind, given, context = details["type"], details["input"], details.get("ctx", {})
     if kind == "extra_forbidden":
-        return _unknown_key(path)
+        return _unknown_key(path, tree)
     if kind == "missing":
-        doc = next((f.description for key, f, _ in known_keys() if key == _without_numbers(path)), None)
+        fields = (section.model_fields.get(path.rpartition(".")[2]) for section in _owners(path, tree))
+        doc = next((field.description for field in fields if field and field.description), None)
         return f"needed, but not given ({doc.rstrip('.')})" if doc else "needed, but not given"
     if kind == "literal_error":
         expected = context["expected"]
@@ -245,21 +273,45 @@ def _complaint(details: ErrorDetails, path: str) -> str:
     return f"expected {message}, got {given!r:.60}"
 
 
-def _without_numbers(path: str) -> str:
-    return re.sub(r"\.\d+(?=\.)", "", path)
-
-
-def _unknown_key(path: str) -> str:
-    section, _, name = _without_numbers(path).rpartition(".")
-    siblings = {key.rpartition(".")[2] for key, _, _ in known_keys() if key.rpartition(".")[0] == section}
+def _unknown_key(path: str, tree: Tree) -> str:
+    name = path.rpartition(".")[2]
+    owners, others = _owners(path, tree), _owners(path, {})
+    siblings = {key for section in owners for key in section.model_fields}
+    kinds = [kind for section in others if name in section.model_fields for kind in _kinds(section)]
+    known = f" (known: {', '.join(sorted(siblings))})" if siblings else ""
+    if kinds:
+        own = " or ".join(f"'{kind}'" for section in owners for kind in _kinds(section))
+        return f"unknown key; it belongs to {' and '.join(map(repr, kinds))}, not to {own}{known}"
     hint = did_you_mean(name, siblings)
     if not hint:
         elsewhere = {key.rpartition(".")[2]: key for key, _, _ in known_keys()}
         hint = did_you_mean(name, elsewhere)
         for short, full in elsewhere.items():
             hint = hint.replace(f"'{short}'", f"'{full}'")
-    known = f" (known: {', '.join(sorted(siblings))})" if siblings else ""
     return f"unknown key{hint}{known}"
+
+
+def _owners(path: str, tree: Tree) -> list[type[Section]]:
+    """The sections that the last key of a path may stand in; where there are several kinds, those of the tree's."""
+    found: list[type[Section]] = [Config]
+    node: Any = tree
+    for part in path.split(".")[:-1]:
+        if part.isdigit() and not isinstance(node, dict):  # a place in a list
+            node = node[int(part)] if isinstance(node, list) and int(part) < len(node) else None
+        else:
+            fields = [section.model_fields[part] for section in found if part in section.model_fields]
+            found = list(dict.fromkeys(s for field in fields for s in sections_of(field.annotation)))
+            node = node.get(part) if isinstance(node, dict) else None
+        kind = node.get("kind") if isinstance(node, dict) else None
+        found = [section for section in found if kind in _kinds(section)] or found
+    return found
+
+
+def _kinds(section: type[Section]) -> tuple[Any, ...]:
+    """The kind that tells a section apart from others at the same key; nothing where there is but one section."""
+    field = section.model_fields.get("kind")
+    choices = typing.get_args(field.annotation) if field else ()
+    return choices if len(choices) == 1 else ()
 
 
 def _missing_files(tree: Tree) -> Iterator[str]:
@@ -270,15 +322,21 @@ def _missing_files(tree: Tree) -> Iterator[str]:
             yield from _missing_asset("model.source", source)
         elif source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
             yield f"model.source: no directory '{source}'; give a directory, a hub name or an asset"
-    if _at(tree, "data", "source", "kind") != "files":
-        return
-    for split in ("train", "validation", "test"):
-        given = _at(tree, "data", "source", split)
+    yield from _missing_in(_at(tree, "data", "source"), "data.source")
+
+
+def _missing_in(source: Any, where: str) -> Iterator[str]:
+    kind, parts = _at(source, "kind"), _at(source, "parts")
+    if kind == "mixture":
+        for number, part in enumerate(parts if isinstance(parts, list) else []):
+            yield from _missing_in(_at(part, "source"), f"{where}.parts.{number}.source")
+    for split in ("train", "validation", "test") if kind == "files" else ():
+        given = _at(source, split)
         for file in [given] if isinstance(given, str) else given if isinstance(given, list) else []:
-            key = f"data.source.{split}"
+            key = f"{where}.{split}"
             if str(file).startswith(assets.SCHEME):
                 yield from _missing_asset(key, file)
-            elif not Path(str(file)).expanduser().is_file():
+            elif not Path(str(file)).expanduser().exists():
                 yield f"{key}: no file '{file}' (looked in {Path.cwd()})"
 
 
@@ -294,11 +352,3 @@ def _missing_asset(key: str, name: str) -> list[str]:
     except ConfigError as error:
         return [f"{key}: {error}"]
     return []
-
-
-def sections() -> Iterator[tuple[str, type[Section]]]:
-    """Every section with its dotted name, the root (named '') first."""
-    yield "", Config
-    for key, field, _ in known_keys():
-        for section in _sections_of(field.annotation):
-            yield key, typing.cast(type[Section], section)

@@ -203,10 +203,10 @@ class Mixture(Section):
 class Clean(Section):
     """What is done to every text before it is tokenised, in this order; exported, so that `predict` does it too."""
 
-    unicode: Literal["NFC", "NFKC"] | None = None
-    """Unicode normal form."""
     html: bool = False
     """Take tags out and decode entities such as `&amp;`."""
+    unicode: Literal["NFC", "NFKC"] | None = None
+    """Unicode normal form."""
     whitespace: bool = False
     """Make each run of white space one blank, and trim both ends."""
     min_chars: Positive = 1
@@ -485,6 +485,8 @@ class Config(Section):
                 f"data.layout.length: {data.layout.length} tokens cannot hold a document of "
                 f"data.max_length ({data.max_length}); lower max_length or leave length out"
             )
+        if train.r_drop and self.model.dropout == 0 and not self.model.embedding_noise:
+            raise ValueError("train.r_drop: two passes are equal without dropout; raise model.dropout, or leave r_drop")
         named = data.source.validation not in (None, False) or data.split.validation > 0
         if not named and evaluation.every != "never":
             raise ValueError(

@@ -5,7 +5,8 @@ holds one document (`padded`, `bucketed`) or several, kept apart by `segment_ids
 documents whatever the layout, so the layout changes speed and never what is optimised.
 
 A batch always has `segment_ids` and `position_ids` [r, t], and `starts`, `index` and `weight` [r, n]: where each
-document begins, which one it is (-1 none), and 1 for a document, 0 for filler.
+document begins, which one it is (-1 none), and 1 for a document, 0 for filler. What documents have besides, such as a
+label, stands in [r, n] or [r, n, k].
 """
 
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ class Encoded:
 
     tokens: dict[str, np.ndarray]  # [tokens of all documents]
     offsets: np.ndarray  # [documents + 1]
-    documents: dict[str, np.ndarray]  # [documents], such as the label
+    documents: dict[str, np.ndarray]  # [documents] or [documents, k], such as the label
     truncated: int = 0
 
     def __len__(self) -> int:
@@ -49,6 +50,14 @@ class Encoded:
     def lengths(self) -> np.ndarray:
         """Tokens of each document."""
         return np.diff(self.offsets)
+
+    def select(self, documents: Documents) -> "Encoded":
+        """These documents alone, in this order; how many of them were cut is not known."""
+        begins, lengths = self.offsets[:-1][documents], self.lengths[documents]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.repeat(begins - offsets[:-1], lengths) + np.arange(offsets[-1])
+        tokens = {name: values[places] for name, values in self.tokens.items()}
+        return Encoded(tokens, offsets, {name: values[documents] for name, values in self.documents.items()})
 
 
 def pack(lengths: Sequence[int], capacity: int, slots: int) -> list[Row]:
@@ -130,10 +139,9 @@ def collate(encoded: Encoded, rows: Sequence[Row], shape: Shape) -> Batch:
             positions[r, begin:end] = np.arange(end - begin)
             starts[r, n], index[r, n] = begin, document
             begin = end
-    documents = {
-        name: np.where(index >= 0, values[index], np.zeros((), values.dtype))
-        for name, values in encoded.documents.items()
-    }
+    documents = {name: values[index] for name, values in encoded.documents.items()}
+    for values in documents.values():
+        values[index < 0] = 0
     weight = (index >= 0).astype(np.float32)
     spatial = {"segment_ids": segments, "position_ids": positions, "starts": starts}
     return {**tokens, **spatial, **documents, "index": index, "weight": weight}

@@ -9,26 +9,35 @@ from dataclasses import dataclass
 from typing import Any
 
 import grain
+import numpy as np
 
+from sft_jax.data.augment import Augmentation
 from sft_jax.data.batch import Batch, Encoded, Row, Shape, collate, lay_out, place, up_to
 from sft_jax.data.order import Order
 
 
 @dataclass(frozen=True)
 class TrainBatches:
-    """The batch of every step of a run."""
+    """The batch of every step of a run; the shapes hold any batch of documents as they are, or shorter."""
 
     encoded: Encoded
     order: Order
     shapes: tuple[Shape, ...]
     steps: int
+    augmentation: Augmentation | None = None
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
-        rows, shape = place(self.encoded, self.order.documents(step), self.shapes)
-        return collate(self.encoded, rows, shape)
+        documents, visits = self.order.visits(step)
+        if self.augmentation is None:
+            rows, shape = place(self.encoded, documents, self.shapes)
+            return collate(self.encoded, rows, shape)
+        changed = self.augmentation(self.encoded, documents, visits)
+        rows, shape = place(changed, np.arange(len(documents)), self.shapes)
+        batch = collate(changed, rows, shape)
+        return {**batch, "index": np.where(batch["index"] < 0, -1, documents[batch["index"]]).astype(np.int32)}
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,39 @@
-"""From rows to the splits of a run: checked, seeded, stratified, the same on every host. Holds numpy only.
+"""From rows to the splits of a run: checked, cleaned, seeded, the same on every host, every decision counted.
 
-Knows no task: what rows are answered with, and what a split is stratified by, are functions handed in.
+The order, in which each step needs the ones before it:
+
+1. Rows that cannot be used are named, or dropped (`bad_rows`): all else needs texts and targets.
+2. Texts are cleaned (`clean`), so that whatever compares texts compares what will be tokenised.
+3. The first `max_rows` of what is left.
+4. Duplicates go within a split, then conflicts (equal texts, other target): once a text is there once only for each of
+   its targets, all that is left of it is a conflict.
+5. The splits that the source has not are cut from training rows (`split`). Distinct texts are divided and rows follow,
+   so that no text stands on two sides, even where duplicates are kept.
+6. Training rows whose texts stand in validation or test go (`leakage`); of what was cut there is none by then.
+7. The rows of each class that are trained on are drawn (`per_class`), last, so that there are as many as asked for.
+
+Knows no task: what rows are answered with, and what a split is stratified by, are functions handed in. Texts are told
+apart by hashing, in time proportional to their number. Holds numpy only.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from sft_jax.config.schema import DataSection, Split
-from sft_jax.data.order import random_bits
-from sft_jax.data.rows import Bad, Rows, refuse
-from sft_jax.errors import ConfigError, DataError
+from sft_jax.config.schema import Clean, DataSection, Split
+from sft_jax.data.clean import clean
+from sft_jax.data.order import SPLIT, SUBSET, random_bits
+from sft_jax.data.report import DataReport, SplitReport
+from sft_jax.data.rows import MOST_SHOWN, Bad, Rows
+from sft_jax.data.sources import SPLITS
+from sft_jax.errors import ConfigError, DataError, listing
 
 Indices = np.ndarray  # int64, rows of the source in the source's order
+Which = np.ndarray  # bool, by row
+SHOWN_CHARS = 80  # of a text in the report
+MOST_BAD = 0.5  # share of the rows of a split; if more cannot be used, it is not the rows that are wrong
 
 
 @dataclass(frozen=True)
@@ -28,10 +47,69 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def select(self, rows: Indices) -> "Prepared":
-        """These rows alone, in this order."""
-        texts = tuple([column[i] for i in rows] for column in self.texts)
-        return Prepared(self.rows.select(rows), texts, [self.targets[i] for i in rows])
+
+@dataclass
+class _Split:
+    """A split on its way: the rows that are left of it, and what was decided so far."""
+
+    source: Rows
+    rows: Indices  # of the source, those that are left
+    texts: tuple[list[str], ...]
+    targets: list[Any]
+    read: int
+    text: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # numbers of texts, the same in all splits
+    answer: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # numbers of targets
+    cut: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    found: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def find(self, kind: str, which: Which, *, drop: bool, show: bool = True) -> None:
+        """Count rows, show some of them, and drop them if so decided."""
+        found = np.flatnonzero(which).tolist()
+        self.found[kind] = len(found)
+        if not found:
+            return
+        if show:
+            self.examples[kind] = [
+                f"{self.source.place(self.rows[row])}: {self.texts[0][row][:SHOWN_CHARS]!r}"
+                for row in found[:MOST_SHOWN]
+            ]
+        if drop:
+            self.dropped[kind] = len(found)
+            self.keep(np.flatnonzero(~which))
+
+    def refuse(self, bad: Bad) -> None:
+        """Count a row that cannot be used, and show it if it is one of the first of its kind."""
+        self.dropped[bad.reason] = self.dropped.get(bad.reason, 0) + 1
+        if self.dropped[bad.reason] <= MOST_SHOWN:
+            self.examples.setdefault(bad.reason, []).append(f"{bad.place}: {bad.text}")
+
+    def keep(self, left: Indices) -> None:
+        """Go on with these of the rows that are left."""
+        numbers = left.tolist()
+        self.rows, self.targets = self.rows[left], [self.targets[i] for i in numbers]
+        self.texts = tuple([column[i] for i in numbers] for column in self.texts)
+        if len(self.text):
+            self.text, self.answer = self.text[left], self.answer[left]
+
+    def prepared(self) -> Prepared:
+        """The rows that are left."""
+        return Prepared(self.source.select(self.rows), self.texts, self.targets)
+
+    def report(self, labels: dict[str, int]) -> SplitReport:
+        """What became of the rows."""
+        return SplitReport(
+            read=self.read,
+            used=len(self.rows),
+            cut=self.cut,
+            dropped=self.dropped,
+            duplicates=self.found["duplicate"],
+            conflicts=self.found["conflict"],
+            leaked=self.found.get("leaked", 0),
+            labels=labels,
+            examples=self.examples,
+        )
 
 
 def prepare(
@@ -40,23 +118,38 @@ def prepare(
     texts: Sequence[str],
     targets: Callable[[Rows], Any],  # -> what has `values` and `bad`, by row
     classes: Callable[[Sequence[Any]], Sequence[int]],  # of targets
+    label_counts: Callable[[Sequence[Any]], dict[str, int]],  # of targets, for the report
     seed: int,
-) -> dict[str, Prepared]:
-    """The splits of a run; raises DataError for rows that cannot be used."""
-    if section.max_rows:
-        rows = {split: found.select(range(min(section.max_rows, len(found)))) for split, found in rows.items()}
-    if not len(rows["train"]):
-        raise DataError("data.source.train: holds no row; give a file with some")
-    found = {split: _checked(given, texts, targets) for split, given in rows.items()}
-    shares = section.split
-    wanted = [name for name, share in (("validation", shares.validation), ("test", shares.test)) if share]
+) -> tuple[dict[str, Prepared], DataReport]:
+    """(the splits of a run, what became of their rows); raises DataError for rows that cannot be used."""
+    wanted = [name for name in ("validation", "test") if getattr(section.split, name)]
     for name in wanted:
         if name in rows:
             raise ConfigError(f"data.split.{name}: the source has a split of its own; drop one of the two")
+    found = _usable(rows, texts, targets, drop=section.bad_rows == "drop")
+    for split in found.values():
+        _clean(split, section.clean)
+        if section.max_rows:
+            beyond = np.arange(len(split.rows)) >= section.max_rows
+            split.find("beyond max_rows", beyond, drop=True, show=False)
+    _number(found)
+    for name, split in found.items():
+        split.find("duplicate", _duplicates(split), drop=section.duplicates == "drop")
+        split.find("conflict", _conflicts(split), drop=section.conflicts == "drop" and name == "train")
+        _some_left(split)
+    train = found["train"]
     if wanted:
-        parts = cut(classes(found["train"].targets), shares, seed)
-        found |= {name: found["train"].select(part) for name, part in parts.items()}
-    return found
+        found |= _cut(train, classes(train.targets), section.split, seed)
+    held_out = [split.text for name, split in found.items() if name != "train"]
+    leaked = np.isin(train.text, np.concatenate([*held_out, train.text[:0]]))
+    train.find("leaked", leaked, drop=section.leakage == "drop")
+    _some_left(train)
+    if section.per_class:
+        drawn = draw(classes(train.targets), section.per_class, seed)
+        train.find("not drawn", ~np.isin(np.arange(len(train.rows)), drawn), drop=True, show=False)
+    found = {name: found[name] for name in SPLITS if name in found}
+    report = {name: split.report(label_counts(split.targets)) for name, split in found.items()}
+    return {name: split.prepared() for name, split in found.items()}, DataReport(report)
 
 
 def read_texts(rows: Rows, names: Sequence[str]) -> tuple[tuple[list[str], ...], dict[int, Bad]]:
@@ -70,32 +163,137 @@ def read_texts(rows: Rows, names: Sequence[str]) -> tuple[tuple[list[str], ...],
     return columns, bad
 
 
-def _checked(rows: Rows, texts: Sequence[str], targets: Callable[[Rows], Any]) -> Prepared:
-    columns, bad = read_texts(rows, texts)
-    found = targets(rows)
-    bad = found.bad | bad
-    refuse(rows.where, [bad[row] for row in sorted(bad)])
-    return Prepared(rows, columns, found.values)
-
-
-def cut(classes: Sequence[int], shares: Split, seed: int) -> dict[str, Indices]:
+def cut(classes: Sequence[int], shares: Split, seed: int, firsts: Indices | None = None) -> dict[str, Indices]:
     """Disjoint rows for `train`, `validation` and `test`, each class divided in the same shares.
 
     A split of share 0 is left out. Rounding is by class to the nearest row, so that a class of n rows gives
-    round(n * share), but every class leaves a row to train on.
+    round(n * share), but every class leaves a row to train on. With `firsts`, the first of the rows that are alike,
+    only these are divided; the others go where their first one goes.
     """
-    order = np.argsort(random_bits(seed, 0, len(classes)), kind="stable")
+    order = np.argsort(random_bits(seed, SPLIT, len(classes)), kind="stable")
+    firsts = np.arange(len(classes)) if firsts is None else firsts
+    order = order[firsts[order] == order]
     kinds = np.asarray(classes)[order]
-    parts: dict[str, list[Indices]] = {"test": [], "validation": [], "train": []}
+    side = np.zeros(len(classes), np.int64)  # of the first ones; all others follow
     for kind in np.unique(kinds):
         rows, begin = order[kinds == kind], 0
-        for name, share in (("test", shares.test), ("validation", shares.validation)):
-            end = min(begin + round(len(rows) * share), len(rows) - 1)
-            parts[name].append(rows[begin:end])
+        for number in (2, 1):  # the test rows first: what a seed means must stay
+            end = min(begin + round(len(rows) * getattr(shares, SPLITS[number])), len(rows) - 1)
+            side[rows[begin:end]] = number
             begin = end
-        parts["train"].append(rows[begin:])
-    result = {name: np.sort(np.concatenate(found)) for name, found in parts.items()}
-    for name, share in (("test", shares.test), ("validation", shares.validation)):
+    result = {name: np.flatnonzero(side[firsts] == number) for number, name in enumerate(SPLITS)}
+    for name in SPLITS[:0:-1]:
+        share = getattr(shares, name)
         if share and not len(result[name]):
             raise DataError(f"data.split.{name}: {share} of {len(classes)} rows is no row; give a larger share")
     return {name: rows for name, rows in result.items() if len(rows)}
+
+
+def draw(classes: Sequence[int], count: int, seed: int) -> Indices:
+    """`count` rows of each class, or all where there are fewer; a smaller count draws some of those of a larger."""
+    order = np.argsort(random_bits(seed, SUBSET, len(classes)), kind="stable")
+    kinds = np.asarray(classes)[order]
+    return np.sort(np.concatenate([order[kinds == kind][:count] for kind in np.unique(kinds)]))
+
+
+def _usable(
+    rows: Mapping[str, Rows], texts: Sequence[str], targets: Callable[[Rows], Any], *, drop: bool
+) -> dict[str, _Split]:
+    """The rows that have texts and a target; the others are refused, those of all splits together, or counted."""
+    found: dict[str, _Split] = {}
+    problems: list[str] = []
+    for name, given in rows.items():
+        columns, without_text = read_texts(given, texts)
+        answered = targets(given)
+        by_row = answered.bad | without_text
+        bad = [*given.bad, *(by_row[row] for row in sorted(by_row))]
+        split = _Split(given, np.arange(len(given)), columns, answered.values, len(given) + len(given.bad))
+        for one in bad:
+            split.refuse(one)
+        if by_row:
+            split.keep(np.setdiff1d(split.rows, list(by_row)))
+        if not drop and bad:
+            problems.append(_said(given.where, bad))
+        elif len(bad) > MOST_BAD * split.read:
+            most = f"{len(bad)} of {split.read} rows cannot be used, too many to drop; check columns and files"
+            problems.append(_said(f"{given.where}: {most}", bad))
+        found[name] = split
+    if problems:
+        remedy = [] if drop else ["mend the rows, or leave them out with data.bad_rows=drop"]
+        raise DataError("\n".join([*problems, *remedy]))
+    for split in found.values():
+        _some_left(split)
+    return found
+
+
+def _said(where: str, bad: Sequence[Bad]) -> str:
+    shown = [f"{b.place}: {b.text}" for b in bad[:MOST_SHOWN]]
+    return listing(where, shown, more=len(bad) - len(shown))
+
+
+def _clean(split: _Split, rules: Clean) -> None:
+    """Clean the texts of a split, and drop the rows that are then too short or too long."""
+    split.texts = tuple(clean(column, rules) for column in split.texts)
+    sizes = np.array([[len(text.strip()) for text in column] for column in split.texts])
+    short = np.any(sizes < rules.min_chars, axis=0)
+    split.find("too short", short, drop=True)
+    if rules.max_chars:
+        split.find("too long", np.any(sizes[:, ~short] > rules.max_chars, axis=0), drop=True)
+
+
+def _number(found: Mapping[str, _Split]) -> None:
+    """Give equal texts one number in all splits, and equal targets."""
+    texts: dict[Hashable, int] = {}
+    answers: dict[Hashable, int] = {}
+    for split in found.values():
+        columns = split.texts
+        split.text = _numbers(columns[0] if len(columns) == 1 else zip(*columns, strict=True), texts)
+        split.answer = _numbers(split.targets, answers)
+
+
+def _numbers(values: Iterable[Hashable], known: dict[Hashable, int]) -> np.ndarray:
+    return np.fromiter((known.setdefault(value, len(known)) for value in values), np.int64)
+
+
+def _duplicates(split: _Split) -> Which:
+    """Rows whose texts and target stand earlier in the split."""
+    again = np.ones(len(split.text), bool)
+    again[np.unique(_answered(split), return_index=True)[1]] = False
+    return again
+
+
+def _conflicts(split: _Split) -> Which:
+    """Rows whose texts stand in the split with another target."""
+    texts = np.unique(_answered(split)) // (1 + split.answer.max(initial=0))
+    return np.isin(split.text, texts[1:][np.diff(texts) == 0])
+
+
+def _answered(split: _Split) -> np.ndarray:
+    """A number for each text with its target."""
+    return split.text * (1 + split.answer.max(initial=0)) + split.answer
+
+
+def _cut(train: _Split, classes: Sequence[int], shares: Split, seed: int) -> dict[str, _Split]:
+    """The splits that are cut from training rows, which go on without them."""
+    _, first, which = np.unique(train.text, return_index=True, return_inverse=True)
+    parts = cut(classes, shares, seed, first[which])
+    found: dict[str, _Split] = {}
+    for name, rows in parts.items():
+        if name != "train":
+            split = replace(train, read=len(rows), dropped={}, found={}, examples={})
+            split.keep(rows)
+            split.find("duplicate", _duplicates(split), drop=False)
+            split.find("conflict", _conflicts(split), drop=False)
+            found[name] = split
+    train.cut = sum(len(split.rows) for split in found.values())
+    train.keep(parts["train"])
+    return found
+
+
+def _some_left(split: _Split) -> None:
+    if not len(split.rows):
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in split.dropped.items())
+        raise DataError(
+            f"{split.source.where}: of {split.read} rows none is left ({reasons or 'there was none'}); "
+            f"give others, or drop fewer"
+        )

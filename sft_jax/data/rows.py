@@ -3,8 +3,8 @@
 Rows are never changed, only selected from; what was wrong with a row is said by its place: file and line, or number.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,11 +29,12 @@ class Rows:
 
     table: Dataset
     where: str  # the setting that they come from: "data.source.train"
-    files: tuple[str, ...] = ()  # those that `file` numbers; none where the source has no lines
-    file: np.ndarray | None = None  # int32 [rows]
-    line: np.ndarray | None = None  # int64 [rows], from 1
+    files: tuple[str, ...] = ()  # what is said before the number of a row: "reviews.csv, line", or "row"
+    file: np.ndarray | None = None  # int32 [rows]: which of `files`
+    line: np.ndarray | None = None  # int64 [rows], from 1; 0 where the row has a file of its own
     part: np.ndarray | None = None  # int32 [rows]: which source of a mixture
     bad: tuple[Bad, ...] = ()  # what could not be read as a row at all
+    lacking: Mapping[str, str] = field(default_factory=dict)  # column -> the sources of a mixture that lack it
 
     def __len__(self) -> int:
         return len(self.table)
@@ -47,19 +48,30 @@ class Rows:
         """One column as a list; a missing one is an error that lists what was found."""
         if name not in self.names:
             raise DataError(f"{self.where}: no column '{name}'; the rows have: {', '.join(self.names)}")
+        if name in self.lacking:
+            raise DataError(
+                f"{self.where}: no column '{name}' in {self.lacking[name]}, which other parts have; "
+                f"rename the column that stands for it there"
+            )
         return self.table[name][:]
 
     def place(self, row: int) -> str:
-        """Where a row stands, for people: file and line where there are such, else its number from 1."""
+        """Where a row stands, for people: "reviews.csv, line 12", or its number in the source, from 1."""
         if self.file is None or self.line is None:
             return f"row {row + 1}"
-        return f"{self.files[self.file[row]]}, line {self.line[row]}"
+        name, line = self.files[self.file[row]], self.line[row]
+        return f"{name} {line}" if line else name
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "Rows":
         """These rows alone, in this order; what could not be read stays said."""
         picked = np.asarray(rows, np.int64)
         file, line, part = (None if a is None else a[picked] for a in (self.file, self.line, self.part))
-        return Rows(self.table.select(picked), self.where, self.files, file, line, part, self.bad)
+        return replace(self, table=self.table.select(picked), file=file, line=line, part=part)
+
+
+def numbered(table: Dataset, where: str, name: str = "row") -> Rows:
+    """Rows of a source that has no lines: each is called by its number, and still is after a selection."""
+    return Rows(table, where, (name,), np.zeros(len(table), np.int32), np.arange(1, len(table) + 1))
 
 
 def refuse(where: str, bad: Sequence[Bad]) -> None:

@@ -9,14 +9,17 @@ from typing import Any
 import jax
 import numpy as np
 from datasets import Dataset
+from pydantic import ValidationError
 
+from sft_jax.config.schema import Clean
 from sft_jax.data.batch import Encoded, Shape, up_to
+from sft_jax.data.clean import clean
 from sft_jax.data.loader import EvalBatches
 from sft_jax.data.prepare import read_texts
 from sft_jax.data.rows import Rows, refuse
 from sft_jax.data.sources import load_files
 from sft_jax.data.text import load_tokenizer
-from sft_jax.errors import DataError
+from sft_jax.errors import DataError, ModelError, reason
 from sft_jax.models.family import build_model, load_model
 from sft_jax.tasks.task import Task, restore_task
 from sft_jax.weights.files import find, open_checkpoint
@@ -32,6 +35,7 @@ class Predictor:
     task: Task
     tokenizer: Any
     max_length: int
+    clean: Clean  # what was done to the texts of training
     forward: Callable[[dict[str, np.ndarray]], jax.Array]
 
     def __call__(self, rows: Rows | Sequence[str], batch_size: int = 32, *, raw: bool = False) -> Iterator[Record]:
@@ -39,9 +43,11 @@ class Predictor:
         if not isinstance(rows, Rows):
             rows = _of_texts(self.task, rows)
         if not len(rows):
+            refuse(rows.where, rows.bad)
             return
-        texts, bad = read_texts(rows, self.task.texts)
-        refuse(rows.where, list(bad.values()))
+        columns, bad = read_texts(rows, self.task.texts)
+        refuse(rows.where, [*rows.bad, *bad.values()])
+        texts = [clean(column, self.clean) for column in columns]
         encoded = self.task.encode(texts, None, self.tokenizer, self.max_length)
         for logits in self._outputs(encoded, batch_size):
             record = self.task.decode(logits)
@@ -53,7 +59,7 @@ class Predictor:
         length = up_to(int(encoded.lengths.max()), 8)
         shape = Shape(batch_size, length, max(1, length // 8))
         for begin in range(0, len(encoded), window):
-            part = _slice(encoded, begin, min(begin + window, len(encoded)))
+            part = encoded.select(np.arange(begin, min(begin + window, len(encoded))))
             batches = EvalBatches.of(part, shape, batch_size, 1)
             found: dict[int, np.ndarray] = {}
             for number in range(len(batches)):
@@ -77,22 +83,24 @@ def load_predictor(source: str) -> Predictor:
         )
     params = {path: jax.numpy.asarray(array, jax.numpy.float32) for path, array in arrays.items()}
     forward = jax.jit(lambda params, batch: model.template.bind(params)(batch))
-    length = checkpoint.config.get("sft_jax_task", {}).get("max_length", DEFAULT_LENGTH)
+    written = checkpoint.config.get("sft_jax_task", {})
+    length = written.get("max_length", DEFAULT_LENGTH)
     return Predictor(
         task=task,
         tokenizer=load_tokenizer(directory),
         max_length=min(length, model.max_length),
+        clean=_rules(written.get("clean", {}), str(directory)),
         forward=lambda batch: forward(params, batch),
     )
 
 
 def read_inputs(file: str, task: Task, lines: Sequence[str] | None = None) -> Rows:
-    """Rows of a CSV, TSV, JSONL, Parquet or Arrow file, or the lines of a text file (or those given) as texts."""
+    """Rows of a file of any kind that training reads, or the lines of a text file (or those given) as texts."""
     if lines is None and Path(file).suffix.lower() in (".txt", ""):
         try:
             lines = Path(file).read_text(encoding="utf-8").split("\n")  # splitlines would also cut at U+2028
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{file}: cannot be read as UTF-8 text ({error})") from None
+            raise DataError(f"{file}: cannot be read as UTF-8 text ({reason(error)})") from None
     if lines is None:
         return load_files([file], "input")
     texts = [line for line in lines if line.strip()]
@@ -100,7 +108,9 @@ def read_inputs(file: str, task: Task, lines: Sequence[str] | None = None) -> Ro
         try:
             return Rows(Dataset.from_list([json.loads(line) for line in texts]), "input")
         except (ValueError, TypeError) as error:
-            raise DataError(f"input: not JSON lines ({error}); give a text or a JSON object on each line") from None
+            raise DataError(
+                f"input: not JSON lines ({reason(error)}); give a text or a JSON object on each line"
+            ) from None
     return _of_texts(task, texts)
 
 
@@ -108,8 +118,11 @@ def _of_texts(task: Task, texts: Sequence[str]) -> Rows:
     return Rows(Dataset.from_dict({task.texts[0]: list(texts)}), "input")
 
 
-def _slice(encoded: Encoded, begin: int, end: int) -> Encoded:
-    offsets = encoded.offsets[begin : end + 1]
-    tokens = {name: values[offsets[0] : offsets[-1]] for name, values in encoded.tokens.items()}
-    documents = {name: values[begin:end] for name, values in encoded.documents.items()}
-    return Encoded(tokens, offsets - offsets[0], documents)
+def _rules(written: Any, where: str) -> Clean:
+    """The cleaning that a `config.json` asks for."""
+    try:
+        return Clean.model_validate(written)
+    except ValidationError:
+        raise ModelError(
+            f"{where}: sft_jax_task.clean of its config.json is no set of rules; export the model again"
+        ) from None

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sft_jax.errors import ModelError, did_you_mean
 from sft_jax.nn.attention import attend, same_segment
-from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, dropout
+from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, dropout, noisy
 from sft_jax.nn.random import Key, split
 from sft_jax.nn.stack import Stack
 from sft_jax.nn.template import Normal
@@ -38,6 +38,7 @@ class EncoderConfig:
     head_dropout: float
     position_offset: int = 0  # RoBERTa's first position is number pad_token_id + 1
     dropout_after_attention: bool = True
+    embedding_noise: float = 0.0  # of training alone
 
     def __post_init__(self):
         for field in fields(self):
@@ -70,10 +71,13 @@ class Embeddings(nnx.Module):
         self.position = Embed(config.num_positions, config.size, init)
         self.type = Embed(config.num_types, config.size, init) if config.num_types else None
         self.norm = LayerNorm(config.size, config.norm_eps)
-        self.offset, self.rate = config.position_offset, config.dropout
+        self.offset, self.rate, self.noise = config.position_offset, config.dropout, config.embedding_noise
 
-    def __call__(self, batch: dict[str, Int[Array, "r t"]], key: Key | None) -> Float[Array, "r t e"]:
-        x = self.word(batch["input_ids"]) + self.position(batch["position_ids"] + self.offset)
+    def __call__(
+        self, batch: dict[str, Int[Array, "r t"]], visible: Bool[Array, "r t t"], key: Key | None
+    ) -> Float[Array, "r t e"]:
+        words = noisy(self.word(batch["input_ids"]), visible.sum(axis=-1), self.noise, split(key, 1)[0])
+        x = words + self.position(batch["position_ids"] + self.offset)
         if self.type is not None:
             x = x + self.type(batch["token_type_ids"])
         return dropout(self.norm(x), self.rate, key)
@@ -138,5 +142,5 @@ class Encoder(nnx.Module):
         """Logits for each of the n document slots of each row; slots without a document hold no meaning."""
         embed_key, blocks_key, head_key = split(key, 3)
         visible = same_segment(batch["segment_ids"])
-        x = self.blocks(self.embed(batch, embed_key), visible, key=blocks_key)
+        x = self.blocks(self.embed(batch, visible, embed_key), visible, key=blocks_key)
         return self.head(x, batch["starts"], head_key).astype(jnp.float32)

@@ -6,7 +6,7 @@ the same for all and stands here. Knows no task: a head is asked for by its kind
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,9 @@ def find_family(config: dict[str, Any], where: str) -> Family:
     return importlib.import_module(f"sft_jax.models.{FAMILIES[name]}").FAMILY
 
 
-def build_model(config: dict[str, Any], head: Head, where: str, dropout: float | None = None) -> Model:
+def build_model(
+    config: dict[str, Any], head: Head, where: str, dropout: float | None = None, embedding_noise: float = 0.0
+) -> Model:
     """The model that a `config.json` describes, with a head of the kind asked for; allocates nothing."""
     family = find_family(config, where)
     if head.kind not in family.heads:
@@ -83,6 +85,10 @@ def build_model(config: dict[str, Any], head: Head, where: str, dropout: float |
         settings = family.configure(config, dropout)
     except KeyError as error:
         raise ModelError(f"{where}: config.json lacks {error}; fetch the checkpoint again") from None
+    if embedding_noise:
+        if not hasattr(settings, "embedding_noise"):
+            raise ModelError(f"{where}: {config['model_type']} has no embeddings that noise could be added to")
+        settings = replace(settings, embedding_noise=embedding_noise)
     template, table = Template.of(family.build(settings, head)), family.table(settings, head)
     check_covers(table, template.keys)
     return Model(family, settings, template, table, family.limits(settings))

@@ -66,3 +66,15 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key | None) -> Float[Array
         return jnp.zeros_like(x)  # the scale below would be infinite, and its gradient NaN
     keep = random_bits(key, x.shape) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def noisy(x: Float[Array, "r t e"], lengths: Int[Array, "r t"], alpha: float, key: Key | None) -> Float[Array, "r t e"]:
+    """Uniform noise of size alpha / sqrt(length of the document * e) on embeddings. Source: NEFTune, arXiv 2310.05914.
+
+    Does nothing without a key. `lengths` has the length of each token's document, so that packing changes nothing.
+    """
+    if key is None or alpha == 0:
+        return x
+    uniform = random_bits(key, x.shape).astype(jnp.float32) * 2.0**-31 - 1
+    scale = alpha * jax.lax.rsqrt(jnp.maximum(lengths, 1).astype(jnp.float32) * x.shape[-1])
+    return (x + uniform * scale[..., None]).astype(x.dtype)

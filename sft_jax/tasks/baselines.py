@@ -1,28 +1,89 @@
-"""What a score is to be compared with: the majority class, and TF-IDF with logistic regression."""
+"""What a score is to be compared with: the commonest answer, and TF-IDF with a linear model."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
-Labels = Sequence[int] | np.ndarray
+from sft_jax.tasks import metrics
+from sft_jax.tasks.task import Texts
+
+Features = tuple[Any, Any]  # sparse [training documents, words], [test documents, words]
 
 
-def majority(train: Labels, test: Labels) -> float:
-    """Accuracy on the test split of always saying the commonest training label."""
+def commonest_class(train: np.ndarray, test: np.ndarray) -> float:
+    """Accuracy of always saying the commonest class of training."""
     return float(np.mean(np.asarray(test) == np.bincount(train).argmax()))
 
 
-def tfidf(texts: Sequence[str], labels: Labels, test_texts: Sequence[str], test_labels: Labels) -> float:
+def linear_classes(texts: Texts, train: np.ndarray, test_texts: Texts, test: np.ndarray) -> float:
     """Accuracy of logistic regression on TF-IDF weights of words and word pairs; a strong setting for short texts."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    if len(set(labels)) < 2:  # nothing to tell apart
-        return majority(labels, test_labels)
-    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-    model = LogisticRegression(C=4, max_iter=1000)
+    features = _tfidf(texts, test_texts)
+    if features is None or len(set(train)) < 2:  # nothing to tell apart, or to tell by
+        return commonest_class(train, test)
+    with _quiet():
+        model = LogisticRegression(C=4, max_iter=1000).fit(features[0], train)
+    return float(model.score(features[1], test))
+
+
+def commonest_label(train: np.ndarray, test: np.ndarray) -> float:
+    """Micro F1 of always saying the commonest label of training alone; [documents, labels] of 0 and 1."""
+    said = np.zeros_like(test)
+    said[:, train.sum(axis=0).argmax()] = 1
+    return _f1_micro(test, said)
+
+
+def linear_labels(texts: Texts, train: np.ndarray, test_texts: Texts, test: np.ndarray) -> float:
+    """Micro F1 of a logistic regression for each label on the TF-IDF weights."""
+    from sklearn.linear_model import LogisticRegression
+
+    features = _tfidf(texts, test_texts)
+    if features is None:
+        return commonest_label(train, test)
+    said = np.tile(train[:1], (len(test), 1))  # of labels that all training documents have, or none
+    with _quiet():
+        for label in np.flatnonzero(train.min(axis=0) < train.max(axis=0)):
+            model = LogisticRegression(C=4, max_iter=1000).fit(features[0], train[:, label])
+            said[:, label] = model.predict(features[1])
+    return _f1_micro(test, said)
+
+
+def linear_number(texts: Texts, train: np.ndarray, test_texts: Texts, test: np.ndarray) -> float:
+    """Pearson's correlation of ridge regression on the TF-IDF weights."""
+    from sklearn.linear_model import Ridge
+
+    features = _tfidf(texts, test_texts)
+    if features is None:
+        return 0.0
+    values = Ridge().fit(features[0], train).predict(features[1])
+    return metrics.pearson(np.asarray(values, np.float64), test.astype(np.float64))
+
+
+def _tfidf(texts: Texts, test_texts: Texts) -> Features | None:
+    """Weights of words and word pairs; each column of texts has words of its own. None where no word occurs twice."""
+    from scipy.sparse import hstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    found = []
+    for column, test_column in zip(texts, test_texts, strict=True):
+        words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+        try:
+            found.append((words.fit_transform(column), words.transform(test_column)))
+        except ValueError:  # no word is left
+            continue
+    return (hstack([a for a, _ in found]).tocsr(), hstack([b for _, b in found]).tocsr()) if found else None
+
+
+def _f1_micro(truth: np.ndarray, said: np.ndarray) -> float:
+    return float(metrics.precision_recall_f1((truth & said).sum(), said.sum(), truth.sum())[2])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of iterations, which a baseline may run out of
-        model.fit(words.fit_transform(texts), labels)
-    return float(model.score(words.transform(test_texts), test_labels))
+        yield

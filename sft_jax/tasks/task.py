@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from pydantic import ValidationError
 
 from sft_jax.data.batch import Encoded
 from sft_jax.data.rows import Bad, Rows
-from sft_jax.errors import ModelError
+from sft_jax.errors import ModelError, listing
 from sft_jax.models.family import Head
+from sft_jax.tasks.labels import names_in
 
 Counts = Any  # a pytree of arrays that add up over batches
 Table = list[list[Any]]  # rows of cells, the first is the heading
@@ -53,7 +55,7 @@ class Review:
 
     truth: list[str]
     predicted: list[str]
-    right: np.ndarray  # bool
+    right: np.ndarray  # bool; a number is never right, only nearer
     confidence: np.ndarray | None  # probability of what was predicted, where there is such a thing
     loss: np.ndarray  # how wrong the answer is; the worst mistakes have most
 
@@ -64,12 +66,12 @@ class Task:
 
     kind: str
     head: Head
-    labels: tuple[str, ...]  # names of the c outputs
+    labels: tuple[str, ...]  # names of the c outputs; of a number, its column
     texts: tuple[str, ...]  # columns of texts
     columns: tuple[str, ...]  # columns of the rows that are read, texts first
     targets: Callable[[Rows], Targets]
     classes: Callable[[Sequence[Any]], Sequence[int]]  # of targets: what a stratified split is stratified by
-    label_counts: Callable[[Sequence[Any]], dict[str, int]]  # of targets, for the data report
+    label_counts: Callable[[Sequence[Any]], dict[str, int | float]]  # of targets, for people: rows of each label, say
     encode: Callable[[Texts, Sequence[Any] | None, Any, int], Encoded]  # (texts, targets, tokenizer, max_length)
     fit: Callable[[Documents], "Task"]  # the same task, knowing its training documents: class weights
     loss: Callable[[Any, Mapping[str, Array]], Ratio]  # (outputs, batch)
@@ -89,7 +91,17 @@ class Task:
 
 # Kind in the configuration -> the file in this folder. One line a task. The file has `build(section, rows)`, which
 # makes the task, and `restore(config)`, which makes the section again from the `config.json` that `to_hf` wrote.
-TASKS = {"sequence_classification": "sequence_classification"}
+TASKS = {
+    "sequence_classification": "sequence_classification",
+    "multi_label_classification": "multi_label_classification",
+    "regression": "regression",
+}
+# What `transformers` calls the problems that it solves with one and the same kind of head.
+PROBLEMS = {
+    "single_label_classification": "sequence_classification",
+    "multi_label_classification": "multi_label_classification",
+    "regression": "regression",
+}
 
 
 def build_task(section: Any, rows: Mapping[str, Rows]) -> Task:
@@ -98,17 +110,35 @@ def build_task(section: Any, rows: Mapping[str, Rows]) -> Task:
 
 
 def restore_task(config: Mapping[str, Any], where: str) -> Task:
-    """The task that a model was trained for, by its `config.json`."""
-    kinds = {name.replace("_", ""): name for name in TASKS}
-    written = config.get("sft_jax_task", {}).get("kind")
-    ending = "".join(config.get("architectures") or []).lower()
-    kind = written or next((kinds[k] for k in kinds if ending.endswith(f"for{k}")), None)
+    """The task that a model was trained for, by its `config.json`; by its class and problem if others trained it."""
+    kind = str(written(config).get("kind") or _foreign_kind(config))
     if kind not in TASKS:
         raise ModelError(
             f"{where}: its config.json names no task that is known ({', '.join(TASKS)}); "
             f"give a directory that `sft-jax export` wrote"
         )
-    return build_task(_file(kind).restore(config), {})
+    try:
+        section = _file(kind).restore(config)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise ModelError(listing(f"{where}: config.json: sft_jax_task; export the model again", problems)) from None
+    return build_task(section, {})
+
+
+def written(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What an export of ours says of its task in a `config.json`; nothing in that of others."""
+    ours = config.get("sft_jax_task")
+    return ours if isinstance(ours, Mapping) else {}
+
+
+def _foreign_kind(config: Mapping[str, Any]) -> str | None:
+    ending = "".join(map(str, config.get("architectures") or [])).lower()
+    kind = next((kind for kind in TASKS if ending.endswith(f"for{kind.replace('_', '')}")), None)
+    if kind != "sequence_classification":
+        return kind
+    alone = len(names_in(config)) == 1  # which `transformers` takes for a number
+    problem = config.get("problem_type") or ("regression" if alone else "single_label_classification")
+    return PROBLEMS.get(str(problem))
 
 
 def _file(kind: str) -> Any:

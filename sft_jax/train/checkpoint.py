@@ -30,6 +30,7 @@ class Progress:
     best_value: float | None = None
     finished: bool = False
     evaluations: list[dict[str, Any]] = field(default_factory=list)  # step and metrics of each validation
+    left: dict[str, Any] = field(default_factory=dict)  # of an interval of metrics that a stop came into
 
 
 @dataclass
@@ -87,8 +88,7 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted), progress=ocp.args.JsonRestore()),
         )
-        tree = found["state"]
-        return TrainState(tree["step"], tree["params"], tree["opt"]), Progress(**found["progress"])
+        return TrainState(**found["state"]), Progress(**found["progress"])
 
     def progress(self, step: int) -> Progress:
         """What the loop knew at a step."""
@@ -121,4 +121,4 @@ class Checkpoints:
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "params": state.params, "opt": state.opt}
+    return {name: part for name, part in vars(state).items() if part is not None}

@@ -1,8 +1,10 @@
 """The run directory: what is in it, and whether a run may go on in it.
 
 config.yaml     the whole configuration, defaults included
-manifest.json   versions, seeds, digests of data and weights, mesh, flags, git state
+manifest.json   what the result depends on, and the processes that worked on it; see `manifest.py`
+data.json       the data report: what became of the rows, and what they are in tokens
 metrics.jsonl   a line for each interval and evaluation
+ledger.jsonl    where the wall time went
 events/         the same for TensorBoard
 checkpoints/    training states
 model/          the best model as a Hugging Face directory
@@ -11,32 +13,20 @@ review.json     how the rows of the test split were answered, in short
 report.html     all of this for people
 """
 
-import hashlib
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from jax.sharding import Mesh
-
 from sft_jax.config.read import parse_value, write_config
 from sft_jax.config.schema import Config
-from sft_jax.data.batch import Encoded
-from sft_jax.errors import RunError, listing
+from sft_jax.errors import RunError, SftError, listing
+from sft_jax.train.manifest import command, utc_now
 
 # Keys that change how a run goes but not what it computes, so that a resumed run may differ in them.
-FREE = ("run", "mesh", "data.prefetch", "train.log_every", "eval.baselines", "checkpoint.keep")
-PACKAGES = ("sft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "transformers",
-            "tokenizers", "datasets", "safetensors")  # fmt: skip
-# Environment that changes results or speed. A list of what is written, so that no secret can be.
-FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "GLIBC_TUNABLES",
-         "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION", "SFT_NUM_PROCESSES")  # fmt: skip
+FREE = ("run", "mesh", "data.prefetch", "data.cache", "train.log_every", "eval.baselines", "checkpoint.keep")
 
 
 def is_used(directory: Path) -> bool:
@@ -55,12 +45,8 @@ def check(config: Config, directory: Path) -> None:
     if not is_used(directory):
         return
     before = parse_value((directory / "config.yaml").read_text(encoding="utf-8"))
-    now = parse_value(write_config(config))
-    differing = [
-        f"{key}: {there!r} there, {here!r} now"
-        for key, (there, here) in differences(before, now).items()
-        if not _is_free(key)
-    ]
+    changed = differences(before, parse_value(write_config(config)))
+    differing = [f"{key}: {there!r} there, {now!r} now" for key, (there, now) in changed.items() if not _is_free(key)]
     if differing:
         where = f"{directory} holds another run; give another run.dir, or the same settings"
         raise RunError(listing(where, differing))
@@ -75,67 +61,47 @@ def begin(config: Config, directory: Path, manifest: Mapping[str, Any]) -> None:
         return
     before = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
     differing = [
-        f"{what}: not what the run began with" for what in ("data", "weights") if before[what] != manifest[what]
+        f"{what}: not what the run began with" for what in ("data", "weights") if before.get(what) != manifest[what]
     ]
     if differing:
         raise RunError(listing(f"{directory}: cannot go on; give another run.dir", differing))
 
 
-def manifest(config: Config, mesh: Mesh, data: Mapping[str, Encoded], weights: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that a result depends on, as plain data."""
-    device = jax.devices()[0]
-    return {
-        "schema": 1,
-        "seeds": config.seed.model_dump(),
-        "data": {split: {"rows": len(found), "sha256": fingerprint(found)} for split, found in data.items()},
-        "weights": dict(weights),
-        "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
-        "devices": {
-            "kind": device.device_kind,
-            "platform": device.platform,
-            "count": jax.device_count(),
-        },
-        "processes": jax.process_count(),
-        "versions": versions(),
-        "flags": {name: os.environ[name] for name in FLAGS if name in os.environ},
-        "git": git_state(),
+@contextmanager
+def attempt(directory: Path, now: Mapping[str, Any]) -> Iterator[None]:
+    """Write into the manifest that a process works on the run and what is not as it was, then how that ended."""
+    file = directory / "manifest.json"
+    then = json.loads(file.read_text(encoding="utf-8"))
+    earlier = then.pop("attempts", [])
+    changed = differences(then, {key: value for key, value in now.items() if key != "attempts"})
+    mine: dict[str, Any] = {
+        "command": command(sys.argv),
+        "started": utc_now(),
+        "finished": None,
+        "exit_code": None,
+        "differs": {key: list(values) for key, values in changed.items()},
     }
+    write_json(file, {**then, "attempts": [*earlier, mine]})
+    try:
+        yield
+        mine["exit_code"] = 0
+    except BaseException as error:
+        mine["exit_code"] = error.exit_code if isinstance(error, SftError) else 1
+        raise
+    finally:
+        mine["finished"] = utc_now()
+        write_json(file, {**then, "attempts": [*earlier, mine]})
 
 
-def versions() -> dict[str, str]:
-    """Python and the packages that results depend on."""
-    return {
-        "python": platform.python_version(),
-        **{p: importlib.metadata.version(p) for p in PACKAGES},
-    }
+def settings(config: Config) -> dict[str, Any]:
+    """The flattened settings that change what is computed, without the seeds."""
+    tree = flatten(parse_value(write_config(config)))
+    return {key: value for key, value in tree.items() if not _is_free(key) and not key.startswith("seed.")}
 
 
-def fingerprint(encoded: Encoded) -> str:
-    """The sha256 of encoded documents: of every token and label, in order."""
-    digest = hashlib.sha256()
-    for name, array in sorted({**encoded.tokens, **encoded.documents, "offsets": encoded.offsets}.items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit of the working directory and whether it has changes; None outside a repository."""
-
-    def ask(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = ask("rev-parse", "HEAD")
-    return None if commit is None else {"commit": commit, "changed": bool(ask("status", "--porcelain"))}
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write plain data as a JSON file."""
-    write_whole(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
+def write_json(file: Path, content: Any, *, sort: bool = True) -> None:
+    """Write plain data as a JSON file, keys in the order of the alphabet or as they stand."""
+    write_whole(file, json.dumps(content, indent=2, sort_keys=sort) + "\n")
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -24,6 +24,7 @@ from sft_jax.errors import Interrupted
 from sft_jax.nn.template import Params
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.evaluate import Put
+from sft_jax.train.ledger import Ledger
 from sft_jax.train.meter import Meter
 from sft_jax.train.report import Sink
 from sft_jax.train.state import TrainState
@@ -42,6 +43,9 @@ class Plan:
     save_every: int | None  # None: whenever there was an evaluation
     best_metric: str
     best_mode: str  # "max" or "min"
+    patience: int | None = None  # evaluations in a row that may be no better
+    min_delta: float = 0.0  # by how much one must be better to be better
+    max_skipped: int = 10  # steps in a row that may be skipped
 
 
 @dataclass(frozen=True)
@@ -66,36 +70,46 @@ def train(
     validate: Validate,
     checkpoints: Checkpoints,
     sinks: Sequence[Sink],
+    ledger: Ledger,
     ahead: int,
 ) -> tuple[TrainState, Timing]:
     """Train from `progress.step` to `plan.steps`, bringing `progress` along; raises Interrupted after saving."""
-    meter = Meter(plan.steps, plan.log_every, rate, sinks)
+    meter = Meter(plan.steps, plan.log_every, plan.max_skipped, rate, sinks, progress.left)
     begun, first, compiling = time.perf_counter(), 0.0, program.seconds
+    ledger.begin_loop(progress.step)
     with stop_requests() as stop:
-        for batch in prefetch(batches, progress.step, ahead):
-            with meter.paused():  # a shape that was not met before
+        for batch in ledger.waited(prefetch(batches, progress.step, ahead)):
+            with meter.paused(), ledger("compile"):  # a shape that was not met before
                 executable = program.compile(batch)
             state, metrics = executable(state, frozen, put(batch))
-            progress.step += 1
+            progress.step = ledger.step = progress.step + 1
             if not first:
                 jax.block_until_ready(metrics)
                 first = time.time()
             meter.add(progress.step, metrics)
+            if _due(plan.log_every, progress.step):
+                ledger.write()
             last = progress.step == plan.steps
             evaluating = plan.eval_every is not None and (last or progress.step % plan.eval_every == 0)
-            saving = evaluating or last or bool(stop) or _due(plan.save_every, progress.step)
-            if not saving:
+            planned = evaluating or last or _due(plan.save_every, progress.step)
+            if not (planned or stop):
                 continue
             with meter.paused():
-                meter.flush()  # a state that is not finite is never saved
+                progress.left = meter.flush(whole=planned)  # a state that is not finite is never saved
                 if evaluating:
-                    note(progress, plan, validate(state.params, frozen), sinks)
-                progress.finished = last
-                checkpoints.save(state, progress)
-            if stop and not last:
-                checkpoints.wait()
+                    note(progress, plan, validate(state.weights, frozen), sinks)
+                progress.finished = last or (evaluating and out_of_patience(progress, plan, sinks))
+                with ledger("checkpoint"):
+                    checkpoints.save(state, progress)
+            ledger.write()
+            if progress.finished:
+                break
+            if stop:
+                with ledger("checkpoint"):
+                    checkpoints.wait()
                 raise Interrupted(f"stopped and saved at step {progress.step} of {plan.steps}", stop[0])
-    checkpoints.wait()
+    with ledger("checkpoint"):
+        checkpoints.wait()
     seconds = time.perf_counter() - begun - (program.seconds - compiling)
     return state, Timing(first, seconds, meter.tokens_per_second)
 
@@ -104,12 +118,23 @@ def note(progress: Progress, plan: Plan, metrics: dict[str, Any], sinks: Sequenc
     """Write an evaluation down and see whether it is the best so far; of equals, the earlier one is."""
     value = metrics[plan.best_metric]
     sign = 1 if plan.best_mode == "max" else -1
-    if progress.best_value is None or sign * value > sign * progress.best_value:
+    if progress.best_value is None or sign * (value - progress.best_value) > plan.min_delta:
         progress.best_step, progress.best_value = progress.step, value
     entry = {"step": progress.step, "split": "validation", **metrics}
     progress.evaluations.append(entry)
     for sink in sinks:
         sink.emit("validation", entry)
+
+
+def out_of_patience(progress: Progress, plan: Plan, sinks: Sequence[Sink]) -> bool:
+    """Whether the last evaluations were none better than the best for as long as the plan allows (C13)."""
+    since = sum(entry["step"] > (progress.best_step or 0) for entry in progress.evaluations)
+    if plan.patience is None or since < plan.patience:
+        return False
+    for sink in sinks:
+        text = f"stopped early: no better {plan.best_metric} in {since} validations since step {progress.best_step}"
+        sink.emit("note", {"text": text})
+    return True
 
 
 @contextmanager

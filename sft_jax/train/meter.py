@@ -3,11 +3,12 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import jax
+import numpy as np
 
 from sft_jax.errors import NonFiniteError
 from sft_jax.mesh import to_host
@@ -19,12 +20,22 @@ IN_FLIGHT = 4  # steps dispatched and not yet done; more would only hold memory
 class Meter:
     """Collects what steps return and reports it by intervals."""
 
-    def __init__(self, steps: int, every: int, rate: Callable[[int], Any], sinks: Sequence[Sink]):
-        self._steps, self._every, self._rate, self._sinks = steps, every, rate, sinks
+    def __init__(
+        self,
+        steps: int,
+        every: int,
+        max_skipped: int,
+        rate: Callable[[int], Any],
+        sinks: Sequence[Sink],
+        left: Mapping[str, Any] | None = None,
+    ):
+        """`left` is what `flush` gave of an interval that an earlier process began."""
+        self._steps, self._every, self._max_skipped, self._rate, self._sinks = steps, every, max_skipped, rate, sinks
         self._running: deque[Any] = deque()
         self._open: list[tuple[int, Any]] = []  # steps of the interval that is being filled
         self._late: tuple[list[tuple[int, Any]], float] | None = None  # the one before, and its seconds
-        self._begun = time.perf_counter()
+        self._left = dict(left or {})
+        self._begun = time.perf_counter() - self._left.get("seconds", 0.0)
         self._reports = 0
         self._steady_tokens, self._steady_seconds = 0, 0.0  # of all intervals after the first
 
@@ -33,20 +44,25 @@ class Meter:
         self._running.append(metrics["tokens"])
         if len(self._running) > IN_FLIGHT:
             jax.block_until_ready(self._running.popleft())
-        self._open.append((step, metrics))
+        self._open += [*self._taken_up(metrics), (step, metrics)]
         if step % self._every == 0:
             now = time.perf_counter()
             self._report()
             self._late, self._open, self._begun = (self._open, now - self._begun), [], now
 
-    def flush(self) -> None:
-        """Report all there is."""
+    def flush(self, *, whole: bool = True) -> dict[str, Any]:
+        """Report all there is; gives what a later process needs to finish an interval, where it is not to end here."""
         self._report()
-        if self._open:
-            jax.block_until_ready(self._open[-1][1])
-            self._late = (self._open, time.perf_counter() - self._begun)
-            self._open = []
-            self._report()
+        if not self._open:
+            return {}
+        jax.block_until_ready(self._open[-1][1])
+        entries, seconds = self._open, time.perf_counter() - self._begun
+        self._late = (entries, seconds)
+        self._open = [] if whole else entries
+        fetched = self._report(whole)
+        values = [{name: leaf.item() for name, leaf in _named(metrics)} for metrics in fetched]
+        steps = [[step, found] for (step, _), found in zip(entries, values, strict=True)]
+        return {} if whole else {"seconds": seconds, "steps": steps}
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -60,11 +76,23 @@ class Meter:
         """Real tokens in the steady state: all intervals but the first. 0 where there was only one."""
         return self._steady_tokens / self._steady_seconds if self._steady_seconds else 0.0
 
-    def _report(self) -> None:
+    def _taken_up(self, like: Any) -> list[tuple[int, Any]]:
+        """The steps that an earlier process left of this interval; none where its metrics were other ones."""
+        left, self._left = self._left.get("steps", []), {}
+        names, tree = [name for name, _ in _named(like)], jax.tree.structure(like)
+        types = [leaf.dtype for leaf in jax.tree.leaves(like)]
+        if any(sorted(found) != sorted(names) for _, found in left):
+            return []
+        values = [[np.asarray(found[n], t) for n, t in zip(names, types, strict=True)] for _, found in left]
+        return [(step, tree.unflatten(leaves)) for (step, _), leaves in zip(left, values, strict=True)]
+
+    def _report(self, whole: bool = True) -> list[Any]:
+        """Report the interval before; gives its metrics on the host, step by step."""
         if self._late is None:
-            return
+            return []
         (entries, seconds), self._late = self._late, None
-        fetched = to_host([metrics for _, metrics in entries])
+        earlier = [metrics for _, metrics in entries if isinstance(metrics["tokens"], np.ndarray)]  # on the host
+        fetched = earlier + to_host([metrics for _, metrics in entries[len(earlier) :]])
         loss = float(sum(m["loss"].total for m in fetched)) / max(1.0, float(sum(m["loss"].weight for m in fetched)))
         tokens, last = int(sum(m["tokens"] for m in fetched)), entries[-1][0]
         self._reports += 1
@@ -73,25 +101,38 @@ class Meter:
                 self._steady_tokens + tokens,
                 self._steady_seconds + seconds,
             )
+        skipped = {"skipped": sum(int(m["skipped"]) for m in fetched)} if "skipped" in fetched[-1] else {}
         values = {
             "step": last,
             "loss": loss,
-            "lr": float(self._rate(last - 1)),
+            "lr": float(self._rate(last - 1 - int(fetched[-1].get("skipped_before", 0)))),
             "grad_norm": float(fetched[-1]["grad_norm"]),
+            **skipped,
             "tokens": tokens,
-            "documents": float(sum(m["loss"].weight for m in fetched)),
+            "documents": int(sum(m["documents"] for m in fetched)),
             "tokens_per_second": round(tokens / seconds, 1),
             "seconds_left": round((self._steps - last) * seconds / len(entries), 1),
+            **({} if whole else {"partial": True}),
         }
         for sink in self._sinks:
             sink.emit("train", values)
         self._refuse_non_finite([step for step, _ in entries], fetched)
+        return fetched
 
     def _refuse_non_finite(self, steps: Sequence[int], fetched: Sequence[Any]) -> None:
         for step, m in zip(steps, fetched, strict=True):
             loss, norm = float(m["loss"].total), float(m["grad_norm"])
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+            if int(m.get("in_row", 0)) >= self._max_skipped:
+                raise NonFiniteError(
+                    f"step {step}: {self._max_skipped} steps in a row were skipped (the last: loss {loss}, gradient "
+                    f"norm {norm}); lower optim.lr, look at the rows of these steps, or raise train.max_skipped"
+                )
+            if not (m.get("skipped") or (math.isfinite(loss) and math.isfinite(norm))):
                 raise NonFiniteError(
                     f"step {step}: loss {loss}, gradient norm {norm}; the checkpoints before it are good: "
                     f"lower optim.lr, or look at the rows of that step"
                 )
+
+
+def _named(metrics: Any) -> list[tuple[str, Any]]:
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(metrics)]

@@ -5,14 +5,16 @@ optimizer alike: `lr * weight_decay * parameter` is taken off beside the optimiz
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import optax
 
-from sft_jax.config.schema import OptimSection, Schedule
-from sft_jax.errors import ConfigError, did_you_mean
-from sft_jax.paths import first_match
+from sft_jax.config.schema import OptimSection, Penalty, Schedule, Unfreeze
+from sft_jax.errors import ConfigError, did_you_mean, reason
+from sft_jax.paths import first_match, select
 
 
 def learning_rate(section: OptimSection, steps: int) -> optax.Schedule:
@@ -53,19 +55,43 @@ def _stable_then_decay(peak: float, schedule: Schedule, steps: int, after: int) 
     return optax.join_schedules([optax.constant_schedule(peak), falling], [after - decay])
 
 
-def build_optimizer(section: OptimSection, steps: int, paths: Sequence[str]) -> optax.GradientTransformation:
-    """Clipping, the named optimizer, and decay and factors by pattern; `paths` are all of the model's."""
+def build_optimizer(
+    section: OptimSection, steps: int, paths: Sequence[str], unfreeze: Sequence[Unfreeze] = ()
+) -> optax.GradientTransformation:
+    """Penalties, clipping, the named optimizer, and decay and factors by pattern; `paths` are all of the model's."""
     rate = learning_rate(section, steps)
     groups = first_match([g.match for g in section.groups], paths, "optim.groups")
-    factors, decays = {}, {}
+    depths, factors, decays = _depths(paths), {}, {}
     for path, number in groups.items():
         group = None if number is None else section.groups[number]
         scale = None if group is None else group.lr_scale
         decay = None if group is None else group.weight_decay
-        factors[path] = 1.0 if scale is None else scale
+        factors[path] = (1.0 if scale is None else scale) * section.layer_decay ** depths[path]
         decays[path] = section.weight_decay if decay is None else decay
-    clip = [optax.clip_by_global_norm(section.clip)] if section.clip else []
-    return optax.chain(*clip, _named(section, rate), _by_path(rate, factors, decays))
+    starts = _starts(unfreeze, steps, paths)
+    before = []
+    if section.penalty.l1 or section.penalty.l2:
+        before.append(_penalised(section.penalty, select([section.penalty.match], paths, "optim.penalty.match")))
+    if any(starts.values()):
+        before.append(_held_back(starts))
+    if section.clip:
+        before.append(optax.clip_by_global_norm(section.clip))
+    return optax.chain(*before, _by_start(section, rate, starts), _by_path(rate, factors, decays, starts))
+
+
+def _depths(paths: Sequence[str]) -> dict[str, int]:
+    """How far below the head each path stands: 0 the head, 1 the last block, one more the embeddings."""
+    blocks = {path: int(found.group(1)) for path in paths if (found := re.match(r"blocks/(\d+)/", path))}
+    count = max(blocks.values(), default=-1) + 1
+    lowest = {path: count + 1 for path in paths if path.startswith("embed/")}
+    return {path: lowest.get(path, count - blocks.get(path, count)) for path in paths}
+
+
+def _starts(unfreeze: Sequence[Unfreeze], steps: int, paths: Sequence[str]) -> dict[str, int]:
+    """The step from which on each path is trained."""
+    found = first_match([u.match for u in unfreeze], paths, "train.unfreeze")
+    at = [int(u.at) if u.at >= 1 else round(u.at * steps) for u in unfreeze]
+    return {path: 0 if number is None else at[number] for path, number in found.items()}
 
 
 def _named(section: OptimSection, rate: optax.Schedule) -> optax.GradientTransformation:
@@ -98,7 +124,7 @@ def _named(section: OptimSection, rate: optax.Schedule) -> optax.GradientTransfo
         return made
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"optim.name: {section.name} cannot be used here ({error}); name another, or mend optim.options"
+            f"optim.name: {section.name} cannot be used here ({reason(error)}); name another, or mend optim.options"
         ) from None
 
 
@@ -111,18 +137,83 @@ def _arguments(name: str) -> tuple[str, ...]:
     return arguments if arguments[:1] == ("learning_rate",) else ()
 
 
+def _penalised(penalty: Penalty, paths: frozenset[str]) -> optax.GradientTransformation:
+    """Adds the gradient of the penalties; the loss that is reported stays that of the data."""
+
+    def update(updates, params):
+        def coupled(path: str, gradient: jax.Array) -> jax.Array:
+            value = params[path]
+            return gradient + penalty.l1 * jax.numpy.sign(value) + 2 * penalty.l2 * value
+
+        return {path: coupled(path, g) if path in paths else g for path, g in updates.items()}
+
+    return optax.stateless(update)
+
+
+def _held_back(starts: Mapping[str, int]) -> optax.GradientTransformation:
+    """No gradient for what is not trained yet, so that it has no part in the clip norm either."""
+
+    def update(updates, count, params):
+        return {path: _since(starts[path], count, u, jax.numpy.zeros_like(u)) for path, u in updates.items()}
+
+    return _counting(update)
+
+
+def _by_start(section: OptimSection, rate: optax.Schedule, starts: Mapping[str, int]) -> optax.GradientTransformation:
+    """The named optimizer; what begins later has one of its own, whose moments and bias correction begin then too."""
+    if not any(starts.values()):
+        return _named(section, rate)
+    named = {start: _named(section, lambda k, s=start: rate(k + s)) for start in sorted(set(starts.values()))}
+
+    def parts(tree: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+        found = {start: {p: leaf for p, leaf in tree.items() if starts[p] == start} for start in named}
+        return {start: part for start, part in found.items() if part}
+
+    def init(params):
+        inner = {str(start): named[start].init(part) for start, part in parts(params).items()}
+        return {"count": jax.numpy.zeros((), jax.numpy.int32), "from": inner}
+
+    def update(updates, state, params=None):
+        assert params is not None, "an optimizer may need the parameters"
+        count, after, theirs = state["count"], {}, parts(params)
+        moved: dict[str, Any] = {}
+        for start, part in parts(updates).items():
+            before = state["from"][str(start)]
+            found: Any
+            found, later = named[start].update(part, before, theirs[start])
+            after[str(start)] = jax.tree.map(lambda new, old, s=start: _since(s, count, new, old), later, before)
+            moved |= found
+        return {path: moved[path] for path in updates}, {"count": optax.safe_increment(count), "from": after}
+
+    return optax.GradientTransformation(init, update)
+
+
 def _by_path(
-    rate: optax.Schedule, factors: Mapping[str, float], decays: Mapping[str, float]
+    rate: optax.Schedule, factors: Mapping[str, float], decays: Mapping[str, float], starts: Mapping[str, int]
 ) -> optax.GradientTransformation:
-    """Adds decoupled decay to updates and multiplies both by the path's factor."""
+    """Adds decoupled decay to updates and multiplies both by the path's factor; nothing for what is not trained yet."""
+
+    def update(updates, count, params):
+        now = rate(count)
+        moved = {path: factors[path] * (u - now * decays[path] * params[path]) for path, u in updates.items()}
+        # x + -0.0 is x bit for bit, even where x is -0.0.
+        return {p: _since(starts[p], count, u, jax.numpy.full_like(u, -0.0)) for p, u in moved.items()}
+
+    return _counting(update)
+
+
+def _counting(update: Callable[..., Any]) -> optax.GradientTransformation:
+    """A transformation by (updates, number of the step, parameters) that has no other state than the number."""
 
     def init(params: optax.Params) -> optax.ScaleByScheduleState:
         return optax.ScaleByScheduleState(count=jax.numpy.zeros((), jax.numpy.int32))
 
-    def update(updates, state, params=None):
+    def counted(updates, state, params=None):
         assert params is not None, "decay needs the parameters"
-        now = rate(state.count)
-        moved = {path: factors[path] * (u - now * decays[path] * params[path]) for path, u in updates.items()}
-        return moved, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
+        return update(updates, state.count, params), optax.ScaleByScheduleState(optax.safe_increment(state.count))
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, counted)
+
+
+def _since(start: int, count: jax.Array, then: jax.Array, before: jax.Array) -> jax.Array:
+    return jax.numpy.where(count >= start, then, before) if start else then

@@ -27,10 +27,13 @@ class Sink(Protocol):
 
 
 class MetricsFile:
-    """`metrics.jsonl`: a line for each event, numbers in full. Lines of steps that a resume repeats are dropped."""
+    """`metrics.jsonl`: a line for each event, numbers in full.
+
+    A resume drops the lines of steps that it repeats, and the partial line of an interval that it finishes.
+    """
 
     def __init__(self, file: Path, step: int):
-        stays = [e for e in read_metrics(file) if e["kind"] != "test" and e["step"] <= step]
+        stays = [e for e in read_metrics(file) if e["kind"] != "test" and e["step"] <= step and not e.get("partial")]
         fresh = file.with_name(f".{file.name}.new")
         fresh.write_text("".join(map(_line, stays)), encoding="utf-8")
         fresh.rename(file)
@@ -95,6 +98,8 @@ class Screen:
             f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  grad norm {values['grad_norm']:.3f}  "
             f"{values['tokens_per_second']:,.0f} tokens/s"
         )
+        if values.get("skipped"):
+            line += f"  {values['skipped']} skipped"
         if not self.console.is_terminal:
             left = timedelta(seconds=round(values["seconds_left"]))
             self.console.print(f"step {values['step']}/{self.steps}  {line}  {left} left", markup=False)

@@ -3,7 +3,7 @@
 Frozen parameters ride beside the state: they are never differentiated, have no moments and are not in a checkpoint.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from sft_jax.config.schema import TrainSection
 from sft_jax.errors import ConfigError
-from sft_jax.mesh import like_params, param_shardings, put, replicated
+from sft_jax.mesh import like_params, param_shardings, put
 from sft_jax.nn.template import Params, Template
 from sft_jax.paths import select
+from sft_jax.train.guard import Guard
 
 
 @jax.tree_util.register_dataclass
@@ -30,6 +32,16 @@ class TrainState:
     step: Any  # int32 []: steps done
     params: Any  # Params: trainable ones alone, float32
     opt: Any  # optimizer state over the same paths
+    ema: Any = None  # Params: moving average of `params`, where there is one
+    guard: Any = None  # Guard, where steps may be skipped
+
+    @property
+    def weights(self) -> Any:
+        """The parameters that are evaluated and exported: the moving average where there is one."""
+        return self.params if self.ema is None else self.ema
+
+
+Begin = Callable[[Params], TrainState]  # trainable parameters -> the state at step 0
 
 
 @dataclass(frozen=True)
@@ -54,28 +66,41 @@ def place(
     template: Template,
     axes: Mapping[str, tuple[str, ...]],
     trainable: Sequence[str],
-    optimizer: optax.GradientTransformation,
+    begin: Begin,
 ) -> Placement:
-    """Shardings of parameters and optimizer, all explicit: otherwise the step would compile twice."""
+    """Shardings of parameters and all state, explicit: otherwise the step would compile twice."""
     params = param_shardings(mesh, axes, template.shapes)
-    abstract = abstract_state(template, trainable, optimizer)
-    opt = like_params(abstract.opt, params, template.shapes, mesh)
-    state = TrainState(replicated(mesh), {p: params[p] for p in trainable}, opt)
+    state = like_params(abstract_state(template, trainable, begin), params, template.shapes, mesh)
     return Placement(mesh, params, state)
 
 
-def abstract_state(template: Template, trainable: Sequence[str], optimizer: optax.GradientTransformation) -> TrainState:
+def beginning(optimizer: optax.GradientTransformation, section: TrainSection) -> Begin:
+    """What makes a state at step 0 of trainable parameters, with what the settings need besides."""
+    guard = section.spikes is not None or section.non_finite == "skip"
+
+    def begin(params: Params) -> TrainState:
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt=optimizer.init(params),
+            ema=None if section.ema is None else jax.tree.map(jnp.copy, params),
+            guard=Guard.begin(section.spikes.window if section.spikes else 1) if guard else None,
+        )
+
+    return begin
+
+
+def abstract_state(template: Template, trainable: Sequence[str], begin: Begin) -> TrainState:
     """The state as shapes and types alone."""
     params = {p: jax.ShapeDtypeStruct(template.shapes[p], jnp.float32) for p in sorted(trainable)}
-    opt = jax.eval_shape(optimizer.init, params)
-    return TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt)
+    return jax.eval_shape(begin, params)
 
 
 def initial_state(
     template: Template,
     loaded: Mapping[str, np.ndarray],
     frozen: frozenset[str],
-    optimizer: optax.GradientTransformation,
+    begin: Begin,
     placement: Placement,
     seed: int,
     compute_dtype: jnp.dtype,
@@ -94,8 +119,4 @@ def initial_state(
     params = {p: (drawn | held)[p] for p in sorted(template.keys)}
     trainable = {p: a for p, a in params.items() if p not in frozen}
     fixed = {p: a.astype(compute_dtype) for p, a in params.items() if p in frozen}
-    start = jax.jit(
-        lambda params: TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)),
-        out_shardings=placement.state,
-    )
-    return start(trainable), fixed
+    return jax.jit(begin, out_shardings=placement.state)(trainable), fixed

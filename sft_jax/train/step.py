@@ -5,7 +5,7 @@ Gradients are of totals, summed over microbatches and devices, and divided once 
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import optax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, PRNGKeyArray
 
+from sft_jax.config.schema import TrainSection
 from sft_jax.mesh import batch_sharding, replicated
 from sft_jax.nn import random
 from sft_jax.nn.template import Params, Template, crc
@@ -21,7 +22,7 @@ from sft_jax.tasks.task import Counts, Ratio, Task
 from sft_jax.train.state import Placement, TrainState
 
 Arrays = Mapping[str, Any]  # a batch: arrays of host or device, or their shapes
-Metrics = dict[str, Any]  # loss: Ratio, grad_norm: float32, tokens: int32
+Metrics = dict[str, Any]  # loss: Ratio, grad_norm, tokens, documents; of a guard: skipped, in_row, skipped_before
 
 
 @jax.tree_util.register_dataclass
@@ -38,14 +39,21 @@ def make_train_step(
     task: Task,
     optimizer: optax.GradientTransformation,
     *,
-    accumulate: int,
+    section: TrainSection,
     compute_dtype: jnp.dtype,
     seed: int,
 ) -> Callable[[TrainState, Params, Arrays], tuple[TrainState, Metrics]]:
     """(state, frozen, batch) -> (state, metrics). Dropout masks depend on seed, step and microbatch alone."""
+    accumulate = section.accumulate
 
     def total(params: Params, frozen: Params, batch: Arrays, key: PRNGKeyArray) -> tuple[Array, Ratio]:
-        loss = task.loss(bind(template, params, frozen, compute_dtype)(batch, key=random.from_jax(key)), batch)
+        model = bind(template, params, frozen, compute_dtype)
+        outputs = model(batch, key=random.from_jax(key))
+        loss = task.loss(outputs, batch)
+        if section.r_drop:
+            again = model(batch, key=random.from_jax(jax.random.fold_in(key, crc("r-drop"))))
+            apart = task.divergence(outputs, again, batch).total
+            loss = Ratio((loss.total + task.loss(again, batch).total) / 2 + section.r_drop * apart, loss.weight)
         return loss.total, loss
 
     gradient = jax.grad(total, has_aux=True)
@@ -73,10 +81,26 @@ def make_train_step(
             "loss": loss,
             "grad_norm": optax.tree.norm(gradients),
             "tokens": (batch["segment_ids"] > 0).sum(),
+            "documents": (batch["weight"] > 0).sum(),
         }
-        return TrainState(state.step + 1, params, opt), metrics
+        after = TrainState(state.step + 1, params, opt, average(state, params, section.ema), state.guard)
+        if state.guard is not None:
+            take, guard = state.guard.judge(loss.value, metrics["grad_norm"], section)
+            kept = replace(state, step=after.step)
+            after = replace(jax.tree.map(lambda new, old: jnp.where(take, new, old), after, kept), guard=guard)
+            metrics |= {"skipped": ~take, "in_row": guard.in_row, "skipped_before": state.guard.skipped}
+        return after, metrics
 
     return train_step
+
+
+def average(state: TrainState, params: Params, decay: float | None) -> Params | None:
+    """The moving average with new parameters; at first it forgets faster, as TensorFlow's and big_vision's do."""
+    if decay is None:
+        return None
+    step = state.step.astype(jnp.float32)
+    keep = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.ema, params)
 
 
 def make_eval_step(

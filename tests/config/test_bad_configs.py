@@ -30,7 +30,26 @@ OVERRIDES = {
         ["optim.groups=[{match: '**', lr_scal: 2}]"],
         "optim.groups.0.lr_scal: unknown key; did you mean 'lr_scale'? (known: lr_scale, match, weight_decay)",
     ),
-    "key of another kind": (["data.source.name=x/y"], "data.source.name: unknown key"),
+    "key of another kind": (
+        ["data.source.name=x/y"],
+        "data.source.name: unknown key; it belongs to 'hub' and 'tfds', not to 'files' (known: kind, test, train, val",
+    ),
+    "near key of this kind": (
+        ["task={kind: regression, huber_dleta: 1}"],
+        "task.huber_dleta: unknown key; did you mean 'huber_delta'? (known: huber_delta, kind, label, loss, text, text",
+    ),
+    "key of no kind": (
+        ["data.source={kind: tfds, name: x, validation: test, zzz: 1}"],
+        "data.source.zzz: unknown key (known: data_dir, kind, name, test, train, validation)",
+    ),
+    "key of another kind in a part": (
+        ["data.source={kind: mixture, parts: [{name: a, source: {kind: hub, name: b, validation: c, data_dir: d}}]}"],
+        "data.source.parts.0.source.data_dir: unknown key; it belongs to 'tfds', not to 'hub' (known: config, kind",
+    ),
+    "missing key of this kind": (
+        ["data.source={kind: tfds, validation: test}"],
+        "data.source.name: needed, but not given (Name such as `imdb_reviews`",
+    ),
     "text for a number": (["train.batch_size=many"], "train.batch_size: expected a valid integer, got 'many'"),
     "fraction for a count": (["train.steps=1.5"], "train.steps: expected a valid integer"),
     "number for a text": (["run.dir=2024"], "run.dir: expected a valid string, got 2024"),
@@ -41,7 +60,7 @@ OVERRIDES = {
     "list by number": (["optim.groups.0.lr_scale=2"], "optim.groups: expected a valid list"),
     "bad choice": (["optim.schedule.kind=linar"], "optim.schedule.kind: expected 'linear', 'cosine'"),
     "near choice": (["optim.schedule.kind=linar"], "got 'linar'; did you mean 'linear'?"),
-    "bad choice of policy": (["run.resume=always"], "run.resume: expected 'auto', 'never' or 'must', got 'always'"),
+    "bad choice of policy": (["run.resume=always"], "run.resume: expected 'auto', 'never', 'must', 'strict' or"),
     "choice or number": (["eval.every=often"], "eval.every: expected 'epoch' or 'never' or a valid integer, got 'of"),
     "zero for a count": (["train.batch_size=0"], "train.batch_size: expected greater than or equal to 1, got 0"),
     "share above one": (["model.dropout=2"], "model.dropout: expected less than or equal to 1, got 2"),
@@ -57,6 +76,13 @@ OVERRIDES = {
         "optim.groups.0.match: needed, but not given (Pattern over parameter paths)",
     ),
     "missing file": (["data.source.train=/nowhere/a.csv"], "data.source.train: no file '/nowhere/a.csv' (looked in"),
+    "missing file of a part": (
+        [
+            "data.source={kind: mixture, parts: [{name: a, source: {kind: files, train: /nowhere/a.csv}}]}",
+            "eval.every=never",
+        ],
+        "data.source.parts.0.source.train: no file '/nowhere/a.csv' (looked in",
+    ),
     "missing file of several": (["data.source.test=[/nowhere/b.csv]"], "data.source.test: no file '/nowhere/b.csv'"),
     "missing directory": (
         ["model.source=./nowhere"],
@@ -80,9 +106,9 @@ OVERRIDES = {
         "data.layout.length: 64 tokens cannot hold a document of data.max_length (65); lower max_length or leave",
     ),
     "no validation": (["data.source.validation=null"], "eval.every: there is no validation split; name data.source."),
-    "unknown kind": (["data.source.kind=fils"], "data.source: kind: expected one of files, hub, got 'fils'; did you"),
+    "unknown kind": (["data.source.kind=fils"], "data.source: kind: expected one of files, hub, tfds, mixture, got"),
     "no kind": (["data.source={train: x}"], "data.source: kind: needed, but not given; say which of the known kinds"),
-    "unknown task": (["task.kind=sequence_clasification"], "task.kind: expected"),
+    "unknown task": (["task.kind=sequence_clasification"], "task: kind: expected one of sequence_classification"),
     "empty axis": (["mesh.data=0"], "mesh: data: an axis of 0 devices; give -1 for all that are left, or a count"),
     "idle group": (["optim.groups=[{match: '**'}]"], "optim.groups.0: a group that changes nothing; give lr_scale or"),
     "no equals sign": (["train.steps"], "override 'train.steps': expected key.path=value"),

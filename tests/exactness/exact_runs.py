@@ -23,7 +23,7 @@ from sft_jax.errors import Interrupted
 from sft_jax.jobs import train
 from sft_jax.mesh import to_host
 from sft_jax.run import Run, initial, prepare, train_program
-from sft_jax.train.state import TrainState, place
+from sft_jax.train.state import TrainState, beginning, place
 
 TIMES = ("tokens_per_second", "seconds_left")  # the fields of metrics.jsonl that hold times
 
@@ -140,7 +140,8 @@ def keeping_gradients() -> optax.GradientTransformation:
 
 def with_optimizer(run: Run, optimizer: optax.GradientTransformation) -> Run:
     """The same run with another optimizer."""
-    placement = place(run.mesh, run.model.template, run.model.table.axes, run.trainable, optimizer)
+    begin = beginning(optimizer, run.config.train)
+    placement = place(run.mesh, run.model.template, run.model.table.axes, run.trainable, begin)
     return replace(run, optimizer=optimizer, placement=placement)
 
 

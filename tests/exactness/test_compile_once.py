@@ -69,7 +69,7 @@ def test_without_explicit_shardings_it_would_compile_again(ready):
     """C29: negative control; the same step under a plain jit on a 2x2x2 mesh compiles more than once for one shape."""
     run = ready("data.layout.kind=padded", *MESH)
     state, frozen = initial(run)
-    options = {"accumulate": 1, "compute_dtype": run.dtype, "seed": 0}
+    options = {"section": run.config.train, "compute_dtype": run.dtype, "seed": 0}
     plain = jax.jit(make_train_step(run.model.template, run.task, run.optimizer, **options))
     compiling = []
     for batch in put_all(run)[:3]:

@@ -28,12 +28,12 @@ def task():
 
 def test_lines_are_texts(task):
     """Lines of standard input are texts under the name that the task reads, in order and to the character."""
-    assert read_inputs("", task, ODD)["sentence"][:] == ODD
+    assert read_inputs("", task, ODD).column("sentence") == ODD
 
 
 def test_blank_lines_are_no_inputs(task):
     """Empty lines and lines of spaces, such as after the last line break, are passed over."""
-    assert read_inputs("", task, ["one", "", "  \t", "two", ""])["sentence"][:] == ["one", "two"]
+    assert read_inputs("", task, ["one", "", "  \t", "two", ""]).column("sentence") == ["one", "two"]
     assert len(read_inputs("", task, [])) == len(read_inputs("", task, ["", " "])) == 0
 
 
@@ -41,13 +41,13 @@ def test_json_lines_are_rows(task):
     """Lines that are all JSON objects are rows with those columns, spaces around them allowed."""
     rows = [{"sentence": text, "id": n} for n, text in enumerate(ODD)]
     lines = [f"  {json.dumps(row, ensure_ascii=False)} " for row in rows]
-    assert read_inputs("", task, [*lines, ""]).to_list() == rows
+    assert read_inputs("", task, [*lines, ""]).table.to_list() == rows
 
 
 def test_a_brace_among_texts_is_a_text(task):
     """Lines of which only some begin with a brace are texts."""
     lines = ["{unclosed", "plain"]
-    assert read_inputs("", task, lines)["sentence"][:] == lines
+    assert read_inputs("", task, lines).column("sentence") == lines
 
 
 @pytest.mark.parametrize("line", ['{"sentence": "a"', "{braces} of a text"])
@@ -65,13 +65,16 @@ def test_a_text_file_has_a_text_on_each_line(name, task, tmp_path):
     """A file called .txt, or without an ending, is lines that only line breaks divide, on Windows as well."""
     for ending in ("\n", "\r\n"):
         (tmp_path / name).write_bytes((ending.join(["one", "", *ODD]) + ending).encode())
-        assert read_inputs(str(tmp_path / name), task)["sentence"][:] == ["one", *ODD]
+        assert read_inputs(str(tmp_path / name), task).column("sentence") == ["one", *ODD]
 
 
 def test_json_lines_in_a_text_file_are_rows(task, tmp_path):
     """The content of a text file is understood as that of standard input."""
     (tmp_path / "rows.txt").write_text('{"sentence": "a\u2028b"}\n{"sentence": "c"}\n', encoding="utf-8")
-    assert read_inputs(str(tmp_path / "rows.txt"), task).to_list() == [{"sentence": "a\u2028b"}, {"sentence": "c"}]
+    assert read_inputs(str(tmp_path / "rows.txt"), task).table.to_list() == [
+        {"sentence": "a\u2028b"},
+        {"sentence": "c"},
+    ]
 
 
 def test_tables_are_rows(task, tmp_path):
@@ -82,7 +85,9 @@ def test_tables_are_rows(task, tmp_path):
     table.to_parquet(str(tmp_path / "rows.parquet"))
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for ending in ("csv", "parquet", "jsonl"):
-        assert read_inputs(str(tmp_path / f"rows.{ending}"), task)["sentence"][:] == [row["sentence"] for row in rows]
+        assert read_inputs(str(tmp_path / f"rows.{ending}"), task).column("sentence") == [
+            row["sentence"] for row in rows
+        ]
 
 
 @pytest.mark.parametrize("content", [None, b"caf\xe9\n"])

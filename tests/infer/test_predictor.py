@@ -1,7 +1,6 @@
 """Offline prediction: records in the order of the inputs, whatever shares a batch with them, as evaluation has them."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import WORDS, write_model
@@ -9,11 +8,10 @@ from datasets import Dataset
 
 from sft_jax.data.batch import Shape
 from sft_jax.data.loader import EvalBatches
+from sft_jax.data.rows import Rows
 from sft_jax.errors import DataError, ModelError
 from sft_jax.infer.predict import Predictor, load_predictor
 from sft_jax.models.family import build_model, load_model
-from sft_jax.tasks.sequence_classification import ClassCounts
-from sft_jax.tasks.task import Ratio
 from sft_jax.train.step import make_eval_step
 from sft_jax.weights.files import open_checkpoint
 
@@ -41,6 +39,11 @@ def texts_of(count: int, seed: int = 0, longest: int = 16) -> list[str]:
     """Texts of very different lengths."""
     draw = np.random.default_rng(seed)
     return [" ".join(draw.choice(WORDS, size=int(draw.integers(1, longest)))) for _ in range(count)]
+
+
+def rows_of(columns: dict[str, list]) -> Rows:
+    """Rows with these columns, as `read_inputs` gives them."""
+    return Rows(Dataset.from_dict(columns), "input")
 
 
 def logits_of(predictor: Predictor, texts, batch_size: int = 8) -> np.ndarray:
@@ -101,12 +104,11 @@ def test_predictions_equal_evaluation(model, predictor):
     """R40: loss and confusion matrix of the evaluation step are those of the predicted logits, rows packed or not."""
     texts = texts_of(41, seed=3)
     labels = np.random.default_rng(3).integers(0, 3, len(texts))
-    rows = Dataset.from_dict({"text": texts, "label": [LABELS[k] for k in labels]})
     checkpoint = open_checkpoint(model)
     built = build_model(checkpoint.config, predictor.task.head, "here")
     _, params = load_model(built, checkpoint)
-    step = jax.jit(make_eval_step(built.template, predictor.task, compute_dtype=np.dtype("float32")))
-    encoded = predictor.task.encode(rows, predictor.tokenizer, predictor.max_length, "data.test", True)
+    step = jax.jit(make_eval_step(built.template, predictor.task, groups=0, compute_dtype=np.dtype("float32")))
+    encoded = predictor.task.encode([texts], labels.tolist(), predictor.tokenizer, predictor.max_length)
 
     logits = logits_of(predictor, texts)
     confusion = np.zeros((3, 3))
@@ -114,17 +116,19 @@ def test_predictions_equal_evaluation(model, predictor):
     log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     for like in (Shape(8, 24, 1), Shape(8, 40, 5)):
         batches = EvalBatches.of(encoded, like, 8, 1)
-        counts = ClassCounts(Ratio(jnp.zeros(()), jnp.zeros(())), jnp.zeros((3, 3)))
+        tally = None
         for number in range(len(batches)):
-            counts = step(params, {}, batches[number], counts)
-        assert np.array_equal(counts.confusion, confusion)
-        assert float(counts.loss.value) == pytest.approx(-log_probabilities[range(41), labels].mean(), rel=1e-5)
+            tally, outputs = step(params, {}, batches[number], tally)
+            assert outputs.shape == (*batches[number]["weight"].shape, 3)
+        assert tally is not None and np.array_equal(tally.all.confusion, confusion)
+        loss = predictor.task.metrics(tally.all)["loss"]
+        assert loss == pytest.approx(-log_probabilities[range(41), labels].mean(), rel=1e-5)
 
 
 def test_rows_with_other_columns_are_predicted_by_their_text(predictor):
     """Columns besides the text, a label of any kind among them, change nothing."""
     texts = texts_of(5, seed=4)
-    rows = Dataset.from_dict({"id": [*"abcde"], "text": texts, "label": [9.5] * 5})
+    rows = rows_of({"id": [*"abcde"], "text": texts, "label": [9.5] * 5})
     assert list(predictor(rows)) == list(predictor(texts))
 
 
@@ -138,10 +142,30 @@ def test_long_texts_are_cut_as_in_training(predictor):
     assert np.abs(one - shorter).max() > 1e-3
 
 
+def test_texts_are_cleaned_as_in_training(tmp_path):
+    """C7: what was done to the texts of training is done to those of prediction, by the word of `config.json`."""
+    rules = {"html": True, "unicode": "NFKC", "whitespace": True}
+    task = {**CONFIG["sft_jax_task"], "clean": rules}
+    cleaning = load_predictor(str(write_model(tmp_path / "clean", {**CONFIG, "sft_jax_task": task}, seed=5, head=3)))
+    plain = load_predictor(str(write_model(tmp_path / "plain", CONFIG, seed=5, head=3)))
+    dirty, text = "  <p>ｂara</p><br/>cel&#117;m\n dora ", "bara celum dora"
+    assert np.array_equal(logits_of(cleaning, [dirty]), logits_of(plain, [text]))
+    assert not np.array_equal(logits_of(plain, [dirty]), logits_of(plain, [text]))
+    assert len(list(cleaning(["<br>"]))) == 1, "nothing is left of the text, and a row has its record all the same"
+
+
+@pytest.mark.parametrize("clean", [5, [], {"html": "yes"}, {"lower": True}, {"min_chars": 0}])
+def test_rules_that_are_none_are_refused(clean, tmp_path):
+    """R33: a `config.json` that asks for cleaning in words of its own is one clear line."""
+    task = {**CONFIG["sft_jax_task"], "clean": clean}
+    with pytest.raises(ModelError, match=r"sft_jax_task\.clean of its config\.json is no set of rules; export"):
+        load_predictor(str(write_model(tmp_path / "odd", {**CONFIG, "sft_jax_task": task}, head=3)))
+
+
 def test_nothing_in_gives_nothing_out(predictor):
     """No rows give no records and no error."""
     assert list(predictor([])) == []
-    assert list(predictor(Dataset.from_dict({"text": []}))) == []
+    assert list(predictor(rows_of({"text": []}))) == []
 
 
 @pytest.mark.parametrize("text", ["漢字かな", "🎉🎉", "Ünïcödé", "a\u2028b", "bara\nbare", "[SEP]", "x" * 5000])
@@ -165,11 +189,27 @@ def test_pairs_are_predicted_as_pairs(tmp_path):
     directory = write_model(tmp_path / "pairs", {**CONFIG, "sft_jax_task": task}, seed=6, head=3)
     predictor = load_predictor(str(directory))
     premises, hypotheses = texts_of(6, 5, 8), texts_of(6, 6, 8)
-    rows = Dataset.from_dict({"hypothesis": hypotheses, "premise": premises})
-    swapped = Dataset.from_dict({"hypothesis": premises, "premise": hypotheses})
+    rows = rows_of({"hypothesis": hypotheses, "premise": premises})
+    swapped = rows_of({"hypothesis": premises, "premise": hypotheses})
     assert np.abs(logits_of(predictor, rows) - logits_of(predictor, swapped)).max() > 1e-3
     with pytest.raises(DataError, match="no column 'hypothesis'; the rows have: premise"):
         next(predictor(premises))
+
+
+@pytest.mark.parametrize(
+    ("problem", "names"), [("multi_label_classification", {"0": "a", "1": "b"}), ("regression", {"0": "LABEL_0"})]
+)
+def test_models_of_other_problems_that_others_trained(tmp_path, problem, names):
+    """By the kind of problem in its `config.json`, a foreign model gives several labels or a number."""
+    config = {"architectures": ["BertForSequenceClassification"], "problem_type": problem, "id2label": names}
+    predictor = load_predictor(str(write_model(tmp_path / "foreign", config, head=len(names))))
+    (record,) = predictor(["bara bare"], raw=True)
+    logits = record.pop("logits")
+    if problem == "regression":
+        assert record == {"score": logits[0]}
+    else:
+        assert record["labels"] == [name for name, logit in zip("ab", logits, strict=True) if logit >= 0]
+        assert list(record["scores"].values()) == pytest.approx([1 / (1 + np.exp(-x)) for x in logits], abs=1e-6)
 
 
 def test_a_model_that_others_trained_is_loaded(tmp_path):

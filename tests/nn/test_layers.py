@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sft_jax.nn.heads import PooledHead, gather_tokens
-from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear
+from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, noisy
 from sft_jax.nn.random import from_jax
 from sft_jax.nn.template import Normal, Template
 
@@ -95,3 +95,16 @@ def test_both_dropouts_of_the_head_act(rate, before):
     plain, noisy = bind(hidden, starts, None), bind(hidden, starts, from_jax(jax.random.key(1)))
     assert plain.shape == (2, 1, 2)
     assert (np.asarray(plain) != np.asarray(noisy)).any()
+
+
+def test_embedding_noise_is_that_of_neftune():
+    """C3: uniform noise of at most alpha / sqrt(length * width), by each document's own length; none without a key."""
+    x = jnp.zeros((2, 64, 16))
+    lengths = jnp.asarray([[4] * 64, [64] * 64])
+    found = np.asarray(noisy(x, lengths, 5.0, from_jax(jax.random.key(1))))
+    for row, length in enumerate((4, 64)):
+        bound = 5.0 / math.sqrt(length * 16)
+        assert 0.98 * bound < np.abs(found[row]).max() <= bound
+        assert found[row].std() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+        assert abs(found[row].mean()) < 0.05 * bound
+    assert not np.asarray(noisy(x, lengths, 5.0, None)).any()

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 from conftest import write_tokenizer
 from datasets import ClassLabel, Dataset, Features, Value
+from sklearn.utils.class_weight import compute_class_weight
 
 from sft_jax.config.schema import SequenceClassification
+from sft_jax.data.rows import Rows, refuse
 from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import ConfigError, DataError, ModelError
-from sft_jax.tasks.sequence_classification import ClassCounts, read_texts, restore
-from sft_jax.tasks.task import Ratio, build_task, restore_task
+from sft_jax.tasks.metrics import BINS, Calibration
+from sft_jax.tasks.sequence_classification import ClassCounts, balanced_weights, restore
+from sft_jax.tasks.task import Ratio, Task, build_task, restore_task
 
-WHERE = "data.train"
+WHERE = "data.source.train"
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +40,16 @@ def labelled(labels, names: list[str] | None = None) -> Dataset:
     return Dataset.from_dict(columns, Features({"text": Value("string"), "label": ClassLabel(names=names)}))
 
 
-def task_of(rows: Dataset, **settings):
+def task_of(rows: Dataset, **settings) -> Task:
     """The task on these training rows."""
-    return build_task(section(**settings), {"train": rows})
+    return build_task(section(**settings), {"train": Rows(rows, WHERE)})
+
+
+def numbers_of(task: Task, rows: Dataset, where: str = WHERE) -> list[int]:
+    """The labels of rows as numbers; bad ones are refused."""
+    found = task.targets(Rows(rows, where))
+    refuse(where, [found.bad[row] for row in sorted(found.bad)])
+    return found.values
 
 
 def message_of(action) -> str:
@@ -65,7 +75,7 @@ def test_labels_are_the_sorted_values(values, labels, numbers):
     rows = labelled(values)
     task = task_of(rows)
     assert task.labels == labels and task.head.size == len(labels)
-    assert list(task.classes(rows, WHERE)) == numbers
+    assert numbers_of(task, rows) == numbers
 
 
 def test_labels_of_the_source_keep_their_order():
@@ -73,21 +83,21 @@ def test_labels_of_the_source_keep_their_order():
     rows = labelled([2, 0, 2], ["great", "awful", "meh"])
     task = task_of(rows)
     assert task.labels == ("great", "awful", "meh")
-    assert list(task.classes(rows, WHERE)) == [2, 0, 2]
+    assert numbers_of(task, rows) == [2, 0, 2]
 
 
 def test_numbers_of_a_source_are_not_taken_for_its_names():
     """C25: stars called '1' to '5' and stored as 0 to 4 keep their classes, though 1 is also a name."""
     rows = labelled([0, 1, 2, 3, 4], ["1", "2", "3", "4", "5"])
     task = task_of(rows)
-    assert list(task.classes(rows, WHERE)) == [0, 1, 2, 3, 4]
+    assert numbers_of(task, rows) == [0, 1, 2, 3, 4]
 
 
 def test_splits_may_number_the_same_names_otherwise():
     """C25: a validation split whose ClassLabel lists the names in another order is read by name."""
     task = task_of(labelled([0, 1], ["neg", "pos"]))
-    assert list(task.classes(labelled([0, 1, 1], ["pos", "neg"]), "data.validation")) == [1, 0, 0]
-    assert list(task.classes(labelled(["pos", "neg"]), "data.test")) == [1, 0]
+    assert numbers_of(task, labelled([0, 1, 1], ["pos", "neg"]), "data.validation") == [1, 0, 0]
+    assert numbers_of(task, labelled(["pos", "neg"]), "data.test") == [1, 0]
 
 
 def test_labels_of_the_configuration_rule():
@@ -96,7 +106,7 @@ def test_labels_of_the_configuration_rule():
     for rows in (labelled(["pos", "neg"]), labelled([1, 0]), labelled([1, 0], ["0", "1"])):
         task = task_of(rows, labels=names)
         assert task.labels == ("neg", "pos")
-        assert list(task.classes(rows, WHERE)) == [1, 0]
+        assert numbers_of(task, rows) == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +137,7 @@ def test_useless_names_of_labels_are_refused(labels):
 def test_a_bad_label_is_named_with_row_value_range_and_near_miss():
     """C25: the message has the row, the value, the labels there are, their numbers and the closest spelling."""
     task = task_of(labelled(["negative", "neutral", "positive"]))
-    message = message_of(lambda: task.classes(labelled(["positive", "postive", "neutral"]), "data.validation"))
+    message = message_of(lambda: numbers_of(task, labelled(["positive", "postive", "neutral"]), "data.validation"))
     assert message == (
         "data.validation: 1 problem\n"
         "  - row 2: label is 'postive'; did you mean 'positive'?; expected one of the 3 labels "
@@ -139,8 +149,8 @@ def test_label_9_of_9_classes_is_refused():
     """C25: a number just past the range is refused on the host, and one within it is not."""
     names = [f"topic {letter}" for letter in "abcdefghi"]
     task = task_of(labelled([0, 8]), labels=names)
-    assert list(task.classes(labelled([8, 0]), WHERE)) == [8, 0]
-    message = message_of(lambda: task.classes(labelled([3, 9, -1]), WHERE))
+    assert numbers_of(task, labelled([8, 0])) == [8, 0]
+    message = message_of(lambda: numbers_of(task, labelled([3, 9, -1])))
     assert message.startswith(f"{WHERE}: 2 problems\n  - row 2: label is 9; expected one of the 9 labels (topic a, ")
     assert "\n  - row 3: label is -1; " in message and message.endswith(" or a number from 0 to 8")
 
@@ -148,7 +158,7 @@ def test_label_9_of_9_classes_is_refused():
 def test_a_number_that_no_label_is_called_is_refused():
     """C25: with labels 1, 2 and 3 in training, a 0 elsewhere is a mistake and not the first class."""
     task = task_of(labelled([1, 2, 3]))
-    message = message_of(lambda: task.classes(labelled([3, 0]), "data.test"))
+    message = message_of(lambda: numbers_of(task, labelled([3, 0]), "data.test"))
     assert message == "data.test: 1 problem\n  - row 2: label is 0; expected one of the 3 labels (1, 2, 3)"
 
 
@@ -156,19 +166,19 @@ def test_a_number_that_no_label_is_called_is_refused():
 def test_a_missing_label_is_no_label(labels):
     """C25: a row without a label is refused, even where a label is called None."""
     task = task_of(labelled([*labels]))
-    assert "row 2: label is None; " in message_of(lambda: task.classes(labelled([labels[0], None]), WHERE))
+    assert "row 2: label is None; " in message_of(lambda: numbers_of(task, labelled([labels[0], None])))
 
 
 def test_an_unlabelled_row_of_the_hub_is_refused():
     """C25: -1, which test splits on the hub have for a hidden label, is out of range."""
     rows = labelled([0, -1, 1], ["neg", "pos"])
-    assert "row 2: label is -1; " in message_of(lambda: task_of(rows).classes(rows, WHERE))
+    assert "row 2: label is -1; " in message_of(lambda: numbers_of(task_of(rows), rows))
 
 
 def test_many_bad_labels_are_counted_and_five_shown():
     """C25: the heading counts all of them, five are written out, and the rest are summed up."""
     task = task_of(labelled([0, 1]))
-    lines = message_of(lambda: task.classes(labelled([0] + [7] * 100), WHERE)).split("\n")
+    lines = message_of(lambda: numbers_of(task, labelled([0] + [7] * 100))).split("\n")
     assert lines[0] == f"{WHERE}: 100 problems" and lines[-1] == "  - and 95 more"
     assert [line.split(":")[0] for line in lines[1:-1]] == [f"  - row {n}" for n in range(2, 7)]
 
@@ -176,61 +186,94 @@ def test_many_bad_labels_are_counted_and_five_shown():
 def test_many_labels_are_not_all_listed():
     """C25: with many labels the message shows the first ten, and the whole range."""
     task = task_of(labelled([f"kind {n:02d}" for n in range(30)]))
-    message = message_of(lambda: task.classes(labelled(["other"]), WHERE))
+    message = message_of(lambda: numbers_of(task, labelled(["other"])))
     assert "kind 09, …)" in message and "kind 10" not in message and message.endswith("or a number from 0 to 29")
 
 
-def test_rows_without_a_text_are_named(tokenizer):
-    """C9: an empty text, spaces, a missing one and a number are each named by row, and the rest counted."""
-    rows = Dataset.from_dict({"text": ["bara", "", " \t\n", None, "cela"]})
-    assert message_of(lambda: read_texts(rows, "text", WHERE)) == (
-        f"{WHERE}: 3 problems\n"
-        "  - row 2: text is '', expected a text\n"
-        "  - row 3: text is ' \\t\\n', expected a text\n"
-        "  - row 4: text is None, expected a text"
-    )
-    numbers = Dataset.from_dict({"text": list(range(9))})
-    lines = message_of(lambda: read_texts(numbers, "text", WHERE)).split("\n")
-    assert lines[0] == f"{WHERE}: 9 problems" and len(lines) == 7 and lines[-1] == "  - and 4 more"
-
-
-def test_rows_are_encoded_with_their_labels(tokenizer):
+def test_documents_have_tokens_and_labels(tokenizer):
     """C7: documents have the tokens of their texts in order, their labels, and the count of those that were cut."""
-    rows = Dataset.from_dict({"text": ["bara bare bari", "bara"], "label": ["b", "a"]})
-    encoded = task_of(rows).encode(rows, tokenizer, 4, WHERE, True)
+    task = task_of(labelled(["b", "a"]))
+    encoded = task.encode([["bara bare bari", "bara"]], [1, 0], tokenizer, 4)
     assert encoded.tokens["input_ids"].tolist() == [2, 5, 6, 3, 2, 5, 3]
     assert encoded.lengths.tolist() == [4, 3] and encoded.truncated == 1
     assert encoded.documents["label"].tolist() == [1, 0] and encoded.documents["label"].dtype == np.int32
 
 
-def test_rows_to_predict_need_no_label(tokenizer):
-    """Without labels the tokens are the same, and the label column is not asked for."""
-    rows = Dataset.from_dict({"text": ["bara", "cela doro"], "label": ["b", "a"]})
-    task = task_of(rows)
-    plain = task.encode(rows.remove_columns("label"), tokenizer, 8, "input", False)
-    assert np.array_equal(plain.tokens["input_ids"], task.encode(rows, tokenizer, 8, WHERE, True).tokens["input_ids"])
-    assert "no column 'label'" in message_of(
-        lambda: task.encode(rows.remove_columns("label"), tokenizer, 8, WHERE, True)
-    )
+def test_texts_to_predict_need_no_label(tokenizer):
+    """Without targets the tokens are the same."""
+    task, texts = task_of(labelled(["b", "a"])), [["bara", "cela doro"]]
+    plain, known = task.encode(texts, None, tokenizer, 8), task.encode(texts, [1, 0], tokenizer, 8)
+    assert np.array_equal(plain.tokens["input_ids"], known.tokens["input_ids"]) and len(plain.documents["label"]) == 2
 
 
 def test_two_text_columns_make_pairs(tokenizer):
     """C7: the second column follows the first after a separator, with type 1, under whatever names they have."""
     rows = Dataset.from_dict({"premise": ["bara bare"], "hypothesis": ["cela"], "answer": [0]})
     task = task_of(rows, text="premise", text_pair="hypothesis", label="answer", labels=["no", "yes"])
-    encoded = task.encode(rows, tokenizer, 16, WHERE, True)
-    assert task.columns == ("premise", "hypothesis", "answer")
+    assert task.texts == ("premise", "hypothesis") and task.columns == ("premise", "hypothesis", "answer")
+    encoded = task.encode([["bara bare"], ["cela"]], [0], tokenizer, 16)
     assert encoded.tokens["input_ids"].tolist() == [2, 5, 6, 3, 10, 3]
     assert encoded.tokens["token_type_ids"].tolist() == [0, 0, 0, 0, 1, 1]
 
 
-@pytest.mark.parametrize("missing", ["premise", "hypothesis", "answer"])
-def test_missing_columns_are_named(missing, tokenizer):
-    """C21: whichever column is missing is named beside those there are."""
-    rows = Dataset.from_dict({"premise": ["bara"], "hypothesis": ["cela"], "answer": [0]}).remove_columns(missing)
-    settings = {"text": "premise", "text_pair": "hypothesis", "label": "answer", "labels": ["no", "yes"]}
-    message = message_of(lambda: task_of(rows, **settings).encode(rows, tokenizer, 16, WHERE, True))
-    assert message == f"{WHERE}: no column '{missing}'; the rows have: {', '.join(rows.column_names)}"
+def test_a_missing_label_column_is_named():
+    """C21: a column that is not there is named beside those there are."""
+    rows = Dataset.from_dict({"text": ["bara"], "other": [0]})
+    message = message_of(lambda: numbers_of(task_of(rows, labels=["no", "yes"]), rows))
+    assert message == f"{WHERE}: no column 'label'; the rows have: text, other"
+
+
+def test_balanced_weights_are_those_of_scikit_learn():
+    """`balanced` is n / (k * n_c); a label without a row weighs 1, and does not dilute the others."""
+    label = np.array([0, 0, 0, 0, 2, 2, 4])
+    expected = compute_class_weight("balanced", classes=np.array([0, 2, 4]), y=label)
+    found = balanced_weights(label, 5)
+    np.testing.assert_allclose(found[[0, 2, 4]], expected, rtol=1e-6)
+    assert found[1] == found[3] == 1
+
+
+@pytest.mark.parametrize(
+    ("weights", "shares"), [(None, [0.75, 0.25]), ({"b": 9.0}, [0.25, 0.75]), ("balanced", [0.5, 0.5])]
+)
+def test_class_weights_weigh_the_loss(weights, shares):
+    """C1: rows count in the loss by the weight of their label, by name or by how often training has it."""
+    task = task_of(labelled(["a", "b"]), class_weights=weights).fit({"label": np.array([0, 0, 0, 1])})
+    logits = np.array([[[2.0, -1.0]]] * 4, np.float32)
+    batch = {"label": np.array([[0], [0], [0], [1]]), "weight": np.ones((4, 1), np.float32)}
+    found = task.loss(logits, batch)
+    losses = np.log1p(np.exp([-3.0, 3.0]))
+    assert float(found.value) == pytest.approx(np.dot(shares, losses), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (
+            {"postive": 2.0, "negative": 1.0},
+            "task.class_weights: 1 problem\n  - 'postive' is no label; did you mean 'positive'? (known: negative, posi",
+        ),
+        ({"negative": 0.0, "positive": 0.0}, "task.class_weights: every label weighs 0"),
+    ],
+)
+def test_weights_of_unknown_labels_are_refused(weights, message):
+    """C25: a weight for what is no label, and weights that leave nothing to learn, are refused as the task is built."""
+    with pytest.raises(ConfigError) as caught:
+        task_of(labelled(["negative", "positive"]), class_weights=weights)
+    assert str(caught.value).startswith(message)
+
+
+def test_rows_are_counted_by_label():
+    """For people: how many rows have each label, those that none has included."""
+    assert task_of(labelled([0, 1, 2])).label_counts([0, 2, 2]) == {"0": 1, "1": 0, "2": 2}
+
+
+def test_a_review_says_what_was_taken_for_what():
+    """Each document has its truth, what was said instead, how surely, and the cross-entropy of the truth."""
+    task = task_of(labelled(["a", "b"]))
+    found = task.review(np.array([[0.0, 2.0], [0.0, 2.0]], np.float32), {"label": np.array([0, 1])})
+    assert (found.truth, found.predicted, found.right.tolist()) == (["a", "b"], ["b", "b"], [False, True])
+    assert found.confidence == pytest.approx([1 / (1 + np.exp(-2))] * 2)
+    assert found.loss == pytest.approx(np.log1p(np.exp([2.0, -2.0])))
 
 
 def test_a_record_has_the_most_probable_label_and_all_probabilities():
@@ -247,7 +290,8 @@ def test_a_record_has_the_most_probable_label_and_all_probabilities():
 
 def test_tables_show_the_counts():
     """The confusion matrix and the figures of each class stand under the names of the labels."""
-    counts = ClassCounts(Ratio(np.float32(0), np.float32(7)), np.array([[3, 1], [0, 3]], np.float32))
+    nothing, bins = Ratio(np.float32(0), np.float32(7)), np.zeros(BINS)
+    counts = ClassCounts(nothing, nothing, np.array([[3, 1], [0, 3]], np.int32), Calibration(bins, bins, bins))
     found = task_of(labelled(["no", "yes"])).tables(counts)
     assert found["confusion matrix"] == [["truth \\ predicted", "no", "yes"], ["no", 3, 1], ["yes", 0, 3]]
     assert found["per class"][0] == ["label", "precision", "recall", "F1", "rows"]
@@ -291,20 +335,45 @@ def test_a_config_json_of_no_known_task_is_refused(config):
     with pytest.raises(ModelError) as caught:
         restore_task(config, "some/dir")
     assert str(caught.value) == (
-        "some/dir: its config.json names no task that is known (sequence_classification); "
-        "give a directory that `sft-jax export` wrote"
+        "some/dir: its config.json names no task that is known (sequence_classification, "
+        "multi_label_classification, regression); give a directory that `sft-jax export` wrote"
     )
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "kind"),
     [
-        {"problem_type": "regression", "id2label": {"0": "LABEL_0"}},
-        {"problem_type": "multi_label_classification"},
-        {"id2label": {"0": "LABEL_0"}},
+        ({"id2label": {"0": "LABEL_0"}}, "regression"),
+        ({"num_labels": 1}, "regression"),
+        ({"num_labels": 3}, "sequence_classification"),
+        ({"problem_type": "regression", "id2label": {"0": "stars"}}, "regression"),
+        ({"problem_type": "multi_label_classification", "num_labels": 1}, "multi_label_classification"),
+        ({"problem_type": "single_label_classification"}, "sequence_classification"),
     ],
 )
-def test_foreign_models_of_another_kind_of_problem_are_refused(config):
-    """A regression or multi-label model would give nonsense as probabilities of one label, so it is refused."""
-    with pytest.raises(ModelError, match=r"config\.json: problem_type=.* is not supported; only one label out of two"):
+def test_foreign_models_are_told_apart_by_their_problem(config, kind):
+    """Outputs are read as `transformers` reads them: by the kind of problem, else one output is a number."""
+    assert restore_task({"architectures": ["BertForSequenceClassification"], **config}, "here").kind == kind
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"problem_type": "regression", "num_labels": 3}, "with 3 outputs is not supported"),
+        ({"problem_type": "single_label_classification", "num_labels": 1}, "names 1 label, and one label out of two"),
+        ({"problem_type": "ranking"}, "names no task that is known"),
+        (
+            {"id2label": {"0": "a", "2": "b"}},
+            "id2label is {'0': 'a', '2': 'b'}; expected a name for each number from 0",
+        ),
+        ({"id2label": ["a", "b"]}, "id2label is"),
+        ({"id2label": {}}, "id2label is {}"),
+        ({"num_labels": "many"}, "id2label is None"),
+        ({"sft_jax_task": {"kind": "regression", "text": 3}, "num_labels": 1}, "sft_jax_task; export the model again"),
+    ],
+)
+def test_a_config_json_that_cannot_be_read_is_refused(config, message):
+    """Numbers of outputs that do not fit, names with gaps and damaged settings are a ModelError, never a traceback."""
+    with pytest.raises(ModelError) as caught:
         restore_task({"architectures": ["BertForSequenceClassification"], **config}, "here")
+    assert message in str(caught.value)

@@ -13,13 +13,13 @@ import pytest
 from flax import nnx
 
 from sft_jax import mesh as meshes
-from sft_jax.config.schema import MeshSection, OptimSection
+from sft_jax.config.schema import MeshSection, OptimSection, TrainSection, Unfreeze
 from sft_jax.errors import ConfigError
 from sft_jax.nn.layers import Linear
 from sft_jax.nn.template import Normal, Template
 from sft_jax.tasks.task import Ratio
 from sft_jax.train.optim import build_optimizer
-from sft_jax.train.state import initial_state, place
+from sft_jax.train.state import beginning, initial_state, place
 from sft_jax.train.step import make_train_step, train_program
 
 PATHS = ("blocks/0/mlp/up/kernel", "blocks/0/mlp/up/bias", "blocks/0/norm/scale", "head/out/kernel", "head/out/bias")
@@ -128,12 +128,13 @@ def test_any_optimizer_trains_sharded(name: str, options: dict):
     mesh = meshes.make_mesh(MeshSection(data=2, fsdp=2, tensor=2))
     template = Template.of(Line())
     axes = {"line/kernel": ("embed", "mlp"), "line/bias": ("mlp",)}
-    section = OptimSection(name=name, options=options, lr=0.01)
-    optimizer = build_optimizer(section, 10, template.keys)
-    placement = place(mesh, template, axes, template.keys, optimizer)
-    state, frozen = initial_state(template, {}, frozenset(), optimizer, placement, 0, jnp.dtype("float32"))
+    optimizer = build_optimizer(OptimSection(name=name, options=options, lr=0.01), 10, template.keys)
+    section = TrainSection(accumulate=2)
+    begin = beginning(optimizer, section)
+    placement = place(mesh, template, axes, template.keys, begin)
+    state, frozen = initial_state(template, {}, frozenset(), begin, placement, 0, jnp.dtype("float32"))
     task = SimpleNamespace(loss=lambda out, batch: Ratio((out**2).sum(), batch["weight"].sum()))
-    step = make_train_step(template, task, optimizer, accumulate=2, compute_dtype=jnp.dtype("float32"), seed=0)
+    step = make_train_step(template, task, optimizer, section=section, compute_dtype=jnp.dtype("float32"), seed=0)
     program = train_program(step, placement, state, frozen)
     draw = np.random.default_rng(0)
     batch = {
@@ -154,6 +155,64 @@ def test_any_optimizer_trains_sharded(name: str, options: dict):
     held = [leaf for leaf in jax.tree.leaves(state.opt) if leaf.shape == (8, 16)]
     assert all(leaf.sharding.shard_shape((8, 16)) == (4, 8) for leaf in held)
     assert len(held) == {"adamw": 2, "sgd": 1, "lion": 1, "adafactor": 0, "lamb": 2, "rmsprop": 1}[name]
+
+
+def test_rates_fall_from_the_head_to_the_embeddings():
+    """C26: with layer_decay each block has the rate of the one above it times the factor, the embeddings least."""
+    paths = ("embed/word", "blocks/0/k", "blocks/1/k", "norm/scale", "head/k")
+    section = OptimSection(**PLAIN, weight_decay=0.0, layer_decay=0.5, groups=[])
+    params = {path: jnp.ones(2) for path in paths}
+    optimizer = build_optimizer(section, 10, paths)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    rates = [float(-updates[path][0]) for path in paths]
+    assert rates == pytest.approx([0.1 / 8, 0.1 / 4, 0.1 / 2, 0.1, 0.1])
+
+
+def test_penalties_are_gradients_of_their_sums():
+    """C26: l1 and l2 add the derivatives of the sums of sizes and of squares where the pattern fits."""
+    start, plain = tree(0), moved(weight_decay=0.0)
+    found = moved(weight_decay=0.0, penalty={"l1": 0.3, "l2": 0.2})
+    for path in PATHS:
+        wanted = jax.grad(lambda leaf: 0.3 * jnp.abs(leaf).sum() + 0.2 * jnp.square(leaf).sum())(start[path])
+        close(found[path] - plain[path], -0.1 * wanted if path.endswith("kernel") else jnp.zeros_like(wanted))
+
+
+UNFREEZE = [Unfreeze(match="blocks/**", at=3), Unfreeze(match="**/bias", at=0.1)]
+
+
+def test_gradual_unfreezing_is_the_optimizer_begun_later():
+    """C27: until its step a leaf stays bit for bit and out of the clip norm; from then on it moves as if begun then."""
+    section = OptimSection(lr=0.1, clip=0.5, weight_decay=0.3, schedule={"kind": "linear"})
+    late = build_optimizer(section, 10, PATHS, UNFREEZE)
+    early = {path for path in PATHS if path.startswith("head/")}
+    params, state = tree(0), late.init(tree(0))
+    params["blocks/0/mlp/up/kernel"] = params["blocks/0/mlp/up/kernel"].at[0, 0].set(-0.0)
+    start = dict(params)
+    alone = build_optimizer(section, 10, sorted(early), [UNFREEZE[1]])
+    lonely, theirs = {p: params[p] for p in early}, alone.init({p: params[p] for p in early})
+    for number in range(3):
+        gradients = {p: (1.0 if p in early else 1e6) * g for p, g in tree(number + 1).items()}
+        updates, state = late.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        updates, theirs = alone.update({p: gradients[p] for p in early}, theirs, lonely)
+        lonely = optax.apply_updates(lonely, updates)
+    for path in PATHS:
+        if path in early:
+            np.testing.assert_allclose(params[path], lonely[path], rtol=1e-6)
+        else:
+            assert np.asarray(params[path]).tobytes() == np.asarray(start[path]).tobytes()
+    # From step 3 on: Adam's first step is rate times sign, whatever its size, if its bias correction begins anew.
+    gradients = tree(4)
+    updates, _ = late.update(gradients, state, params)
+    rate = 0.1 * (1 - 3 / 10)
+    path = "blocks/0/mlp/up/bias"  # without decay
+    np.testing.assert_allclose(updates[path], -rate * np.sign(gradients[path]), rtol=1e-3)
+
+
+def test_an_idle_unfreezing_is_named():
+    """C26: a pattern that fits nothing is an error with what is near."""
+    with pytest.raises(ConfigError, match=r"train\.unfreeze.*\n.*'block/\*\*' matches no parameter; the nearest are"):
+        build_optimizer(OptimSection(), 10, PATHS, [Unfreeze(match="block/**", at=1)])
 
 
 @pytest.mark.parametrize(

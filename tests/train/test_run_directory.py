@@ -68,6 +68,18 @@ def test_never_and_must(begun: Make, tmp_path: Path):
         prepare(begun("run.resume=must", f"run.dir={tmp_path / 'empty'}"))
 
 
+def test_differences_are_named_by_their_whole_key():
+    """R52: keys are dotted, in order, and what stands in one of the two alone is None in the other."""
+    one = {"a": {"b": 1, "c": [1, 2]}, "d": {"e": "x"}, "f": 1}
+    other = {"a": {"b": 1, "c": [2, 1]}, "d": {"e": "x"}, "g": {"h": True}}
+    assert differences(one, one) == {}
+    assert list(differences(one, other).items()) == [
+        ("a.c", ([1, 2], [2, 1])),
+        ("f", (1, None)),
+        ("g.h", (None, True)),
+    ]
+
+
 def test_differences():
     """R52: what differs between plain data is named by its dotted key, with every value, and nothing else is."""
     one = {"seeds": {"init": 0, "data": 0}, "versions": {"jax": "1", "numpy": "2"}, "flags": {}, "git": None}

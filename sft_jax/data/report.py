@@ -1,0 +1,76 @@
+"""What became of the rows, as plain data: every decision counted, and shown by examples. Knows no task, holds no jax.
+
+For each split, the rows that were read are those that are used, those that went to other splits, and those that were
+dropped, by reason. Rows that stay can be trouble too: duplicates, conflicts and leaks are counted wherever they are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sft_jax.data.batch import Encoded
+
+QUANTILES = {"min": 0, "5 %": 5, "25 %": 25, "50 %": 50, "75 %": 75, "95 %": 95, "99 %": 99, "max": 100}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What the documents of a split are in tokens."""
+
+    total: int
+    lengths: dict[str, float]  # quantiles of the lengths
+    truncated: int  # documents that were cut to `data.max_length`
+    truncated_share: float
+    padding_share: float  # filler among the tokens of the batches
+    supervised: int  # documents that have a part in the loss
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What became of the rows of one split."""
+
+    read: int  # with what could not be read as a row
+    used: int
+    cut: int  # rows that went to other splits by `data.split`
+    dropped: dict[str, int]  # reason -> rows
+    duplicates: int  # rows whose texts and target stand earlier in the split
+    conflicts: int  # rows whose texts stand in the split with another target
+    leaked: int  # training rows whose texts stand in validation or test
+    labels: dict[str, int]  # of the rows that are used
+    examples: dict[str, list[str]]  # kind of trouble -> place and beginning of the text
+    tokens: Tokens | None = None  # once they are encoded
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What became of the rows of a run."""
+
+    splits: dict[str, SplitReport]
+
+    def with_tokens(self, data: Mapping[str, Encoded], padding: Mapping[str, float]) -> "DataReport":
+        """The report with what the encoded splits are in tokens; `padding` is their share of filler."""
+        return DataReport(
+            {
+                split: replace(found, tokens=_tokens(data[split], padding[split])) if split in data else found
+                for split, found in self.splits.items()
+            }
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """The report as JSON takes it."""
+        return asdict(self)
+
+
+def _tokens(encoded: Encoded, padding: float) -> Tokens:
+    lengths = encoded.lengths
+    quantiles = np.percentile(lengths, list(QUANTILES.values()))
+    return Tokens(
+        total=int(lengths.sum()),
+        lengths={name: float(value) for name, value in zip(QUANTILES, quantiles, strict=True)},
+        truncated=encoded.truncated,
+        truncated_share=encoded.truncated / len(encoded),
+        padding_share=padding,
+        supervised=len(encoded),
+    )

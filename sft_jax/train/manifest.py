@@ -1,0 +1,198 @@
+"""The manifest of a run: everything that its result depends on, as plain data with a schema, and its attempts.
+
+Two runs that are to give the same bytes have manifests that differ in `attempts` alone; where one thing was changed,
+the one field of that thing differs.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from pydantic import BaseModel, ConfigDict, Field
+
+from sft_jax.config.schema import Files, Hub, Mixture, Seeds, Tfds
+from sft_jax.data.batch import Encoded
+from sft_jax.errors import reason
+
+PACKAGES = ("sft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "transformers",
+            "tokenizers", "datasets", "safetensors")  # fmt: skip
+# Environment that changes results or speed. A list of what is written, so that no secret can be.
+FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "GLIBC_TUNABLES",
+         "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION", "SFT_NUM_PROCESSES")  # fmt: skip
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Part(BaseModel):
+    """Base of every part: an unknown key, a missing one and a wrong type are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Split(Part):
+    """The documents of a split."""
+
+    rows: Count
+    sha256: Digest
+    """Of every token and label, in order."""
+
+
+class Devices(Part):
+    """The devices of all processes."""
+
+    kind: str
+    platform: str
+    count: Count
+
+
+class Git(Part):
+    """The working directory, where it is in a repository."""
+
+    commit: str
+    changed: bool
+
+
+class Attempt(Part):
+    """One process that worked on the run."""
+
+    command: list[str]
+    """Its words, credentials left out."""
+    started: Time
+    finished: Time | None
+    """None while it goes on, and where it was killed."""
+    exit_code: int | None
+    differs: dict[str, list[Any]]
+    """What was not as when the run began: flattened key to [then, now]."""
+
+
+class Manifest(Part):
+    """The whole of `manifest.json`."""
+
+    schema_: Annotated[Literal[2], Field(alias="schema")]
+    config: Digest
+    """Of the settings that change what is computed, seeds left out since they stand here."""
+    seeds: dict[str, Count]
+    files: dict[str, Digest]
+    """The local files of rows, as the configuration names them."""
+    data: dict[str, Split]
+    tokenizer: Digest
+    weights: dict[str, Digest]
+    """The weight files of the pretrained checkpoint."""
+    mesh: dict[str, Count]
+    devices: Devices
+    processes: Count
+    versions: dict[str, str]
+    flags: dict[str, str]
+    git: Git | None
+    attempts: list[Attempt]
+
+
+def manifest(
+    settings: Mapping[str, Any],
+    seeds: Seeds,
+    mesh: Mesh,
+    data: Mapping[str, Encoded],
+    *,
+    files: Sequence[tuple[str, Path]],  # name -> where it lies
+    tokenizer: str,
+    weights: Mapping[str, str],
+) -> dict[str, Any]:
+    """Everything that a result depends on; `attempts` are still none."""
+    device = jax.devices()[0]
+    found = {
+        "schema": 2,
+        "config": sha256(settings),
+        "seeds": seeds.model_dump(),
+        "files": {name: file_sha256(file) for name, file in files},
+        "data": {split: {"rows": len(part), "sha256": fingerprint(part)} for split, part in data.items()},
+        "tokenizer": tokenizer,
+        "weights": dict(weights),
+        "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
+        "devices": {"kind": device.device_kind, "platform": device.platform, "count": jax.device_count()},
+        "processes": jax.process_count(),
+        "versions": versions(),
+        "flags": {name: os.environ[name] for name in FLAGS if name in os.environ},
+        "git": git_state(),
+        "attempts": [],
+    }
+    return Manifest.model_validate(found).model_dump(by_alias=True)
+
+
+def command(words: Sequence[str]) -> list[str]:
+    """The words of a command line as a manifest may hold them: without credentials."""
+    program = Path(words[0])
+    name = "sft-jax" if program.parts[-2:] == ("sft_jax", "__main__.py") else program.name
+    return [name, *(reason(word, most=1000) if word else word for word in words[1:])]
+
+
+def utc_now() -> str:
+    """The time now, in seconds."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that results depend on."""
+    return {
+        "python": platform.python_version(),
+        **{p: importlib.metadata.version(p) for p in PACKAGES},
+    }
+
+
+def local_files(source: Files | Hub | Tfds | Mixture) -> list[str]:
+    """The files and directories of rows that a source names, as it names them, if they are local ones."""
+    if isinstance(source, Mixture):
+        found = [name for part in source.parts for name in local_files(part.source)]
+    elif isinstance(source, Files):
+        given = [getattr(source, split) for split in ("train", "validation", "test")]
+        found = [name for names in given for name in ([names] if isinstance(names, str) else names or [])]
+    else:
+        found = [source.name] if isinstance(source, Hub) and Path(source.name).expanduser().is_dir() else []
+    return list(dict.fromkeys(found))
+
+
+def file_sha256(place: Path) -> str:
+    """The sha256 of a file, or of all files in a directory with their names."""
+    if place.is_dir():
+        files = sorted(file for file in place.rglob("*") if file.is_file())
+        return sha256([[str(file.relative_to(place)), file_sha256(file)] for file in files])
+    with open(place, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def sha256(content: Any) -> str:
+    """The sha256 of plain data."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint(encoded: Encoded) -> str:
+    """The sha256 of encoded documents: of every token and label, in order."""
+    digest = hashlib.sha256()
+    for name, array in sorted({**encoded.tokens, **encoded.documents, "offsets": encoded.offsets}.items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the working directory and whether it has changes; None outside a repository."""
+
+    def ask(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = ask("rev-parse", "HEAD")
+    return None if commit is None else {"commit": commit, "changed": bool(ask("status", "--porcelain"))}
