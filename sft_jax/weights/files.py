@@ -212,7 +212,7 @@ def read_index(index: Path, ending: str) -> dict[str, Path]:
 
 
 def check_shards(where: Path, files: Mapping[str, Path], held: Mapping[Path, Iterable[str]]) -> None:
-    """Each file holds the tensors that the index gives it, and no others; `files` is the index, `held` what is there."""
+    """Refuse files that hold (`held`) other tensors than an index (`files`) says, or one tensor twice."""
     holders: dict[str, list[Path]] = {}
     for file, names in held.items():
         for name in names:
