@@ -12,10 +12,12 @@ from sft_jax.errors import ConfigError
 _IMPORTED = time.time()
 RELAUNCHED = "SFT_RELAUNCHED"
 # Set before anything heavy is imported: no advice about frameworks that are rightly missing, no import of torch where
-# it happens to be installed, no fork warnings from tokenizers.
+# it happens to be installed, no fork warnings from tokenizers, no addresses in the log of the hub's client (they may
+# hold a password; what it raises is quoted without).
 ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_VERBOSITY": "error",
     "USE_TORCH": "0",
     "TOKENIZERS_PARALLELISM": "true",
     "TF_CPP_MIN_LOG_LEVEL": "2",
