@@ -92,7 +92,9 @@ def open_checkpoint(directory: Path) -> Checkpoint:
                 f"{directory}: holds only {pickles[0]}, a format that can run code when it is opened; "
                 f"make safetensors of it, which runs nothing: sft-jax convert {directory} NEW_DIRECTORY"
             )
-        raise ModelError(f"{directory}: no {SINGLE} and no {INDEX}; give a directory that holds one")
+        raise ModelError(
+            f"{directory}: no {SINGLE} and no {INDEX}; give a directory that holds one, or make one of torch's pickles: sft-jax convert"
+        )
     held = {file: _header(file) for file in sorted(set(files.values()))}
     check_shards(directory, files, held)
     shapes = {name: held[file][name] for name, file in files.items()}
