@@ -7,7 +7,6 @@ local path like any other. Knows nothing of configurations or models.
 
 import csv
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sft_jax import machine
 from sft_jax.archives import members
 from sft_jax.errors import ConfigError, SftError, did_you_mean, reason
 
@@ -131,11 +131,8 @@ def resolve(path: str) -> str:
 
 
 def cache() -> Path:
-    """Where assets are kept: `$SFT_JAX_CACHE`, else the user's cache directory."""
-    base = os.environ.get("SFT_JAX_CACHE")
-    if base:
-        return Path(base).expanduser() / "assets"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sft_jax" / "assets"
+    """Where assets are kept."""
+    return machine.cache_home() / "assets"
 
 
 def _fetch(asset: Asset, home: Path) -> None:
