@@ -28,12 +28,14 @@ from pydantic import BaseModel
 from sft_jax import jobs
 from sft_jax import run as runs
 from sft_jax.config.read import known_keys, write_config
+from sft_jax.config.schema import Tfds
+from sft_jax.data import sources
 from sft_jax.data.prepare import prepare as prepare_rows
-from sft_jax.data.rows import Rows
+from sft_jax.data.rows import Rows, numbered
 from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import ConfigError, DataError, RunError, SftError
 from sft_jax.run import Run
-from sft_jax.train import directory
+from sft_jax.train import directory, trackers
 from sft_jax.train.checkpoint import Checkpoints
 from sft_jax.train.state import abstract_state
 
@@ -187,6 +189,7 @@ class Trained:
     saved: list[tuple[int, int | None, float | None]]  # step, best step so far and its value, of each checkpoint
     kept: list[int]  # steps that have a checkpoint at the end
     baselines: list[str]  # what the scores are compared with
+    mistakes: int  # how many are kept for the report
     ahead: set[int]  # how many batches are asked for in advance
 
 
@@ -224,7 +227,18 @@ def train(run: Run) -> Trained:
     steps = {kind: [line["step"] for line in lines if line["kind"] == kind] for kind in ("train", "validation")}
     kept = sorted(int(found.name) for found in (home / "checkpoints").iterdir())
     compared = sorted(json.loads((home / "summary.json").read_text())["baselines"])
-    return Trained(steps["train"], steps["validation"], saved, kept, compared, ahead)
+    mistakes = len(json.loads((home / "review.json").read_text())["mistakes"])
+    return Trained(steps["train"], steps["validation"], saved, kept, compared, mistakes, ahead)
+
+
+def wandb_project(run: Run) -> str | None:
+    """The project that a client of Weights & Biases would be told of."""
+    asked: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "Wandb", lambda project, *given: asked.append(project))
+        run.directory.mkdir(parents=True, exist_ok=True)
+        jobs._files(run, 0)
+    return asked[0] if asked else None
 
 
 TRAINED: dict[str, Trained] = {}  # by configuration: most of the options below are changes of one and the same run
@@ -233,6 +247,12 @@ WIDE = ("data.source.train=WIDE", "data.source.validation=WIDE", "data.source.te
 SEVERAL = (*WIDE, "task.kind=multi_label_classification", "task.label=several", "eval.best_metric=loss")
 NUMBER = (*WIDE, "task.kind=regression", "task.label=label", "eval.best_metric=loss")
 HUB = ("data.source={kind: hub, name: some/data, validation: valid}",)
+TFDS = ("data.source={kind: tfds, name: reviews, validation: valid}",)
+PARTS = """data.source.parts=[
+  {name: one, weight: 1, source: {kind: files, train: TRAIN, validation: TEST}},
+  {name: two, source: {kind: files, train: TEST}},
+]"""
+MIXED = ("data.source={kind: mixture, column: origin}", PARTS)
 FROM_HUB = ("model.source=some/model",)
 DIRTY = ("data.source.train=DIRTY", "data.source.validation=TEST", "data.source.test=DIRTY")
 CUT = ("data.source.validation=null", "data.source.test=null", "eval.every=never")
@@ -295,6 +315,14 @@ EFFECTS = {
     "Hub.train": Effect("'train[:50%]'", lambda run: CALLS[-2:], HUB),
     "Hub.validation": Effect("dev", lambda run: CALLS[-1], HUB),
     "Hub.test": Effect("test", lambda run: sorted(run.rows), HUB),
+    "Tfds.name": Effect("other", lambda run: CALLS[-1], TFDS),
+    "Tfds.data_dir": Effect("/elsewhere", lambda run: CALLS[-1], TFDS),
+    "Tfds.train": Effect("'train[:50%]'", lambda run: CALLS[-2:], TFDS),
+    "Tfds.validation": Effect("dev", lambda run: CALLS[-1], TFDS),
+    "Tfds.test": Effect("test", lambda run: sorted(run.rows), TFDS),
+    "Part.name": Effect(PARTS.replace("two", "three"), lambda run: run.rows["train"].rows.column("origin"), MIXED),
+    "Part.weight": Effect(PARTS.replace("weight: 1", "weight: 9"), order, MIXED),
+    "Mixture.column": Effect("source", lambda run: run.rows["train"].rows.names, MIXED),
     "Split.validation": Effect("0.5", rows, (*CUT, "data.split.validation=0.25")),
     "Split.test": Effect("0.25", rows, CUT),
     "Clean.html": Effect("true", rows, DIRTY),
@@ -360,6 +388,8 @@ EFFECTS = {
     "EvalSection.baselines": Effect("true", trained("baselines"), TRAINING),
     "CheckpointSection.every": Effect("1", trained("saved"), TRAINING),
     "CheckpointSection.keep": Effect("3", trained("kept"), TRAINING),
+    "ReportSection.mistakes": Effect("1", trained("mistakes"), TRAINING),
+    "ReportSection.wandb": Effect("some-project", wandb_project),
     "MeshSection.data": Effect("2", on_mesh),
     "MeshSection.fsdp": Effect("2", on_mesh),
     "MeshSection.tensor": Effect("2", on_mesh),
@@ -398,7 +428,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def hub(small, monkeypatch):
-    """A hub that has every model and every data set, and notes in CALLS what it was asked for."""
+    """A hub and a TFDS that have every model and every data set, and note in CALLS what they were asked for."""
     CALLS.clear()
     real = datasets.load_dataset
 
@@ -412,7 +442,13 @@ def hub(small, monkeypatch):
         CALLS.append((path, name, split, revision))
         return Dataset.from_dict({"text": WORDS, "label": [i % 2 for i in range(len(WORDS))]})
 
+    def load_tfds(source: Tfds, split: str, where: str) -> Rows:
+        CALLS.append((source.name, source.data_dir, split))
+        return numbered(Dataset.from_dict({"text": WORDS, "label": [i % 2 for i in range(len(WORDS))]}), where)
+
+    monkeypatch.setattr(sources, "load_tfds", load_tfds)
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr(trackers, "check", lambda section: None)  # whether a package is installed
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
 
 
@@ -457,7 +493,7 @@ def test_option(prepare, option):
             prepare(f"{OPTIONS[option]}=nonsense")
         return
     effect = EFFECTS[option]
-    change = effect.value if option.startswith(("Group.", "Unfreeze.")) else f"{OPTIONS[option]}={effect.value}"
+    change = effect.value if option.startswith(("Group.", "Unfreeze.", "Part.")) else f"{OPTIONS[option]}={effect.value}"
     before, again, after = (effect.see(prepare(*effect.base, *more)) for more in ((), (), (change,)))
     assert equal(before, again), "changes by itself"
     assert not equal(before, after), f"{option} changes nothing that was looked at"

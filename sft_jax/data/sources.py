@@ -47,17 +47,14 @@ def load_files(files: Sequence[str], where: str) -> Rows:
 
     What is no row stands in `bad` and is to be judged by the caller; what concerns a whole file is a DataError.
     """
-    folders = [file for file in files if is_folder(file)]
-    if folders and len(folders) == len(files):
-        return read_folders(files, where)
-    endings = sorted({"folder" if file in folders else _ending(file) for file in files})
-    unknown = [ending for ending in endings if ending not in READERS]
-    if unknown or len(endings) != 1:
+    kinds = sorted({"folder" if is_folder(file) else _ending(file) for file in files})
+    if len(kinds) != 1 or kinds[0] not in READERS:
+        named = [kind for kind in READERS if kind != "folder"]
         raise DataError(
-            f"{where}: files ending in {', '.join(endings) or 'nothing'}; give files of one kind among "
-            f"{', '.join(READERS)}, or folders of texts, also packed ({', '.join(ENDINGS)})"
+            f"{where}: files ending in {', '.join(kinds) or 'nothing'}; give files of one kind among "
+            f"{', '.join(named)}, or folders of texts, also packed ({', '.join(ENDINGS)})"
         )
-    rows = READERS[endings[0]](files, where)
+    rows = READERS[kinds[0]](files, where)
     if not len(rows) and not rows.bad:
         raise DataError(f"{where}: {', '.join(files)} holds no row; give files with some")
     return rows
@@ -125,6 +122,7 @@ READERS: dict[str, Reader] = {
     ".txt": read_lines,
     ".parquet": partial(_load_built, builder="parquet"),
     ".arrow": partial(_load_built, builder="arrow"),
+    "folder": read_folders,
 }
 PACKED = (".csv", ".tsv", ".jsonl", ".json", ".txt")  # which may be packed by gzip: `reviews.csv.gz`
 

@@ -4,6 +4,7 @@ data set is imported, nothing is downloaded, and TensorFlow is not needed.
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import datasets
@@ -29,13 +30,14 @@ def load_tfds(source: Tfds, split: str, where: str) -> Rows:
     logging.getLogger("absl").setLevel(logging.ERROR)
     described: dict[str, Any]
     records: Any
+    home = Path(source.data_dir or HOME)
     try:
-        builder = cast(Any, builder_from_files)(source.name, data_dir=source.data_dir or HOME)
+        builder = cast(Any, builder_from_files)(source.name, data_dir=home.expanduser())
         records = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
         described = {**builder.info.features}
     except Exception as error:  # many kinds, all of which mean: not there, or not in this form
         raise DataError(
-            f"{where}: '{source.name}' (split '{split}') is not to be had from {source.data_dir or HOME} "
+            f"{where}: '{source.name}' (split '{split}') is not to be had from {home} "
             f"({reason(error)}); prepare it with file_format='array_record', and check name, split and data_dir"
         ) from None
     kinds = {name: kind for name, feature in described.items() if (kind := _kind(tfds.features, feature)) is not None}
@@ -50,13 +52,15 @@ def load_tfds(source: Tfds, split: str, where: str) -> Rows:
         for begin in range(0, len(data), AT_ONCE):
             held = data.__getitems__(range(begin, min(begin + AT_ONCE, len(data))))
             for row, record in enumerate(held, begin + 1):
+                if not record:  # what array_record gives for what was cut off
+                    raise ValueError(f"row {row} is empty, so the file was cut")
                 yield row, _plain_row(part.deserialize_example_np(record))
 
     try:
         tables = [pa.Table.from_pylist(block, schema) for block in blocks([records], examples, found)]
     except DataError:
         raise
-    except Exception as error:  # what array_record raises for broken files
+    except Exception as error:  # array_record raises many kinds for broken files
         raise DataError(f"{where}: '{source.name}' cannot be read ({reason(error)}); prepare it again") from None
     return found.rows(pa.concat_tables(tables) if tables else schema.empty_table(), features=features)
 

@@ -262,7 +262,7 @@ def test_links_within_a_checkpoint_are_followed(tmp_path):
 
 
 def test_links_to_blobs_of_another_repository_are_refused(tmp_path):
-    """R32: in the cache of the hub, a snapshot reaches the blobs of its own repository, and nothing else in the cache."""
+    """R32: in the cache of the hub, a snapshot reaches the blobs of its own repository, and nothing else."""
     home = write_model(tmp_path / "models--a--b" / "snapshots" / "abc")
     for place in ("models--a--b/blobs", "models--c--d/blobs", "models--a--b/refs"):
         (tmp_path / place).mkdir(parents=True)
