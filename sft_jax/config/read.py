@@ -147,7 +147,7 @@ def _read_file(file: Path) -> Tree:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error
-        raise ConfigError(f"{file}{line}: not plain YAML: {reason(problem)}") from None
+        raise ConfigError(f"{file}{line}: not plain YAML: {reason(problem)}; mend it") from None
     except RecursionError:
         raise ConfigError(f"{file}: nested too deep; a configuration has a few levels") from None
     if tree is None:
@@ -216,8 +216,8 @@ def _explain(error: ValidationError, tree: Tree) -> list[str]:
     """One line a key: several complaints about one value (the branches of a union) are one problem."""
     found: dict[str, list[str]] = {}
     for details in error.errors():
-        path = _path(details, tree)
-        found.setdefault(path, []).append(_complaint(details, path, tree))
+        parts = _path(details, tree)
+        found.setdefault(".".join(part if re.fullmatch(r"\S+", part) else repr(part) for part in parts), []).append(_complaint(details, parts, tree))
     return [f"{path}: {_either(complaints)}" if path else complaints[0] for path, complaints in found.items()]
 
 
@@ -229,28 +229,28 @@ def _either(complaints: Sequence[str]) -> str:
     return f"expected {' or '.join(dict.fromkeys(wanted))}, got {complaints[-1].split(', got ')[-1]}"
 
 
-def _path(details: ErrorDetails, tree: Tree) -> str:
-    """Dotted key of a complaint, without the names of union branches that pydantic puts in."""
+def _path(details: ErrorDetails, tree: Tree) -> list[str]:
+    """The keys down to a complaint, without the names of union branches that pydantic puts in."""
     node: Any = tree
     location = details["loc"]
     parts: list[str] = []
     for position, part in enumerate(location):
         last = position == len(location) - 1
-        if isinstance(node, dict) and (part in node or (last and details["type"] == "missing")):
+        if isinstance(node, dict) and (part in node or (last and details["type"] in ("missing", "invalid_key"))):
             parts.append(str(part))
             node = node.get(part)
         elif isinstance(node, list) and isinstance(part, int) and part < len(node):
             parts.append(str(part))
             node = node[part]
-    return ".".join(parts)
+    return parts
 
 
-def _complaint(details: ErrorDetails, path: str, tree: Tree) -> str:
+def _complaint(details: ErrorDetails, path: Sequence[str], tree: Tree) -> str:
     kind, given, context = details["type"], details["input"], details.get("ctx", {})
     if kind == "extra_forbidden":
         return _unknown_key(path, tree)
     if kind == "missing":
-        fields = (section.model_fields.get(path.rpartition(".")[2]) for section in _owners(path, tree))
+        fields = (section.model_fields.get(path[-1]) for section in _owners(path, tree))
         doc = next((field.description for field in fields if field and field.description), None)
         return f"needed, but not given ({doc.rstrip('.')})" if doc else "needed, but not given"
     if kind == "literal_error":
@@ -273,12 +273,12 @@ def _complaint(details: ErrorDetails, path: str, tree: Tree) -> str:
     return f"expected {message}, got {given!r:.60}"
 
 
-def _unknown_key(path: str, tree: Tree) -> str:
-    name = path.rpartition(".")[2]
+def _unknown_key(path: Sequence[str], tree: Tree) -> str:
+    name = path[-1]
     owners, others = _owners(path, tree), _owners(path, {})
     siblings = {key for section in owners for key in section.model_fields}
     kinds = [kind for section in others if name in section.model_fields for kind in _kinds(section)]
-    known = f" (known: {', '.join(sorted(siblings))})" if siblings else ""
+    known = f" (known: {', '.join(sorted(siblings))})" if siblings else "; take it out"
     if kinds:
         own = " or ".join(f"'{kind}'" for section in owners for kind in _kinds(section))
         return f"unknown key; it belongs to {' and '.join(map(repr, kinds))}, not to {own}{known}"
@@ -291,11 +291,11 @@ def _unknown_key(path: str, tree: Tree) -> str:
     return f"unknown key{hint}{known}"
 
 
-def _owners(path: str, tree: Tree) -> list[type[Section]]:
+def _owners(path: Sequence[str], tree: Tree) -> list[type[Section]]:
     """The sections that the last key of a path may stand in; where there are several kinds, those of the tree's."""
     found: list[type[Section]] = [Config]
     node: Any = tree
-    for part in path.split(".")[:-1]:
+    for part in path[:-1]:
         if part.isdigit() and not isinstance(node, dict):  # a place in a list
             node = node[int(part)] if isinstance(node, list) and int(part) < len(node) else None
         else:
@@ -331,7 +331,7 @@ def _missing_files(tree: Tree) -> Iterator[str]:
             if str(file).startswith(assets.SCHEME):
                 yield from _missing_asset(key, file)
             elif not Path(str(file)).expanduser().is_file():
-                yield f"{key}: no file '{file}' (looked in {Path.cwd()})"
+                yield f"{key}: no file '{file}' (looked in {Path.cwd()}); check the path"
 
 
 def _at(node: Any, *keys: str) -> Any:
