@@ -142,7 +142,8 @@ def _of_tar(tally: _Tally, begin: bytes) -> Iterator[tuple[str, bytes]]:
     with opener(tally.archive, "rb") as source:
         stream = _Stream(source, tally)
         stream.allow(0)
-        with tarfile.open(fileobj=stream, mode="r|", bufsize=RECORD) as tar:
+        reader: Any = stream  # all that tarfile asks of a stream is `read`
+        with tarfile.open(fileobj=reader, mode="r|", bufsize=RECORD) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # or each would be kept
                 name = tally.admit(member.name, member.size, _tar_kind(member))

@@ -100,6 +100,19 @@ def export(path: RunDir, out: Annotated[Path, typer.Argument(help="A new directo
 
 
 @app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A directory with pytorch_model.bin, or one file of torch.save.")],
+    out: Annotated[Path, typer.Argument(help="A new directory.")],
+) -> None:
+    """Make safetensors of weights that torch pickled; runs nothing that they name, and needs no torch."""
+    from sft_jax.convert import convert as rewrite
+
+    for note in rewrite(source, out):
+        print(note)
+    print(f"{source} is in {out} as safetensors; use it with model.source={out}")
+
+
+@app.command()
 def goodput(path: RunDir) -> None:
     """Show where the time of a run went, over all its attempts, and how much of it went into steps that were kept."""
     from rich.console import Console
@@ -125,6 +138,32 @@ def data_report(
         print(json.dumps(report.plain(), indent=2, ensure_ascii=False))
     else:
         console.show_data(console.start().console, report)
+
+
+@app.command()
+def report(path: RunDir) -> None:
+    """Write the report of a run anew, also while it trains; computes nothing."""
+    from sft_jax.report.page import write_report
+
+    print(f"{write_report(path)} is written; open it in a browser")
+
+
+@app.command()
+def compare(
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run directories.")],
+    metric: Annotated[list[str] | None, typer.Option(help="A metric to show; may be given again.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a page with the curves overlaid.")] = None,
+) -> None:
+    """Put runs side by side: scores, and what differs in how they were made."""
+    from sft_jax import console
+    from sft_jax.report.compare import compare as compare_runs
+    from sft_jax.report.compare import write_comparison
+
+    found = compare_runs(paths, metric or [])
+    console.show_comparison(console.start().console, found)
+    if html is not None:
+        write_comparison(found, html)
+        print(f"{html} is written; open it in a browser")
 
 
 @config_app.command("check")

@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from sft_jax.data.report import DataReport
 from sft_jax.jobs import Result, Scores
+from sft_jax.report.compare import Comparison
+from sft_jax.report.tables import figure
 from sft_jax.run import Run
 from sft_jax.train.report import Screen
 from sft_jax.weights.files import count
@@ -64,6 +66,7 @@ def show_result(console: Console, run: Run, result: Result) -> None:
         console,
         "Next",
         {
+            "see the report": f"open {result.directory / 'report.html'} in a browser",
             "label texts": f"echo 'What a delightful film.' | sft-jax predict {model}",
             "score again": f"sft-jax evaluate {result.directory}",
             "in Python": f"transformers.pipeline('text-classification', model='{model}')",
@@ -88,13 +91,24 @@ def show_tables(console: Console, scores: Scores) -> None:
         show_table(console, "by group", [["group", *names], *rows])
 
 
+def show_comparison(console: Console, found: Comparison) -> None:
+    """The table of runs, and those of what differs between them; on its side where it would be too wide."""
+    for sheet in (found.scores, found.settings, found.manifests):
+        if not sheet.rows:
+            continue
+        upright = [sheet.heading, *([figure(cell) for cell in row] for row in sheet.rows)]
+        aside = [list(column) for column in zip(*upright, strict=True)]
+        fits = _width(upright) <= max(console.width, _width(aside))
+        show_table(console, sheet.title, upright if fits else aside)
+
+
 def show_table(console: Console, title: str, rows: Sequence[Sequence[Any]]) -> None:
     """A table whose first row is the heading."""
-    table = Table(*(Text(str(cell)) for cell in rows[0]), title=title, title_justify="left")
+    table = Table(*(escape(str(cell)) for cell in rows[0]), title=title, title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows[1:]:
-        table.add_row(*(Text(str(cell)) for cell in row))  # no mark-up: names and texts are the data's
+        table.add_row(*(escape(str(cell)) for cell in row))  # names and texts of the data are no mark-up
     console.print(table)
 
 
@@ -104,6 +118,11 @@ def show_facts(console: Console, title: str, facts: Mapping[str, str]) -> None:
     width = max(len(name) for name in facts)
     for name, value in facts.items():
         console.print(f"  {name.ljust(width)}  {value}", markup=False)
+
+
+def _width(rows: Sequence[Sequence[str]]) -> int:
+    """Characters that a table of these rows takes across."""
+    return 1 + sum(3 + max(map(len, column)) for column in zip(*rows, strict=True))
 
 
 def _model(run: Run) -> dict[str, str]:

@@ -3,8 +3,6 @@
 The directory appears whole or not at all, and `transformers` reads it without our help.
 """
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,9 @@ import numpy as np
 from sft_jax.config.schema import Clean
 from sft_jax.data.clean import RULES
 from sft_jax.data.text import FILES
-from sft_jax.errors import RunError
 from sft_jax.models.family import Model
 from sft_jax.tasks.task import Task
-from sft_jax.weights.files import write_checkpoint
+from sft_jax.weights.files import copy_files, new_directory, write_checkpoint
 from sft_jax.weights.table import save
 
 # What a config.json says of the program that wrote it, and of another head.
@@ -41,37 +38,22 @@ def export_model(
     task: Task,
     tokenizer_from: Path,
     max_length: int,
-    clean: Clean,
     card: str,
     *,
+    clean: Clean | None = None,
     replace: bool = False,
 ) -> None:
     """Write a directory that `transformers` and `sft-jax predict` load, in float32."""
-    if out.exists() and not replace and not (out.is_dir() and not any(out.iterdir())):
-        raise RunError(f"{out}: is there already, and not an empty directory; give a new one")
     config = {k: v for k, v in base_config.items() if k not in STALE} | task.to_hf()
     name = model.family.classes[config["model_type"]] + model.family.heads[task.head.kind]
     config |= {"architectures": [name], "dtype": "float32"}
-    rules = clean.model_dump(mode="json", include=set(RULES))
+    rules = clean.model_dump(mode="json", include=set(RULES)) if clean else {}
     config["sft_jax_task"] = {**config["sft_jax_task"], "max_length": max_length, "clean": rules}
     tensors = save(model.table, {p: np.asarray(a, np.float32) for p, a in params.items()})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
-        fresh = Path(work) / "model"
+    with new_directory(out, replace=replace) as fresh:
         write_checkpoint(fresh, config, tensors)
-        for file in FILES:
-            if (tokenizer_from / file).is_file():
-                shutil.copyfile(tokenizer_from / file, fresh / file)
+        copy_files(tokenizer_from, FILES, fresh)
         (fresh / "README.md").write_text(card, encoding="utf-8")
-        old = Path(work) / "old"
-        if out.exists():
-            out.rename(old)  # put back if the new one cannot take its place
-        try:
-            fresh.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
 
 
 def model_card(base: str, task: Task, facts: Mapping[str, str], metrics: Mapping[str, float]) -> str:

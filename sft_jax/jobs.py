@@ -17,6 +17,8 @@ from sft_jax.data.text import fingerprint
 from sft_jax.errors import ConfigError, RunError, did_you_mean
 from sft_jax.export import export_model, model_card
 from sft_jax.nn.template import Params
+from sft_jax.report.page import write_report
+from sft_jax.report.review import summarise
 from sft_jax.run import Run, eval_program, initial, plan, restore, train_program
 from sft_jax.tasks.task import Counts, Table
 from sft_jax.train import directory, optim, step
@@ -28,6 +30,7 @@ from sft_jax.train.loop import train as train_loop
 from sft_jax.train.manifest import local_files, manifest, versions
 from sft_jax.train.report import MetricsFile, Screen, Sink
 from sft_jax.train.state import TrainState
+from sft_jax.train.trackers import Events, Wandb
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,7 @@ def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
     program, validate = train_program(run, state, frozen), eval_program(run, state.params, frozen)
     sinks: list[Sink] = []
     if meshes.is_first_process():
-        sinks = [
-            MetricsFile(run.directory / "metrics.jsonl", progress.step),
-            *([screen] if screen else []),
-        ]
+        sinks = [*_files(run, progress.step), *([screen] if screen else [])]
     if progress.finished or progress.step >= run.batches.steps:
         timing = Timing(time.time(), 0.0, 0.0)
     else:
@@ -173,7 +173,7 @@ def begin_directory(run: Run) -> dict[str, Any]:
     meshes.wait_for_all("run directory checked")  # or a slow process would find it in use by this very run
     if meshes.is_first_process():
         directory.begin(config, run.directory, now)
-        directory.write_json(run.directory / "data.json", run.report.plain())
+        directory.write_json(run.directory / "data.json", run.report.plain(), sort=False)
     return now
 
 
@@ -181,6 +181,14 @@ def peak_memory() -> int:
     """The most memory held: of the first device where it says, else of this process; bytes."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return int(stats.get("peak_bytes_in_use") or machine.peak_memory())
+
+
+def _files(run: Run, step: int) -> list[Sink]:
+    """Where the figures of a run that goes on after `step` are written to."""
+    home, section = run.directory, run.config.report
+    metrics = MetricsFile(home / "metrics.jsonl", step)
+    sinks: list[Sink] = [metrics, Events(home / "events", home / "metrics.jsonl")]
+    return sinks if section.wandb is None else [*sinks, Wandb(section.wandb, home, run.config.model_dump(mode="json"))]
 
 
 def _compile(run: Run, program: step.Program, sinks: list[Sink]) -> None:
@@ -241,6 +249,9 @@ def _finish(
     summary["baselines"] = scored
     if meshes.is_first_process():
         directory.write_json(run.directory / "summary.json", summary)
+        _report(run, test, sinks)
+    for sink in sinks:
+        sink.emit("done", {})
     return Result(run.directory, progress.step, progress.best_step, validation, test, scored, summary)
 
 
@@ -273,10 +284,31 @@ def _export(
         run.task,
         run.checkpoint.directory,
         config.data.max_length,
-        config.data.clean,
         card,
+        clean=config.data.clean,
         replace=replace,
     )
+
+
+def _report(run: Run, test: Scores | None, sinks: list[Sink]) -> None:
+    """Write what is kept of the test split, and the page; the last thing of all, so that it cannot lose a run."""
+    try:
+        if test:
+            directory.write_json(run.directory / "review.json", _review(run, test))
+        write_report(run.directory)
+    except Exception as error:
+        text = f"{run.directory}: no report was written ({type(error).__name__}: {error}); try: sft-jax report"
+        for sink in sinks:
+            sink.emit("note", {"text": f"{text} {run.directory}"})
+
+
+def _review(run: Run, test: Scores) -> dict[str, Any]:
+    """How the rows of the test split were answered, as plain data."""
+    task, data = run.task, run.data["test"]
+    groups = [run.groups[number] for number in data.documents["group"]] if run.groups else None
+    review = task.review(test.outputs, data.documents)
+    found = summarise(review, run.rows["test"], task.texts, data.lengths, groups, run.config.report.mistakes)
+    return {**found, "headline": task.headline, "tables": list(test.tables.items())}
 
 
 def _baselines(run: Run) -> dict[str, float]:

@@ -33,7 +33,7 @@ from sft_jax.models.family import Model, build_model, load_model
 from sft_jax.nn.template import Params
 from sft_jax.tasks.labels import names_in
 from sft_jax.tasks.task import Task, build_task
-from sft_jax.train import directory, optim, step
+from sft_jax.train import directory, optim, step, trackers
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.loop import Plan
 from sft_jax.train.state import (
@@ -102,6 +102,7 @@ def prepare(config: Config) -> Run:
     """Read rows, headers and tokenizer, and lay out what will happen; every user's mistake is found here."""
     meshes.start_processes()
     directory.check(config, Path(config.run.dir).expanduser())
+    trackers.check(config.report)
     mesh = meshes.make_mesh(config.mesh)
     task, rows, report = _rows(config)
     checkpoint = open_checkpoint(find(assets.resolve(config.model.source), config.model.revision))
@@ -250,6 +251,9 @@ def _with_tokens(
 
 def _local(source: Any) -> Any:
     """The source with every packaged asset fetched and named by its local path."""
+    if isinstance(source, Mixture):
+        parts = [part.model_copy(update={"source": _local(part.source)}) for part in source.parts]
+        return source.model_copy(update={"parts": parts})
     if not isinstance(source, Files):
         return source
     local = {

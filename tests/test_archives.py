@@ -84,7 +84,7 @@ def test_folders_made_by_tar_and_zip(tmp_path):
     for name, content in {**FILES, f"{long}/ünï.txt": b"x"}.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_bytes(content)
-    wanted = {f"{f.relative_to(home)!s}": f.read_bytes() for f in home.rglob("*") if f.is_file()}
+    wanted = {str(f.relative_to(home)): f.read_bytes() for f in home.rglob("*") if f.is_file()}
     for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         with tarfile.open(tmp_path / "a.tar.gz", "w:gz", format=form) as tar:
             tar.add(home, arcname=".")

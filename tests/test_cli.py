@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,7 +104,8 @@ def test_train(trained: Said, home):
     for part in ("text, label read; none not used", "initialised  head/out/kernel", "confusion matrix", "this run"):
         assert part in trained.out
     assert f"sft-jax predict {home / 'run' / 'model'}" in trained.out
-    expected = {"config.yaml", "manifest.json", "metrics.jsonl", "summary.json", "checkpoints", "model"}
+    files = {"config.yaml", "data.json", "ledger.jsonl", "manifest.json", "metrics.jsonl", "summary.json"}
+    expected = files | {"review.json", "report.html", "checkpoints", "events", "model"}
     assert {file.name for file in (home / "run").iterdir()} == expected
 
 
@@ -193,6 +195,34 @@ def test_export(trained: Said, home, tmp_path):
     assert sft_jax_command("export", home / "run", tmp_path / "file").code == 65
 
 
+def test_report(trained: Said, home):
+    """The report is written again from what is on disk, the same to the byte; without a run there is none."""
+    page = home / "run" / "report.html"
+    before = page.read_bytes()
+    page.unlink()
+    said = sft_jax_command("report", home / "run")
+    assert said == (0, f"{page} is written; open it in a browser\n", "") and page.read_bytes() == before
+    nothing = sft_jax_command("report", home)
+    assert nothing.code == 65 and "holds no run (no config.yaml); give the run.dir" in nothing.err
+
+
+def test_compare(trained: Said, home, tmp_path):
+    """Two runs are put side by side on the screen and on a page; what cannot be compared is said."""
+    other = shutil.copytree(home / "run", tmp_path / "other", ignore=shutil.ignore_patterns("checkpoints", "model"))
+    settings = other / "config.yaml"
+    settings.write_text(settings.read_text().replace("lr: 0.003", "lr: 0.004"))
+    page = tmp_path / "compared.html"
+    said = sft_jax_command("compare", home / "run", other, "--metric", "accuracy", "--html", page)
+    assert said.code == 0 and said.err == ""
+    for part in ("test accuracy", "Settings that differ", "optim.lr", "0.004", f"{page} is written"):
+        assert part in re.sub(r"\s+", " ", said.out)
+    assert "│ run " in said.out, "too wide for a screen of 80 columns, and not on its side"
+    assert "<svg" in page.read_text()
+    alone = sft_jax_command("compare", home / "run")
+    assert alone.code == 2 and "give two run directories or more" in alone.err
+    assert sft_jax_command("compare", home / "run", tmp_path).code == 65
+
+
 # Looking at configurations.
 
 
@@ -274,9 +304,57 @@ def test_recipes(tmp_path):
 def test_help():
     """Without a command, or with an unknown one, there is help, and no traceback."""
     said = sft_jax_command("--help")
-    assert said.code == 0 and all(word in said.out for word in ("train", "evaluate", "predict", "export", "config"))
+    assert said.code == 0 and all(
+        word in said.out
+        for word in ("train", "evaluate", "predict", "export", "convert", "goodput", "report", "compare", "config", "data")
+    )
     unknown = sft_jax_command("trian")
     assert unknown.code == 2 and "Traceback" not in unknown.err and "trian" in unknown.err
+
+
+# The data report.
+
+
+def test_data_report(home, tmp_path):
+    """C9, S10: what becomes of the rows is shown without training, and without weights or a run directory."""
+    model = tmp_path / "without-weights"
+    model.mkdir()
+    shutil.copyfile(home / "tiny" / "tokenizer.json", model / "tokenizer.json")
+    file = tmp_path / "rows.csv"
+    rows = [
+        ("bara [/b] bare", 0),
+        ("bara [/b] bare", 0),
+        ("", 1),
+        ("cela", 1),
+        ("cela", 0),
+        ("dora " * 30, 1),
+        ("fena", 0),
+    ]
+    with open(file, "w", newline="") as sink:
+        csv.writer(sink).writerows([("text", "label"), *rows])
+    settings = [f"data.source.train={file}", "data.bad_rows=drop", "data.duplicates=drop", "data.augment.swap=0.1"]
+    words = [home / "base.yaml", f"model.source={model}", f"run.dir={tmp_path / 'run'}", *settings]
+    said = sft_jax_command("data", "report", *words)
+    assert said.code == 0 and said.err == "", said.err
+    for part in ("train", "duplicate", "dropped", "conflict", "kept", "no text", "'bara [/b] bare'", "text is ''"):
+        assert part in said.out, part
+    plain = sft_jax_command("data", "report", *words, "--json")
+    train = json.loads(plain.out)["splits"]["train"]
+    assert (train["read"], train["used"], train["dropped"]) == (7, 5, {"no text": 1, "duplicate": 1})
+    assert train["conflicts"] == 2 and train["labels"] == {"bad": 3, "good": 2}
+    tokens = train["tokens"]
+    assert tokens["truncated"] == 1 and tokens["truncated_share"] == 0.2 and tokens["supervised"] == 5
+    assert tokens["lengths"]["max"] == 16 and 0 < tokens["padding_share"] < 1
+    assert not (tmp_path / "run").exists()
+    assert sft_jax_command("data", "report", *words, "data.max_length=0").code == 2
+
+
+def test_data_report_of_a_run(trained: Said, home):
+    """C9: a run directory holds the report that the command gives, and `train` shows it."""
+    words = [home / "base.yaml", "train.steps=4"]
+    assert (home / "run" / "data.json").read_text() == sft_jax_command("data", "report", *words, "--json").out
+    shown = sft_jax_command("data", "report", *words).out
+    assert shown.strip() and shown.strip() in trained.out
 
 
 # Examples: the files in configs/.

@@ -48,7 +48,9 @@ def test_column_missing_in_one_split(configure: Make, tmp_path):
     """C21: the split whose rows lack the column is named."""
     file = csv_file(tmp_path, "sentence,label", "bara,0")
     said(
-        DataError, configure(f"data.source.test={file}"), "data.test: no column 'text'; the rows have: sentence, label"
+        DataError,
+        configure(f"data.source.test={file}"),
+        "data.source.test: no column 'text'; the rows have: sentence, label",
     )
 
 
@@ -64,23 +66,24 @@ def test_unused_columns_are_listed(configure: Make, tmp_path):
 
 
 def test_empty_text(configure: Make, tmp_path):
-    """Rows without a text are named by number, five of them, and the rest is counted."""
+    """C9: rows without a text are named by their places, five of them, and the rest is counted."""
     file = csv_file(tmp_path, "text,label", "bara,0", ",1", *(f" ,{i % 2}" for i in range(6)), "cela,1")
     message = said(
         DataError,
         configure(f"data.source.train={file}"),
-        "data.train: 7 problems",
-        "row 2: text is '', expected a text",
-        "row 6: text is ' ', expected a text",
+        "data.source.train: 7 problems",
+        "rows.csv, line 3: text is '', expected a text",
+        "rows.csv, line 7: text is ' ', expected a text",
         "and 2 more",
+        "mend the rows, or leave them out with data.bad_rows=drop",
     )
-    assert "row 1:" not in message and "row 7:" not in message
+    assert "line 2:" not in message and "line 8:" not in message
 
 
 def test_text_that_is_a_number(configure: Make, tmp_path):
     """A column of numbers is no column of texts."""
     file = csv_file(tmp_path, "text,label", "1,0", "2,1")
-    said(DataError, configure(f"data.source.train={file}"), "data.train", "row 1: text is 1, expected a text")
+    said(DataError, configure(f"data.source.train={file}"), "data.source.train", "line 2: text is 1, expected a text")
 
 
 def test_label_out_of_range(configure: Make, tmp_path, monkeypatch):
@@ -89,7 +92,7 @@ def test_label_out_of_range(configure: Make, tmp_path, monkeypatch):
     names = ", ".join(f"kind {i}" for i in range(9))
     file = csv_file(tmp_path, "text,label", *(f"{word},{i % 9}" for i, word in enumerate(WORDS)), "bara,9")
     config = configure(f"data.source.train={file}", f"task.labels=[{names}]")
-    said(DataError, config, f"row {len(WORDS) + 1}: label is 9", f"9 labels ({names})", "a number from 0 to 8")
+    said(DataError, config, f"rows.csv, line {len(WORDS) + 2}: label is 9", f"9 labels ({names})", "from 0 to 8")
     last = configure(f"data.source.train={file}", f"task.labels=[{names}, kind 9]")
     assert run.prepare(last).task.head.size == 10
 
@@ -98,16 +101,19 @@ def test_label_out_of_range(configure: Make, tmp_path, monkeypatch):
 def test_label_that_is_none(configure: Make, tmp_path, value):
     """C25: a label that is below 0, a fraction, missing or an unknown word is refused, never wrapped around."""
     file = csv_file(tmp_path, "text,label", "bara,0", f"cela,{value}")
-    said(
-        DataError, configure(f"data.source.test={file}"), "data.test", "label is", "expected one of the 2 labels (0, 1)"
-    )
+    expected = "expected one of the 2 labels (0, 1)"
+    said(DataError, configure(f"data.source.test={file}"), "data.source.test", "label is", expected)
 
 
 def test_label_near_miss(configure: Make, tmp_path):
     """C25: a misspelt label is shown with its row and the nearest right one."""
     file = csv_file(tmp_path, "text,label", "bara,positive", "cela,negative", "dora,postive")
     config = configure(f"data.source.train={file}", "task.labels=[negative, positive]", *ALONE)
-    said(DataError, config, "row 3: label is 'postive'; did you mean 'positive'?; expected one of the 2 labels")
+    said(
+        DataError,
+        config,
+        "rows.csv, line 4: label is 'postive'; did you mean 'positive'?; expected one of the 2 labels",
+    )
 
 
 def test_label_of_another_split(configure: Make, tmp_path):
@@ -115,7 +121,7 @@ def test_label_of_another_split(configure: Make, tmp_path):
     said(
         DataError,
         configure(f"data.source.validation={write_rows(tmp_path / 'rows.csv', 30, labels=3)}"),
-        "data.validation",
+        "data.source.validation",
         "label is 2; expected one of the 2 labels (0, 1)",
     )
 
@@ -150,15 +156,30 @@ def test_labels_twice(configure: Make, labels):
     said(ConfigError, configure(f"task.labels={labels}"), "task.labels: ", "give two labels or more, each once")
 
 
+def test_bad_rows_of_several_splits(configure: Make, tmp_path):
+    """C9, C25: what is wrong in one split does not hide what is wrong in another; all is said at once."""
+    file = csv_file(tmp_path, "text,label", "bara,nope", ",1")
+    splits = [f"data.source.{split}={file}" for split in ("validation", "test")]
+    parts = [f"data.source.{split}: 2 problems" for split in ("validation", "test")]
+    said(DataError, configure(*splits), *parts, "label is 'nope'; expected one of", "text is '', expected a text")
+
+
+def test_too_many_bad_rows(configure: Make, tmp_path):
+    """C9: where most rows of a split would be dropped, the column is the likelier mistake."""
+    file = csv_file(tmp_path, "text,label", "bara,0", "cela,nope", "dora,nope")
+    config = configure(f"data.source.test={file}", "data.bad_rows=drop")
+    said(DataError, config, "data.source.test: 2 of 3 rows cannot be used, too many to drop; check columns and files")
+
+
 # Files and splits.
 
 
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("a.csv", "", "cannot be read as csv"),
+        ("a.csv", "", "a.csv is empty; its first line names the columns"),
         ("a.csv", "text,label\n", "a.csv"),
-        ("a.jsonl", '{"text": "bara"\n', "cannot be read as json"),
+        ("a.jsonl", '{"text": "bara"\n', "a.jsonl, line 1: not JSON ("),
         ("a.parquet", "text", "cannot be read as parquet"),
         ("a.doc", "text", "files ending in .doc; give files of one kind among .csv, .tsv"),
     ],
@@ -377,6 +398,53 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, configure):
     source = write_model(tmp_path / "small", {"vocab_size": 20})
     with pytest.raises(DataError, match=r"input_ids up to \d+, the model has 20 of them"):
         run.prepare(configure(f"model.source={source}"))
+
+
+def test_a_head_for_another_kind_of_problem_is_not_taken_for_this_one(tmp_path, configure):
+    """A head that was trained for several labels is not one for one of them, though their names agree."""
+    names = {"id2label": {"0": "0", "1": "1"}, "problem_type": "multi_label_classification"}
+    source = write_model(tmp_path / "other", names, head=2)
+    with pytest.raises(ModelError, match=r"head is for multi_label_classification, the task is single_label_.*=new"):
+        run.prepare(configure(f"model.source={source}"))
+    assert run.prepare(configure(f"model.source={source}", "model.head=new")).matched.initialised
+
+
+def test_a_head_for_a_number_is_taken_whatever_it_is_called(tmp_path, configure):
+    """One output has no order to get wrong: the name of the column that it was trained on is nobody's mistake."""
+    named = {"id2label": {"0": "stars"}, "problem_type": "regression"}
+    source = write_model(tmp_path / "other", named, head=1)
+    settings = ("task.kind=regression", "task.label=label", "eval.best_metric=pearson")
+    assert not run.prepare(configure(f"model.source={source}", *settings)).matched.initialised
+
+
+def test_class_weights_of_no_label(configure: Make, monkeypatch):
+    """C25: a weight for what is no label is refused before anything is compiled, with the nearest that is one."""
+    monkeypatch.setattr("sft_jax.train.step.Program.compile", lambda *a: pytest.fail("compiled"))
+    config = configure("task.labels=[negative, positive]", "task.class_weights={postive: 2}")
+    said(ConfigError, config, "task.class_weights: 1 problem", "'postive' is no label; did you mean 'positive'?")
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "value", "expected"),
+    [
+        (
+            "multi_label_classification",
+            "f1_micro",
+            "joy|feer",
+            "label has 'feer'; did you mean 'fear'?; expected one of",
+        ),
+        ("regression", "pearson", "good", "label is 'good', expected a finite number"),
+    ],
+)
+def test_bad_answers_of_other_tasks(configure: Make, tmp_path, kind, metric, value, expected):
+    """C25: what is no label and no number is named with its split and row before anything is compiled."""
+    lines = {"multi_label_classification": ["bara,joy|fear", "cela,"], "regression": ["bara,1", "cela,2.5"]}[kind]
+    train = csv_file(tmp_path, "text,label", *lines)
+    (tmp_path / "test.csv").write_text(f"text,label\nbara,{value}\n")
+    task = [f"task.kind={kind}", "task.label=label", f"eval.best_metric={metric}", *ALONE]
+    separator = ["task.separator='|'"] if kind == "multi_label_classification" else []
+    config = configure(*task, *separator, f"data.source.train={train}", f"data.source.test={tmp_path / 'test.csv'}")
+    said(DataError, config, "data.source.test: 1 problem", "test.csv, line 2", expected)
 
 
 def test_half_a_layer_is_refused(tmp_path, configure):

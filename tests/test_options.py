@@ -7,6 +7,7 @@ without an entry in EFFECTS fails the test, so no option can be added that does 
 import csv
 import itertools
 import json
+import tempfile
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,9 +28,14 @@ from pydantic import BaseModel
 from sft_jax import jobs
 from sft_jax import run as runs
 from sft_jax.config.read import known_keys, write_config
-from sft_jax.errors import ConfigError, RunError, SftError
+from sft_jax.config.schema import Tfds
+from sft_jax.data import sources
+from sft_jax.data.prepare import prepare as prepare_rows
+from sft_jax.data.rows import Rows, numbered
+from sft_jax.data.text import load_tokenizer
+from sft_jax.errors import ConfigError, DataError, RunError, SftError
 from sft_jax.run import Run
-from sft_jax.train import directory
+from sft_jax.train import directory, trackers
 from sft_jax.train.checkpoint import Checkpoints
 from sft_jax.train.state import abstract_state
 
@@ -99,6 +105,18 @@ def labels(run: Run) -> tuple[list[int], tuple[str, ...]]:
     return run.data["train"].documents["label"].tolist(), run.task.labels
 
 
+def loss(run: Run) -> float:
+    """The loss of the training documents, were every output 0.5 or, every other time, -2."""
+    label = run.data["train"].documents["label"][None]
+    outputs = np.resize(np.float32([0.5, -2, -2, 0.5, 0.5]), (*label.shape[:2], run.task.head.size))
+    return float(run.task.loss(outputs, {"label": label, "weight": np.ones(label.shape[:2], np.float32)}).value)
+
+
+def record(run: Run) -> dict[str, Any]:
+    """What is said of outputs that are just above the middle."""
+    return run.task.decode(np.full(run.task.head.size, 0.1, np.float32))
+
+
 def order(run: Run) -> list[int]:
     """The documents of the first batch."""
     return sorted(run.batches[0]["index"].ravel().tolist())
@@ -112,6 +130,30 @@ def shapes(run: Run) -> list[str]:
 def rows(run: Run) -> dict[str, list[str]]:
     """The rows of each split."""
     return {split: found.texts[0] for split, found in run.rows.items()}
+
+
+def batch(run: Run) -> list[list[int]]:
+    """The tokens of the first batch."""
+    return run.batches[0]["input_ids"].tolist()
+
+
+def on_bad_rows(run: Run) -> str:
+    """What becomes of a row without a text."""
+    found = Rows(Dataset.from_dict({"text": ["bara", "", "cela"], "label": [0, 1, 1]}), "data.source.train")
+    task, section = run.task, run.config.data
+    functions = (task.texts, task.targets, task.classes, task.label_counts)
+    try:
+        return str(prepare_rows({"train": found}, section, *functions, 0)[1])
+    except DataError as error:
+        return str(error)
+
+
+def kept_tokens(run: Run) -> int:
+    """How many entries an empty cache has once the run's rows are tokenised."""
+    with tempfile.TemporaryDirectory() as home, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SFT_JAX_CACHE", home)
+        runs._encoded(run.config, run.task, run.rows, load_tokenizer(run.checkpoint.directory))
+        return len(list(Path(home).glob("tokens/*")))
 
 
 def on_mesh(run: Run) -> list[str]:
@@ -147,6 +189,7 @@ class Trained:
     saved: list[tuple[int, int | None, float | None]]  # step, best step so far and its value, of each checkpoint
     kept: list[int]  # steps that have a checkpoint at the end
     baselines: list[str]  # what the scores are compared with
+    mistakes: int  # how many are kept for the report
     ahead: set[int]  # how many batches are asked for in advance
 
 
@@ -184,14 +227,34 @@ def train(run: Run) -> Trained:
     steps = {kind: [line["step"] for line in lines if line["kind"] == kind] for kind in ("train", "validation")}
     kept = sorted(int(found.name) for found in (home / "checkpoints").iterdir())
     compared = sorted(json.loads((home / "summary.json").read_text())["baselines"])
-    return Trained(steps["train"], steps["validation"], saved, kept, compared, ahead)
+    mistakes = len(json.loads((home / "review.json").read_text())["mistakes"])
+    return Trained(steps["train"], steps["validation"], saved, kept, compared, mistakes, ahead)
+
+
+def wandb_project(run: Run) -> str | None:
+    """The project that a client of Weights & Biases would be told of."""
+    asked: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "Wandb", lambda project, *given: asked.append(project))
+        run.directory.mkdir(parents=True, exist_ok=True)
+        jobs._files(run, 0)
+    return asked[0] if asked else None
 
 
 TRAINED: dict[str, Trained] = {}  # by configuration: most of the options below are changes of one and the same run
 HEAD = ("model.source=HEAD",)
 WIDE = ("data.source.train=WIDE", "data.source.validation=WIDE", "data.source.test=null")
+SEVERAL = (*WIDE, "task.kind=multi_label_classification", "task.label=several", "eval.best_metric=loss")
+NUMBER = (*WIDE, "task.kind=regression", "task.label=label", "eval.best_metric=loss")
 HUB = ("data.source={kind: hub, name: some/data, validation: valid}",)
+TFDS = ("data.source={kind: tfds, name: reviews, validation: valid}",)
+PARTS = """data.source.parts=[
+  {name: one, weight: 1, source: {kind: files, train: TRAIN, validation: TEST}},
+  {name: two, source: {kind: files, train: TEST}},
+]"""
+MIXED = ("data.source={kind: mixture, column: origin}", PARTS)
 FROM_HUB = ("model.source=some/model",)
+DIRTY = ("data.source.train=DIRTY", "data.source.validation=TEST", "data.source.test=DIRTY")
 CUT = ("data.source.validation=null", "data.source.test=null", "eval.every=never")
 SIX = ("train.steps=6", "optim.lr=0.1")
 WARM = (*SIX, "optim.schedule.warmup=2")
@@ -224,6 +287,25 @@ EFFECTS = {
     "SequenceClassification.text_pair": Effect("other", tokens, WIDE),
     "SequenceClassification.label": Effect("second", labels, WIDE),
     "SequenceClassification.labels": Effect("[no, yes]", lambda run: run.task.to_hf()["id2label"]),
+    "SequenceClassification.loss": Effect("focal", loss),
+    "SequenceClassification.focal_gamma": Effect("0.5", loss, ("task.loss=focal",)),
+    "SequenceClassification.label_smoothing": Effect("0.1", loss),
+    "SequenceClassification.class_weights": Effect("balanced", loss),
+    "MultiLabelClassification.text": Effect("other", tokens, SEVERAL),
+    "MultiLabelClassification.text_pair": Effect("other", tokens, SEVERAL),
+    "MultiLabelClassification.label": Effect("second", labels, SEVERAL),
+    "MultiLabelClassification.separator": Effect("';'", labels, SEVERAL),
+    "MultiLabelClassification.labels": Effect("[b, a]", labels, SEVERAL),
+    "MultiLabelClassification.threshold": Effect("0.6", record, SEVERAL),
+    "MultiLabelClassification.loss": Effect("focal", loss, SEVERAL),
+    "MultiLabelClassification.focal_gamma": Effect("0.5", loss, (*SEVERAL, "task.loss=focal")),
+    "MultiLabelClassification.label_smoothing": Effect("0.1", loss, SEVERAL),
+    "MultiLabelClassification.class_weights": Effect("{a: 3}", loss, SEVERAL),
+    "Regression.text": Effect("other", tokens, NUMBER),
+    "Regression.text_pair": Effect("other", tokens, NUMBER),
+    "Regression.label": Effect("second", labels, NUMBER),
+    "Regression.loss": Effect("huber", loss, NUMBER),
+    "Regression.huber_delta": Effect("0.2", loss, (*NUMBER, "task.loss=huber")),
     "Files.train": Effect("[TRAIN, TEST]", rows),
     "Files.validation": Effect("TEST", rows),
     "Files.test": Effect("null", rows),
@@ -233,8 +315,30 @@ EFFECTS = {
     "Hub.train": Effect("'train[:50%]'", lambda run: CALLS[-2:], HUB),
     "Hub.validation": Effect("dev", lambda run: CALLS[-1], HUB),
     "Hub.test": Effect("test", lambda run: sorted(run.rows), HUB),
+    "Tfds.name": Effect("other", lambda run: CALLS[-1], TFDS),
+    "Tfds.data_dir": Effect("/elsewhere", lambda run: CALLS[-1], TFDS),
+    "Tfds.train": Effect("'train[:50%]'", lambda run: CALLS[-2:], TFDS),
+    "Tfds.validation": Effect("dev", lambda run: CALLS[-1], TFDS),
+    "Tfds.test": Effect("test", lambda run: sorted(run.rows), TFDS),
+    "Part.name": Effect(PARTS.replace("two", "three"), lambda run: run.rows["train"].rows.column("origin"), MIXED),
+    "Part.weight": Effect(PARTS.replace("weight: 1", "weight: 9"), order, MIXED),
+    "Mixture.column": Effect("source", lambda run: run.rows["train"].rows.names, MIXED),
     "Split.validation": Effect("0.5", rows, (*CUT, "data.split.validation=0.25")),
     "Split.test": Effect("0.25", rows, CUT),
+    "Clean.html": Effect("true", rows, DIRTY),
+    "Clean.unicode": Effect("NFKC", rows, DIRTY),
+    "Clean.whitespace": Effect("true", rows, DIRTY),
+    "Clean.min_chars": Effect("6", rows, DIRTY),
+    "Clean.max_chars": Effect("20", rows, DIRTY),
+    "Augment.token_dropout": Effect("0.5", batch),
+    "Augment.swap": Effect("0.5", batch),
+    "Augment.delete": Effect("0.5", batch),
+    "DataSection.bad_rows": Effect("drop", on_bad_rows),
+    "DataSection.duplicates": Effect("drop", rows, DIRTY),
+    "DataSection.conflicts": Effect("drop", rows, DIRTY),
+    "DataSection.leakage": Effect("drop", rows, ("data.source.train=[DIRTY, TRAIN]", *DIRTY[1:])),
+    "DataSection.per_class": Effect("3", rows),
+    "DataSection.cache": Effect("false", kept_tokens),
     "DataSection.max_length": Effect("8", lambda run: run.data["train"].truncated),
     "DataSection.max_rows": Effect("16", rows),
     "DataSection.prefetch": Effect("1", trained("ahead"), TRAINING),
@@ -284,6 +388,8 @@ EFFECTS = {
     "EvalSection.baselines": Effect("true", trained("baselines"), TRAINING),
     "CheckpointSection.every": Effect("1", trained("saved"), TRAINING),
     "CheckpointSection.keep": Effect("3", trained("kept"), TRAINING),
+    "ReportSection.mistakes": Effect("1", trained("mistakes"), TRAINING),
+    "ReportSection.wandb": Effect("some-project", wandb_project),
     "MeshSection.data": Effect("2", on_mesh),
     "MeshSection.fsdp": Effect("2", on_mesh),
     "MeshSection.tensor": Effect("2", on_mesh),
@@ -305,19 +411,24 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("options")
     with open(home / "wide.csv", "w", newline="") as sink:
         writer = csv.writer(sink)
-        writer.writerow(["text", "other", "label", "second"])
+        writer.writerow(["text", "other", "label", "second", "several"])
         for i, word in enumerate(WORDS):
-            writer.writerow([f"{word} {WORDS[i // 2]}", WORDS[-i], i % 2, i % 3])
+            several = ("a,b", "b", "", "a")[i % 4]
+            writer.writerow([f"{word} {WORDS[i // 2]}", WORDS[-i], i % 2, i % 3, several])
+    with open(home / "dirty.csv", "w", newline="") as sink:
+        texts = ["<b>bara</b>", "ｂare", " bari  baro ", "cela", "cela", "cele", "cele", "celi", "dora " * 9]
+        csv.writer(sink).writerows([["text", "label"], *zip(texts, (0, 1, 0, 1, 1, 0, 1, 0, 1), strict=True)])
     return {
         "SMALL": write_model(home / "small", SMALL),
         "HEAD": write_model(home / "head", SMALL, seed=1, head=2),
         "WIDE": home / "wide.csv",
+        "DIRTY": home / "dirty.csv",
     }
 
 
 @pytest.fixture
 def hub(small, monkeypatch):
-    """A hub that has every model and every data set, and notes in CALLS what it was asked for."""
+    """A hub and a TFDS that have every model and every data set, and note in CALLS what they were asked for."""
     CALLS.clear()
     real = datasets.load_dataset
 
@@ -331,7 +442,13 @@ def hub(small, monkeypatch):
         CALLS.append((path, name, split, revision))
         return Dataset.from_dict({"text": WORDS, "label": [i % 2 for i in range(len(WORDS))]})
 
+    def load_tfds(source: Tfds, split: str, where: str) -> Rows:
+        CALLS.append((source.name, source.data_dir, split))
+        return numbered(Dataset.from_dict({"text": WORDS, "label": [i % 2 for i in range(len(WORDS))]}), where)
+
+    monkeypatch.setattr(sources, "load_tfds", load_tfds)
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr(trackers, "check", lambda section: None)  # whether a package is installed
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
 
 
@@ -372,11 +489,11 @@ def test_every_option_has_an_effect():
 def test_option(prepare, option):
     """C26: setting the option changes what it is for, and preparing the same twice changes nothing."""
     if option in ONE_CHOICE:
-        with pytest.raises(ConfigError, match=r"task\.kind|data\.source: kind"):
+        with pytest.raises(ConfigError, match=r"(task|data\.source): kind"):
             prepare(f"{OPTIONS[option]}=nonsense")
         return
     effect = EFFECTS[option]
-    change = effect.value if option.startswith(("Group.", "Unfreeze.")) else f"{OPTIONS[option]}={effect.value}"
+    change = effect.value if option.startswith(("Group.", "Unfreeze.", "Part.")) else f"{OPTIONS[option]}={effect.value}"
     before, again, after = (effect.see(prepare(*effect.base, *more)) for more in ((), (), (change,)))
     assert equal(before, again), "changes by itself"
     assert not equal(before, after), f"{option} changes nothing that was looked at"

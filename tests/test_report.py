@@ -14,6 +14,7 @@ from conftest import ONE_SHAPE, SMALL, write_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sft_jax import jobs, run
 from sft_jax.errors import Interrupted, NonFiniteError
@@ -123,6 +124,11 @@ def test_every_step_is_reported_once(configure, tmp_path_factory):
     assert [line["step"] for line in found if line["kind"] == "validation"] == [4, 8]
     assert [line["kind"] for line in found].count("test") == 1
     assert lines(prepared.directory / "metrics.jsonl") == found
+    events = EventAccumulator(str(prepared.directory / "events"), size_guidance={"scalars": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == steps
+    assert [event.step for event in events.Scalars("validation/loss")] == [4, 8]
+    assert len(events.Scalars("test/loss")) == 1
 
 
 # The screen.

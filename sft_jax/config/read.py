@@ -322,15 +322,21 @@ def _missing_files(tree: Tree) -> Iterator[str]:
             yield from _missing_asset("model.source", source)
         elif source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
             yield f"model.source: no directory '{source}'; give a directory, a hub name or an asset"
-    if _at(tree, "data", "source", "kind") != "files":
-        return
-    for split in ("train", "validation", "test"):
-        given = _at(tree, "data", "source", split)
+    yield from _missing_in(_at(tree, "data", "source"), "data.source")
+
+
+def _missing_in(source: Any, where: str) -> Iterator[str]:
+    kind, parts = _at(source, "kind"), _at(source, "parts")
+    if kind == "mixture":
+        for number, part in enumerate(parts if isinstance(parts, list) else []):
+            yield from _missing_in(_at(part, "source"), f"{where}.parts.{number}.source")
+    for split in ("train", "validation", "test") if kind == "files" else ():
+        given = _at(source, split)
         for file in [given] if isinstance(given, str) else given if isinstance(given, list) else []:
-            key = f"data.source.{split}"
+            key = f"{where}.{split}"
             if str(file).startswith(assets.SCHEME):
                 yield from _missing_asset(key, file)
-            elif not Path(str(file)).expanduser().is_file():
+            elif not Path(str(file)).expanduser().exists():
                 yield f"{key}: no file '{file}' (looked in {Path.cwd()}); check the path"
 
 

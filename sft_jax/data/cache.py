@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -40,10 +41,10 @@ def load(home: Path, name: str) -> dict[str, np.ndarray] | None:
         if (home / name / CHECKSUM).read_text(encoding="ascii") != hashlib.sha256(content).hexdigest():
             return None
         os.utime(home / name)  # the least recently used goes first
-    except (OSError, ValueError):
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, BadZipFile):
         return None
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return dict(arrays)
 
 
 def store(home: Path, name: str, arrays: Mapping[str, np.ndarray], most_bytes: int = MOST_BYTES) -> None:

@@ -17,7 +17,7 @@ apart by hashing, in time proportional to their number. Holds numpy only.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from sft_jax.data.clean import clean
 from sft_jax.data.order import SPLIT, SUBSET, random_bits
 from sft_jax.data.report import DataReport, SplitReport
 from sft_jax.data.rows import MOST_SHOWN, Bad, Rows
+from sft_jax.data.sources import SPLITS
 from sft_jax.errors import ConfigError, DataError, listing
 
 Indices = np.ndarray  # int64, rows of the source in the source's order
@@ -46,17 +47,15 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def select(self, rows: Indices) -> "Prepared":
-        """These rows alone, in this order."""
-        texts = tuple([column[i] for i in rows] for column in self.texts)
-        return Prepared(self.rows.select(rows), texts, [self.targets[i] for i in rows])
-
 
 @dataclass
 class _Split:
     """A split on its way: the rows that are left of it, and what was decided so far."""
 
-    left: Prepared
+    source: Rows
+    rows: Indices  # of the source, those that are left
+    texts: tuple[list[str], ...]
+    targets: list[Any]
     read: int
     text: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # numbers of texts, the same in all splits
     answer: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # numbers of targets
@@ -67,29 +66,42 @@ class _Split:
 
     def find(self, kind: str, which: Which, *, drop: bool, show: bool = True) -> None:
         """Count rows, show some of them, and drop them if so decided."""
-        rows = np.flatnonzero(which)
-        self.found[kind] = len(rows)
-        if not len(rows):
+        found = np.flatnonzero(which).tolist()
+        self.found[kind] = len(found)
+        if not found:
             return
         if show:
             self.examples[kind] = [
-                f"{self.left.rows.place(row)}: {self.left.texts[0][row][:SHOWN_CHARS]!r}" for row in rows[:MOST_SHOWN]
+                f"{self.source.place(self.rows[row])}: {self.texts[0][row][:SHOWN_CHARS]!r}"
+                for row in found[:MOST_SHOWN]
             ]
         if drop:
-            self.dropped[kind] = len(rows)
+            self.dropped[kind] = len(found)
             self.keep(np.flatnonzero(~which))
 
-    def keep(self, rows: Indices) -> None:
-        """Go on with these rows."""
-        self.left = self.left.select(rows)
+    def refuse(self, bad: Bad) -> None:
+        """Count a row that cannot be used, and show it if it is one of the first of its kind."""
+        self.dropped[bad.reason] = self.dropped.get(bad.reason, 0) + 1
+        if self.dropped[bad.reason] <= MOST_SHOWN:
+            self.examples.setdefault(bad.reason, []).append(f"{bad.place}: {bad.text}")
+
+    def keep(self, left: Indices) -> None:
+        """Go on with these of the rows that are left."""
+        numbers = left.tolist()
+        self.rows, self.targets = self.rows[left], [self.targets[i] for i in numbers]
+        self.texts = tuple([column[i] for i in numbers] for column in self.texts)
         if len(self.text):
-            self.text, self.answer = self.text[rows], self.answer[rows]
+            self.text, self.answer = self.text[left], self.answer[left]
+
+    def prepared(self) -> Prepared:
+        """The rows that are left."""
+        return Prepared(self.source.select(self.rows), self.texts, self.targets)
 
     def report(self, labels: dict[str, int]) -> SplitReport:
         """What became of the rows."""
         return SplitReport(
             read=self.read,
-            used=len(self.left),
+            used=len(self.rows),
             cut=self.cut,
             dropped=self.dropped,
             duplicates=self.found["duplicate"],
@@ -118,7 +130,7 @@ def prepare(
     for split in found.values():
         _clean(split, section.clean)
         if section.max_rows:
-            beyond = np.arange(len(split.left)) >= section.max_rows
+            beyond = np.arange(len(split.rows)) >= section.max_rows
             split.find("beyond max_rows", beyond, drop=True, show=False)
     _number(found)
     for name, split in found.items():
@@ -127,16 +139,17 @@ def prepare(
         _some_left(split)
     train = found["train"]
     if wanted:
-        found |= _cut(train, classes(train.left.targets), section.split, seed)
+        found |= _cut(train, classes(train.targets), section.split, seed)
     held_out = [split.text for name, split in found.items() if name != "train"]
     leaked = np.isin(train.text, np.concatenate([*held_out, train.text[:0]]))
     train.find("leaked", leaked, drop=section.leakage == "drop")
     _some_left(train)
     if section.per_class:
-        drawn = draw(classes(train.left.targets), section.per_class, seed)
-        train.find("not drawn", ~np.isin(np.arange(len(train.left)), drawn), drop=True, show=False)
-    report = {name: split.report(label_counts(split.left.targets)) for name, split in found.items()}
-    return {name: split.left for name, split in found.items()}, DataReport(report)
+        drawn = draw(classes(train.targets), section.per_class, seed)
+        train.find("not drawn", ~np.isin(np.arange(len(train.rows)), drawn), drop=True, show=False)
+    found = {name: found[name] for name in SPLITS if name in found}
+    report = {name: split.report(label_counts(split.targets)) for name, split in found.items()}
+    return {name: split.prepared() for name, split in found.items()}, DataReport(report)
 
 
 def read_texts(rows: Rows, names: Sequence[str]) -> tuple[tuple[list[str], ...], dict[int, Bad]]:
@@ -161,16 +174,15 @@ def cut(classes: Sequence[int], shares: Split, seed: int, firsts: Indices | None
     firsts = np.arange(len(classes)) if firsts is None else firsts
     order = order[firsts[order] == order]
     kinds = np.asarray(classes)[order]
-    names = ("train", "validation", "test")
     side = np.zeros(len(classes), np.int64)  # of the first ones; all others follow
     for kind in np.unique(kinds):
         rows, begin = order[kinds == kind], 0
-        for number in (2, 1):
-            end = min(begin + round(len(rows) * getattr(shares, names[number])), len(rows) - 1)
+        for number in (2, 1):  # the test rows first: what a seed means must stay
+            end = min(begin + round(len(rows) * getattr(shares, SPLITS[number])), len(rows) - 1)
             side[rows[begin:end]] = number
             begin = end
-    result = {name: np.flatnonzero(side[firsts] == number) for number, name in enumerate(names)}
-    for name in names[:0:-1]:
+    result = {name: np.flatnonzero(side[firsts] == number) for number, name in enumerate(SPLITS)}
+    for name in SPLITS[:0:-1]:
         share = getattr(shares, name)
         if share and not len(result[name]):
             raise DataError(f"data.split.{name}: {share} of {len(classes)} rows is no row; give a larger share")
@@ -195,20 +207,17 @@ def _usable(
         answered = targets(given)
         by_row = answered.bad | without_text
         bad = [*given.bad, *(by_row[row] for row in sorted(by_row))]
-        split = _Split(Prepared(given, columns, answered.values), len(given) + len(given.bad))
-        found[name] = split
-        where = given.where
-        if drop and len(bad) > MOST_BAD * split.read:
-            where += f": {len(bad)} of {split.read} rows cannot be used, too many to drop; check columns and files"
-        if bad and (not drop or where != given.where):
-            shown = [f"{b.place}: {b.text}" for b in bad[:MOST_SHOWN]]
-            problems.append(listing(where, shown, more=len(bad) - len(shown)))
+        split = _Split(given, np.arange(len(given)), columns, answered.values, len(given) + len(given.bad))
         for one in bad:
-            split.dropped[one.reason] = split.dropped.get(one.reason, 0) + 1
-            shown = split.examples.setdefault(one.reason, [])
-            shown += [f"{one.place}: {one.text}"] * (len(shown) < MOST_SHOWN)
+            split.refuse(one)
         if by_row:
-            split.keep(np.setdiff1d(np.arange(len(given)), list(by_row)))
+            split.keep(np.setdiff1d(split.rows, list(by_row)))
+        if not drop and bad:
+            problems.append(_said(given.where, bad))
+        elif len(bad) > MOST_BAD * split.read:
+            most = f"{len(bad)} of {split.read} rows cannot be used, too many to drop; check columns and files"
+            problems.append(_said(f"{given.where}: {most}", bad))
+        found[name] = split
     if problems:
         remedy = [] if drop else ["mend the rows, or leave them out with data.bad_rows=drop"]
         raise DataError("\n".join([*problems, *remedy]))
@@ -217,12 +226,15 @@ def _usable(
     return found
 
 
+def _said(where: str, bad: Sequence[Bad]) -> str:
+    shown = [f"{b.place}: {b.text}" for b in bad[:MOST_SHOWN]]
+    return listing(where, shown, more=len(bad) - len(shown))
+
+
 def _clean(split: _Split, rules: Clean) -> None:
     """Clean the texts of a split, and drop the rows that are then too short or too long."""
-    split.left = Prepared(
-        split.left.rows, tuple(clean(column, rules) for column in split.left.texts), split.left.targets
-    )
-    sizes = np.array([[len(text.strip()) for text in column] for column in split.left.texts])
+    split.texts = tuple(clean(column, rules) for column in split.texts)
+    sizes = np.array([[len(text.strip()) for text in column] for column in split.texts])
     short = np.any(sizes < rules.min_chars, axis=0)
     split.find("too short", short, drop=True)
     if rules.max_chars:
@@ -234,9 +246,9 @@ def _number(found: Mapping[str, _Split]) -> None:
     texts: dict[Hashable, int] = {}
     answers: dict[Hashable, int] = {}
     for split in found.values():
-        columns = split.left.texts
+        columns = split.texts
         split.text = _numbers(columns[0] if len(columns) == 1 else zip(*columns, strict=True), texts)
-        split.answer = _numbers(split.left.targets, answers)
+        split.answer = _numbers(split.targets, answers)
 
 
 def _numbers(values: Iterable[Hashable], known: dict[Hashable, int]) -> np.ndarray:
@@ -268,19 +280,20 @@ def _cut(train: _Split, classes: Sequence[int], shares: Split, seed: int) -> dic
     found: dict[str, _Split] = {}
     for name, rows in parts.items():
         if name != "train":
-            split = _Split(train.left.select(rows), len(rows), train.text[rows], train.answer[rows])
+            split = replace(train, read=len(rows), dropped={}, found={}, examples={})
+            split.keep(rows)
             split.find("duplicate", _duplicates(split), drop=False)
             split.find("conflict", _conflicts(split), drop=False)
             found[name] = split
-    train.cut = sum(len(split.left) for split in found.values())
+    train.cut = sum(len(split.rows) for split in found.values())
     train.keep(parts["train"])
     return found
 
 
 def _some_left(split: _Split) -> None:
-    if not len(split.left):
+    if not len(split.rows):
         reasons = ", ".join(f"{reason}: {count}" for reason, count in split.dropped.items())
         raise DataError(
-            f"{split.left.rows.where}: of {split.read} rows none is left ({reasons or 'there was none'}); "
+            f"{split.source.where}: of {split.read} rows none is left ({reasons or 'there was none'}); "
             f"give others, or drop fewer"
         )

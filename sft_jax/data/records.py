@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sft_jax.errors import DataError
+from sft_jax.archives import MOST_RATIO, SMALL_BYTES
+from sft_jax.errors import DataError, reason
 
 MOST_CHARS = 1 << 24  # in a line, and in a cell that goes over several
 MOST_LIST = 1 << 31  # characters of a JSON file that is one list, which is read at once
-MOST_RATIO, SMALL = 200, 1 << 26  # what a packed file may unpack to: this many times its size, or so many characters
 TOO_LONG = "\0"  # stands for a line that was skipped
 
 
@@ -90,7 +90,7 @@ def _lines(file: str, where: str) -> Iterator[str]:
     path = Path(file).expanduser()
     packed = path.suffix.lower() == ".gz"
     try:
-        left = max(MOST_RATIO * path.stat().st_size, SMALL) if packed else None
+        left = max(MOST_RATIO * path.stat().st_size, SMALL_BYTES) if packed else None
         with gzip.open(path) if packed else open(path, "rb") as raw:
             if raw.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
                 raise DataError(f"{where}: {file} is UTF-16; save it as UTF-8")
@@ -105,15 +105,15 @@ def _lines(file: str, where: str) -> Iterator[str]:
                 left = _less(left, len(line), file, where)
                 yield TOO_LONG if long else line
     except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataError(f"{where}: {file} cannot be read ({reason}); check the path and the file") from None
+        why = getattr(error, "strerror", None) or reason(error)
+        raise DataError(f"{where}: {file} cannot be read ({why}); check the path and the file") from None
 
 
 def _less(left: int | None, count: int, file: str, where: str) -> int | None:
     if left is None:
         return None
     if count > left:
-        raise DataError(f"{where}: {file} unpacks to more than {MOST_RATIO} times its size; unpack it yourself")
+        raise DataError(f"{where}: {file} unpacks to more than {MOST_RATIO} times its size; do not trust it")
     return left - count
 
 
@@ -158,6 +158,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_object)
+SPACE = re.compile(r"[ \t\n\r]*")
 HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair
 
 
@@ -165,7 +166,7 @@ def _parsed(line: str) -> dict[str, Any] | Problem:
     try:
         return _checked(DECODER.decode(line), line)
     except (ValueError, RecursionError) as error:
-        return Problem("broken JSON", f"not JSON ({_reason(error)}); mend the line")
+        return Problem("broken JSON", f"not JSON ({_fault(error)}); mend the line")
 
 
 def _checked(value: Any, written: str) -> dict[str, Any] | Problem:
@@ -181,7 +182,7 @@ def _checked(value: Any, written: str) -> dict[str, Any] | Problem:
     return value
 
 
-def _reason(error: ValueError | RecursionError) -> str:
+def _fault(error: ValueError | RecursionError) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at character {error.colno}"
     if isinstance(error, RecursionError):
@@ -192,25 +193,29 @@ def _reason(error: ValueError | RecursionError) -> str:
 def _list_records(file: str, where: str) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
     """Objects of one list. Where its syntax breaks nothing after can be told apart, so that is an error at once."""
     text = _whole(file, where)
-    skip = json.decoder.WHITESPACE.match
-    place, line, counted = skip(text, text.index("[") + 1).end(), 1, 0
-    more, reason = text[place : place + 1] != "]", "expected a comma, or the end"
+    place, line, counted = _after(text, text.index("[") + 1), 1, 0
+    more, why = text[place : place + 1] != "]", "expected a comma, or the end"
     while more:
         line, counted = line + text.count("\n", counted, place), place
         try:
             value, end = DECODER.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
-            reason = _reason(error)
+            why = _fault(error)
             break
         yield line, _checked(value, text[place:end])
-        place = skip(text, end).end()
+        place = _after(text, end)
         more = text[place : place + 1] == ","
-        place = skip(text, place + 1).end() if more else place
+        place = _after(text, place + 1) if more else place
     if more or text[place:].strip() != "]":
         raise DataError(
-            f"{where}: {file}, line {line}: the list breaks off ({reason}), and what follows cannot be told apart; "
+            f"{where}: {file}, line {line}: the list breaks off ({why}), and what follows cannot be told apart; "
             f"mend it, or write an object on each line"
         )
+
+
+def _after(text: str, place: int) -> int:
+    found = SPACE.match(text, place)
+    return found.end() if found else place
 
 
 def _whole(file: str, where: str) -> str:

@@ -4,25 +4,21 @@ Every record is a row or a `Bad`. The cells of CSV are numbers where the whole c
 fit most others of its column makes its row a `Bad`. Knows no task.
 """
 
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import Dataset
+import pyarrow.compute
 
+from sft_jax.data.gather import Gathered, blocks, shown, texts
 from sft_jax.data.records import Problem, csv_records, json_records, text_records
-from sft_jax.data.rows import Bad, Rows
+from sft_jax.data.rows import Rows
 from sft_jax.errors import DataError
 
-BLOCK = 1 << 14  # records that are Python objects at one time
+pc: Any = pyarrow.compute  # whose functions no type checker knows
 MOST_COLUMNS = 1000  # keys of all objects of a JSON file together
 MOST_NESTED = 16  # lists and objects in each other
-LONGEST_NAME = 60  # characters of a path that is said in full
 INTEGER = r"^-?(0|[1-9][0-9]*)$"
 NUMBER = r"^-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$"
 CALLED = (
@@ -36,34 +32,10 @@ CALLED = (
 UNFIT = (pa.ArrowException, OverflowError, ValueError, TypeError)  # what Arrow raises for values of no one type
 
 
-@dataclass
-class Gathered:
-    """Where the records came from, in the order they were read; grows while they are."""
-
-    names: list[str]  # of the files
-    file: array = field(default_factory=lambda: array("i"))
-    line: array = field(default_factory=lambda: array("q"))  # from 1; 0 where the record has a file of its own
-    bad: list[tuple[int, int, Bad]] = field(default_factory=list)  # by file and line
-
-    def refuse(self, file: int, line: int, reason: str, text: str) -> None:
-        """Note that a record is no row."""
-        place = f"{self.names[file]}, line {line}" if line else self.names[file]
-        self.bad.append((file, line, Bad(place, reason, text)))
-
-    def rows(self, table: pa.Table, where: str, kept: np.ndarray | None = None) -> Rows:
-        """The rows of a table that has as many as there were records, or those of them that are kept."""
-        file, line = np.asarray(self.file, np.int32), np.asarray(self.line, np.int64)
-        names = tuple(f"{name}, line" for name in self.names) if line.any() else tuple(self.names)
-        if kept is not None:
-            table, file, line = table.filter(pa.array(kept)), file[kept], line[kept]
-        bad = tuple(found for *_, found in sorted(self.bad, key=lambda entry: entry[:2]))
-        return Rows(Dataset(table), where, names, file, line, bad=bad)
-
-
 def read_csv(files: Sequence[str], where: str, delimiter: str = ",") -> Rows:
     """The rows of files that have the same columns; the first line of each names them."""
     header: list[str] = []
-    found = Gathered(shown(files))
+    found = _gathered(files, where)
 
     def records(number: int, file: str) -> Iterator[tuple[int, Any]]:
         lines = csv_records(file, where, delimiter)
@@ -82,24 +54,24 @@ def read_csv(files: Sequence[str], where: str, delimiter: str = ",") -> Rows:
             if isinstance(cells, Problem):
                 yield line, cells
             elif len(cells) != len(names):
-                yield line, Problem("wrong number of cells", f"{len(cells)} cells, expected {len(names)} as in line 1")
+                yield line, Problem("wrong number of cells", f"cells: {len(cells)}, expected {len(names)} as in line 1")
             else:
                 yield line, cells if plain else [cells[i] for i in order]
 
     columns: dict[str, list[pa.Array]] = {}
-    for block in _blocks(files, records, found):
+    for block in blocks(files, records, found):
         for name, cells in zip(header, zip(*block, strict=True), strict=True):
-            columns.setdefault(name, []).extend(_texts(cells))
+            columns.setdefault(name, []).extend(texts(cells))
     table = pa.table({name: _csv_column(columns.get(name, [])) for name in header})
-    return found.rows(table, where)
+    return found.rows(table)
 
 
 def read_json(files: Sequence[str], where: str) -> Rows:
     """The rows of files with an object a line, or a list of objects; a column that an object lacks is None there."""
-    found = Gathered(shown(files))
+    found = _gathered(files, where)
     columns: dict[str, list[Any]] = {}
     count = 0
-    for block in _blocks(files, lambda number, file: json_records(file, where), found):
+    for block in blocks(files, lambda number, file: json_records(file, where), found):
         for name in dict.fromkeys(name for record in block for name in record):
             columns.setdefault(name, [pa.nulls(count)] if count else [])
         if len(columns) > MOST_COLUMNS:
@@ -115,41 +87,19 @@ def read_json(files: Sequence[str], where: str) -> Rows:
             if kept[row]:
                 found.refuse(found.file[row], found.line[row], "wrong type", f"{name} is {text}")
             kept[row] = False
-    return found.rows(pa.table(arrays, names=list(columns)), where, None if kept.all() else kept)
+    return found.rows(pa.table(arrays, names=list(columns)), None if kept.all() else kept)
 
 
 def read_lines(files: Sequence[str], where: str) -> Rows:
     """A row for each line, with the one column `text`."""
-    found = Gathered(shown(files))
-    blocks = _blocks(files, lambda number, file: text_records(file, where), found)
-    chunks = [chunk for block in blocks for chunk in _texts(block)]
-    return found.rows(pa.table({"text": pa.chunked_array(chunks, pa.string())}), where)
+    found = _gathered(files, where)
+    read = blocks(files, lambda number, file: text_records(file, where), found)
+    chunks = [chunk for block in read for chunk in texts(block)]
+    return found.rows(pa.table({"text": pa.chunked_array(chunks, pa.string())}))
 
 
-def shown(files: Sequence[str]) -> list[str]:
-    """What files are called in messages: as they were given where that is short, else by their names alone."""
-    names = [file if len(file) <= LONGEST_NAME else Path(file).name for file in files]
-    return names if len(set(names)) == len(set(files)) else list(files)
-
-
-def _blocks(
-    files: Sequence[str], records: Callable[[int, str], Iterator[tuple[int, Any]]], found: Gathered
-) -> Iterator[list[Any]]:
-    """The records of all files, some at a time; places and problems go into `found`."""
-    block = []
-    for number, file in enumerate(files):
-        for line, record in records(number, file):
-            if isinstance(record, Problem):
-                found.refuse(number, line, record.reason, record.text)
-                continue
-            block.append(record)
-            found.file.append(number)
-            found.line.append(line)
-            if len(block) == BLOCK:
-                yield block
-                block = []
-    if block:
-        yield block
+def _gathered(files: Sequence[str], where: str) -> Gathered:
+    return Gathered(where, [f"{name}, line" for name in shown(files)])
 
 
 def _header(first: tuple[int, Any] | None, file: str, where: str) -> list[str]:
@@ -174,11 +124,6 @@ def _named_once(names: list[str], file: int, found: Gathered) -> list[int]:
         else:
             kept.append(i)
     return kept
-
-
-def _texts(values: Sequence[str]) -> list[pa.Array]:
-    array = pa.array(values, pa.string())
-    return array.chunks if isinstance(array, pa.ChunkedArray) else [array]  # several from 2 GiB on
 
 
 def _csv_column(chunks: list[pa.Array]) -> pa.ChunkedArray:
@@ -215,17 +160,24 @@ def _packed(values: list[Any]) -> pa.Array | list[Any]:
 
 def _json_column(chunks: list[pa.Array | list[Any]]) -> tuple[pa.ChunkedArray, dict[int, str]]:
     """(a column of one type, what the values are that do not fit it, by row)."""
-    packed = [chunk for chunk in chunks if isinstance(chunk, pa.Array)]
+    packed: list[Any] = [chunk for chunk in chunks if not isinstance(chunk, list)]
     if len(packed) == len(chunks):
         try:
             kind = _joined({chunk.type for chunk in packed})
-            return pa.chunked_array([chunk.cast(kind) for chunk in packed], kind), {}
+            return pa.chunked_array([_as(chunk, kind) for chunk in packed], kind), {}
         except UNFIT:
             pass
-    values = [value for chunk in chunks for value in (chunk.to_pylist() if isinstance(chunk, pa.Array) else chunk)]
+    values = [value for chunk in chunks for value in (chunk if isinstance(chunk, list) else chunk.to_pylist())]
     kind, unfit = _majority(values)
     column = pa.array([None if row in unfit else value for row, value in enumerate(values)], kind)
     return column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column]), unfit
+
+
+def _as(chunk: pa.Array, kind: pa.DataType) -> pa.Array:
+    if chunk.type == kind:
+        return chunk
+    # Arrow's own cast makes broken arrays of lists of None.
+    return pa.array(chunk.to_pylist(), kind) if pa.types.is_nested(kind) else chunk.cast(kind)
 
 
 def _majority(values: list[Any]) -> tuple[pa.DataType, dict[int, str]]:

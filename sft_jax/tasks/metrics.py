@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float, Int
 from sft_jax.tasks.task import Ratio
 
 BINS = 15  # of confidence, of equal width, as in arXiv 1706.04599
-AVERAGES = ("macro", "micro", "weighted")
 RANKING = ("roc_auc", "average_precision")
 CORRELATION = ("pearson", "spearman", "r2")
 
@@ -117,15 +116,21 @@ def ranking(scores: Float[np.ndarray, "d c"], truth: Bool[np.ndarray, "d c"]) ->
 
 
 def correlation(values: Float[np.ndarray, " d"], truth: Float[np.ndarray, " d"]) -> dict[str, float]:
-    """Pearson's and Spearman's correlation, and the share of the variance that is explained."""
+    """Pearson's and Spearman's correlation, and R2."""
     from scipy.stats import rankdata
 
     values, truth = values.astype(np.float64), truth.astype(np.float64)
     if not np.isfinite(values).all():
         return dict.fromkeys(CORRELATION, 0.0)
-    varies = len(truth) > 0 and np.ptp(truth) > 0
-    r2 = 1 - np.square(truth - values).sum() / np.square(truth - truth.mean()).sum() if varies else 0.0
-    return dict(zip(CORRELATION, (pearson(values, truth), pearson(rankdata(values), rankdata(truth)), r2), strict=True))
+    found = pearson(values, truth), pearson(rankdata(values), rankdata(truth)), explained(values, truth)
+    return dict(zip(CORRELATION, found, strict=True))
+
+
+def explained(values: Float[np.ndarray, " d"], truth: Float[np.ndarray, " d"]) -> float:
+    """Share of the variance of the truth that is explained (R2), 0 where it does not vary."""
+    if len(truth) == 0 or np.ptp(truth) == 0:
+        return 0.0
+    return float(1 - np.square(truth - values).sum() / np.square(truth - truth.mean()).sum())
 
 
 def pearson(one: Float[np.ndarray, " d"], other: Float[np.ndarray, " d"]) -> float:

@@ -51,12 +51,13 @@ def build(section: MultiLabelClassification, rows: Mapping[str, Rows]) -> Task:
     """The task on these rows; labels are those of the configuration, the columns, the source or the sorted values."""
     if not section.separator:
         raise ConfigError("task.separator: is empty; give what joins the labels of a row, such as ','")
+    names = section.labels
     if isinstance(section.label, list):
-        names = section.labels or section.label
+        names = section.label if names is None else names
         if len(names) != len(section.label):
             raise ConfigError(f"task.labels: {names} for {len(section.label)} columns in task.label; give as many")
-    else:
-        names = section.labels or columns.names_of_several(rows["train"], section.label, section.separator)
+    elif names is None:
+        names = columns.names_of_several(rows["train"], section.label, section.separator)
     labels = named.given(names, 1)
     return _task(section, labels, named.weights(section.class_weights, labels))
 

@@ -5,9 +5,12 @@ manifest.json   what the result depends on, and the processes that worked on it;
 data.json       the data report: what became of the rows, and what they are in tokens
 metrics.jsonl   a line for each interval and evaluation
 ledger.jsonl    where the wall time went
+events/         the same for TensorBoard
 checkpoints/    training states
 model/          the best model as a Hugging Face directory
 summary.json    scores and seconds, when the run is done
+review.json     how the rows of the test split were answered, in short
+report.html     all of this for people
 """
 
 import json
@@ -96,9 +99,9 @@ def settings(config: Config) -> dict[str, Any]:
     return {key: value for key, value in tree.items() if not _is_free(key) and not key.startswith("seed.")}
 
 
-def write_json(file: Path, content: Any) -> None:
-    """Write plain data as a JSON file."""
-    write_whole(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
+def write_json(file: Path, content: Any, *, sort: bool = True) -> None:
+    """Write plain data as a JSON file, keys in the order of the alphabet or as they stand."""
+    write_whole(file, json.dumps(content, indent=2, sort_keys=sort) + "\n")
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -110,7 +113,7 @@ def write_whole(file: Path, text: str) -> None:
 
 def differences(*trees: Any) -> dict[str, tuple[Any, ...]]:
     """Dotted key -> its value in each tree, for the keys in which they differ; None where a tree lacks the key."""
-    flat = [flatten(tree) for tree in trees]
+    flat = [{key: value for key, value in flatten(tree).items() if value != {}} for tree in trees]
     values = {key: tuple(tree.get(key) for tree in flat) for key in sorted(set().union(*flat))}
     return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
 

@@ -1,7 +1,8 @@
 """What a person and a program see of a run: sinks of events, each with one method.
 
-The loop calls `emit(kind, values)`; what becomes of it is no business of the loop. `metrics.jsonl` is always written;
-the console shows a live bar on a terminal and plain lines elsewhere.
+The loop calls `emit(kind, values)`; what becomes of it is no business of the loop. `metrics.jsonl` is always written,
+and every curve is drawn from it; the console shows a live bar on a terminal and plain lines elsewhere. What other
+programs are told is in `trackers.py`.
 """
 
 import json
@@ -13,6 +14,9 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sft_jax.errors import RunError
+
+METRICS = ("train", "validation", "test")  # the kinds of events that carry a step and figures
 Values = Mapping[str, Any]
 
 
@@ -29,25 +33,38 @@ class MetricsFile:
     """
 
     def __init__(self, file: Path, step: int):
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
+        stays = [e for e in read_metrics(file) if e["kind"] != "test" and e["step"] <= step and not e.get("partial")]
         fresh = file.with_name(f".{file.name}.new")
-        fresh.write_text("".join(line for line in lines if _stays(line, step)), encoding="utf-8")
+        fresh.write_text("".join(map(_line, stays)), encoding="utf-8")
         fresh.rename(file)
         self._file = file
 
     def emit(self, kind: str, values: Values) -> None:
         """Append training and evaluation metrics."""
-        if kind in ("train", "validation", "test"):
+        if kind in METRICS:
             with open(self._file, "a", encoding="utf-8") as sink:
-                sink.write(json.dumps({"kind": kind, **values}) + "\n")
+                sink.write(_line({"kind": kind, **values}))
 
 
-def _stays(line: str, step: int) -> bool:
-    """Whether a line of an earlier process is neither repeated by one that goes on after `step` nor cut off."""
-    if not line.endswith("\n"):  # the process was killed as it wrote
-        return False
-    event = json.loads(line)
-    return event["kind"] != "test" and event["step"] <= step and not event.get("partial")
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The events of a `metrics.jsonl` in order, none without a file; a last line that was cut off is left out."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
+    whole = [line for line in lines if line.endswith("\n")]  # the process was killed as it wrote the others
+    return [_event(f"{file}, line {number}", line) for number, line in enumerate(whole, start=1)]
+
+
+def _event(where: str, line: str) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+        if event["kind"] in METRICS and isinstance(event["step"], int):
+            return event
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise RunError(f"{where}: {line.strip()!r:.60} is no line of metrics; take it out")
+
+
+def _line(event: Values) -> str:
+    return json.dumps(event) + "\n"
 
 
 class Screen:

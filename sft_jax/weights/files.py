@@ -8,7 +8,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from sft_jax.errors import ModelError, listing, reason
+from sft_jax.errors import ModelError, RunError, listing, reason
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 << 30
@@ -25,6 +28,8 @@ SHARD_BYTES = 5 << 30
 CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines", "_name_or_path")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
 READABLE = ("F32", "F16", "BF16", "F64")  # types of tensors, as safetensors calls them
+MOST_SHOWN = 20  # problems in one message
+JSON_BYTES = 64 << 20
 WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md")
 
 
@@ -78,9 +83,10 @@ def find(source: str, revision: str | None = None, *, weights: bool = True) -> P
 
 def open_checkpoint(directory: Path) -> Checkpoint:
     """Open a directory, reading headers only; raises ModelError for pickles, broken files and names that escape."""
+    check_links(directory, WANTED)
     config = read_config(directory)
     if (directory / INDEX).is_file():
-        files = _read_index(directory)
+        files = read_index(directory / INDEX, ".safetensors")
     elif (directory / SINGLE).is_file():
         files = dict.fromkeys(_header(directory / SINGLE), directory / SINGLE)
     else:
@@ -88,17 +94,13 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         if pickles:
             raise ModelError(
                 f"{directory}: holds only {pickles[0]}, a format that can run code when it is opened; "
-                f"convert it to safetensors where you trust it, and try again"
+                f"make safetensors of it, which runs nothing: sft-jax convert {directory} NEW_DIRECTORY"
             )
         raise ModelError(f"{directory}: no {SINGLE} and no {INDEX}; give a directory that holds one")
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(set(files.values())):
-        shapes |= {name: shape for name, shape in _header(file).items() if files.get(name) == file}
-    lost = sorted(set(files) - set(shapes))
-    if lost:
-        problems = [f"{name}: named by {INDEX}, not in {files[name].name}" for name in lost]
-        raise ModelError(listing(str(directory), problems))
-    return Checkpoint(directory, config, shapes, files)
+    held = {file: _header(file) for file in sorted(set(files.values()))}
+    check_shards(directory, files, held)
+    shapes = {name: held[file][name] for name, file in files.items()}
+    return Checkpoint(directory, config, dict(sorted(shapes.items())), files)
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -123,6 +125,11 @@ def write_checkpoint(
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     (directory / CONFIG).write_text(text, encoding="utf-8")
+    write_tensors(directory, tensors, shard_bytes)
+
+
+def write_tensors(directory: Path, tensors: Mapping[str, np.ndarray], shard_bytes: int = SHARD_BYTES) -> None:
+    """Write tensors, which must be contiguous, as one file of safetensors or as several with their index."""
     shards = _shards(tensors, shard_bytes)
     if len(shards) == 1:
         save_file(dict(tensors), directory / SINGLE, metadata={"format": "pt"})
@@ -135,6 +142,36 @@ def write_checkpoint(
     total = sum(t.nbytes for t in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+@contextmanager
+def new_directory(out: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A directory to fill, which takes its place at `out` whole when all went well, and else is as if never made.
+
+    Raises RunError where `out` is there already and not an empty directory, unless it may be replaced.
+    """
+    if out.exists() and not replace and not (out.is_dir() and not any(out.iterdir())):
+        raise RunError(f"{out}: is there already, and not an empty directory; give a new one")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
+        fresh, old = Path(work) / "model", Path(work) / "old"
+        fresh.mkdir()
+        yield fresh
+        if out.exists():
+            out.rename(old)  # put back if the new one cannot take its place
+        try:
+            fresh.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
+
+
+def copy_files(source: Path, names: Sequence[str], out: Path) -> None:
+    """Copy those of the named files that a directory has."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)
 
 
 def _shards(tensors: Mapping[str, np.ndarray], limit: int) -> list[list[str]]:
@@ -151,6 +188,8 @@ def _shards(tensors: Mapping[str, np.ndarray], limit: int) -> list[list[str]]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
+        if file.stat().st_size > JSON_BYTES:
+            raise ModelError(f"{file}: more than {JSON_BYTES} bytes of JSON; fetch the checkpoint again")
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(f"{file}: cannot be read ({error.strerror}); give a checkpoint directory") from None
@@ -161,18 +200,56 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _read_index(directory: Path) -> dict[str, Path]:
-    weight_map = _read_json(directory / INDEX).get("weight_map")
+def read_index(index: Path, ending: str) -> dict[str, Path]:
+    """The file of each tensor, as an index says; each lies beside it and has this ending."""
+    weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError(f"{directory / INDEX}: no weight_map; fetch the checkpoint again")
+        raise ModelError(f"{index}: no weight_map; fetch the checkpoint again")
     problems = [
-        f"{name}: its file is named {str(file)!r:.80}; a shard lies beside the index"
+        f"{name!r:.80}: its file is named {str(file)!r:.80}; a shard lies beside the index"
         for name, file in weight_map.items()
-        if not isinstance(file, str) or os.path.basename(file) != file or not file.endswith(".safetensors")
+        if not isinstance(file, str) or os.path.basename(file) != file or not file.endswith(ending)
     ]
     if problems:
-        raise ModelError(listing(str(directory / INDEX), problems))
-    return {name: directory / file for name, file in weight_map.items()}
+        raise ModelError(_some(str(index), problems))
+    return {name: index.parent / file for name, file in weight_map.items()}
+
+
+def check_shards(where: Path, files: Mapping[str, Path], held: Mapping[Path, Iterable[str]]) -> None:
+    """Each file holds the tensors that the index gives it, and no others; `files` is the index, `held` what is there."""
+    holders: dict[str, list[Path]] = {}
+    for file, names in held.items():
+        for name in names:
+            holders.setdefault(name, []).append(file)
+    problems = [
+        f"{name!r:.80}: expected in {files[name].name}, found in {' and '.join(f.name for f in found) or 'no file'}"
+        for name in sorted(files)
+        if (found := holders.get(name, [])) != [files[name]]
+    ]
+    problems += [f"{n!r:.80}: in {holders[n][0].name}, not in the index" for n in sorted(holders.keys() - files.keys())]
+    if problems:
+        raise ModelError(_some(str(where), problems))
+
+
+def check_links(directory: Path, patterns: Sequence[str]) -> None:
+    """Refuse links out of a checkpoint, for files of these names.
+
+    The cache of the hub is made of links from `snapshots/x` to `blobs` of the same repository, which are followed.
+    """
+    home = directory.resolve()
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    problems = [
+        f"{file.name}: is a link to another place; copy that file here if you trust it"
+        for pattern in patterns
+        for file in sorted(directory.glob(pattern))
+        if file.is_symlink() and not any(file.resolve().is_relative_to(place) for place in (home, blobs))
+    ]
+    if problems:
+        raise ModelError(_some(str(directory), problems))
+
+
+def _some(where: str, problems: Sequence[str]) -> str:
+    return listing(where, problems[:MOST_SHOWN], max(0, len(problems) - MOST_SHOWN))
 
 
 def _header(file: Path) -> dict[str, tuple[int, ...]]:

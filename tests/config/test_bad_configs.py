@@ -76,6 +76,13 @@ OVERRIDES = {
         "optim.groups.0.match: needed, but not given (Pattern over parameter paths)",
     ),
     "missing file": (["data.source.train=/nowhere/a.csv"], "data.source.train: no file '/nowhere/a.csv' (looked in"),
+    "missing file of a part": (
+        [
+            "data.source={kind: mixture, parts: [{name: a, source: {kind: files, train: /nowhere/a.csv}}]}",
+            "eval.every=never",
+        ],
+        "data.source.parts.0.source.train: no file '/nowhere/a.csv' (looked in",
+    ),
     "missing file of several": (["data.source.test=[/nowhere/b.csv]"], "data.source.test: no file '/nowhere/b.csv'"),
     "missing directory": (
         ["model.source=./nowhere"],

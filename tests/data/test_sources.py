@@ -10,7 +10,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from sft_jax.config.schema import Files, Hub
-from sft_jax.data.sources import column, load_files, load_rows
+from sft_jax.data.rows import Rows
+from sft_jax.data.sources import load_files, load_rows
 from sft_jax.errors import DataError
 
 WHERE = "data.source.train"
@@ -63,11 +64,11 @@ def test_every_kind_of_file_gives_its_rows_in_order(ending, tmp_path):
     """Each of the six kinds reads back the texts and labels that were written, several files one after the other."""
     parts = [[{"text": f"text {n} of {k}", "label": n % 3} for n in range(4)] for k in range(3)]
     files = [write_table(tmp_path / f"part{k}{ending}", part) for k, part in enumerate(parts)]
-    assert load_files(files, WHERE).to_list() == [row for part in parts for row in part]
-    backwards = load_files(files[::-1], WHERE).to_list()
+    assert load_files(files, WHERE).table.to_list() == [row for part in parts for row in part]
+    backwards = load_files(files[::-1], WHERE).table.to_list()
     assert backwards == [row for part in parts[::-1] for row in part]
     upper = Path(files[0]).rename(tmp_path / f"UPPER{ending.upper()}")
-    assert load_files([str(upper)], WHERE).to_list() == parts[0]
+    assert load_files([str(upper)], WHERE).table.to_list() == parts[0]
 
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
@@ -75,15 +76,15 @@ def test_words_stay_as_they_were_written(ending, tmp_path):
     """NA, None and null stay words; quotes, commas, newlines and every script arrive to the character."""
     rows = [{"text": text, "label": "NA" if n % 2 else "None"} for n, text in enumerate(ODD)]
     found = load_files([write_table(tmp_path / f"odd{ending}", rows)], WHERE)
-    assert found["text"][:] == ODD
-    assert found["label"][:] == [row["label"] for row in rows]
+    assert found.column("text") == ODD
+    assert found.column("label") == [row["label"] for row in rows]
 
 
 def test_an_empty_cell_stays_an_empty_text(tmp_path):
     """A cell with nothing in it is the empty text, which the task then refuses by its row, and never NaN."""
     file = tmp_path / "gaps.csv"
     file.write_text("text,label\n,x\nb,\n")
-    assert load_files([str(file)], WHERE).to_list() == [{"text": "", "label": "x"}, {"text": "b", "label": ""}]
+    assert load_files([str(file)], WHERE).table.to_list() == [{"text": "", "label": "x"}, {"text": "b", "label": ""}]
 
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl"])
@@ -91,14 +92,14 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(ending, tmp_path):
     """Files as Excel writes them, with a byte order mark, have their first column by its name."""
     file = Path(write_table(tmp_path / f"marked{ending}", [{"text": "a", "label": 1}]))
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
-    assert load_files([str(file)], WHERE).column_names == ["text", "label"]
+    assert load_files([str(file)], WHERE).names == ["text", "label"]
 
 
 def test_line_endings_of_windows_are_line_endings(tmp_path):
     """Carriage returns belong to the end of the line, not to the label."""
     file = tmp_path / "windows.csv"
     file.write_bytes(b"text,label\r\none,yes\r\ntwo,no\r\n")
-    assert load_files([str(file)], WHERE)["label"][:] == ["yes", "no"]
+    assert load_files([str(file)], WHERE).column("label") == ["yes", "no"]
 
 
 def test_names_of_files_are_names_not_patterns(tmp_path):
@@ -106,28 +107,34 @@ def test_names_of_files_are_names_not_patterns(tmp_path):
     for name in ("rows[1].csv", "rows*.csv", "rows1.csv"):
         write_table(tmp_path / name, [{"text": name, "label": 0}])
     for name in ("rows[1].csv", "rows*.csv"):
-        assert load_files([str(tmp_path / name)], WHERE)["text"][:] == [name]
+        assert load_files([str(tmp_path / name)], WHERE).column("text") == [name]
 
 
 def test_a_changed_file_is_read_anew(tmp_path):
     """C22: rows come from the file as it is now, not from an earlier reading."""
     for text in ("before", "after!"):
         file = write_table(tmp_path / "rows.csv", [{"text": text, "label": 0}])
-        assert load_files([file], WHERE)["text"][:] == [text]
+        assert load_files([file], WHERE).column("text") == [text]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("missing.csv", None, "Unable to find"),
+        ("missing.csv", None, "No such file"),
         ("missing.parquet", None, "Unable to find"),
-        ("empty.csv", b"", "No columns to parse"),
+        ("empty.csv", b"", "is empty; its first line names the columns"),
+        ("blank.csv", b"\n\n", "is empty; its first line names the columns"),
+        ("nameless.csv", b",\n1,2\n", "line 1: names no column"),
+        ("quote.csv", b'"text,label\na,1\n', "line 1: a quote is opened and never closed"),
+        ("heading.csv", b"text,label\n", "holds no row"),
+        ("wide.csv", "text,label\na,1\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
+        ("packed.csv.gz", b"text,label\na,1\n", "gzip"),
         ("empty.jsonl", b"", "holds no row"),
-        ("heading.csv", b"text,label\n", "no data"),
-        ("ragged.csv", b"text,label\na,1\nb,2,3,4\n", "line 3"),
-        ("quote.csv", b'text,label\n"a,1\nb,2\n', "EOF inside string"),
-        ("latin.csv", "text,label\ncafé,1\n".encode("latin-1"), "utf-8"),
-        ("broken.jsonl", b'{"text": "a"}\n{"text": \n', "JSON"),
+        ("empty.txt", b"", "holds no row"),
+        ("none.json", b"[]", "holds no row"),
+        ("broken.json", b'[{"text": "a"},\n{"text": "b"', "line 2: the list breaks off"),
+        ("after.json", b'[{"text": "a"}] {"text": "b"}', "line 1: the list breaks off (expected a comma, or the end)"),
+        ("deep.json", b"[" * 100_000, "line 1: the list breaks off (nested too deep)"),
         ("broken.parquet", b"not parquet at all", "magic bytes"),
         ("broken.arrow", b"not arrow", "rrow"),
     ],
@@ -153,8 +160,9 @@ def test_files_of_other_columns_are_refused(tmp_path):
 
 def test_files_of_other_kinds_are_refused():
     """Two kinds of files, an unknown ending, or none: the kinds there are get listed."""
-    kinds = ".csv, .tsv, .jsonl, .json, .parquet, .arrow"
-    remedy = f"give files of one kind among {kinds}"
+    kinds = ".csv, .tsv, .jsonl, .json, .txt, .parquet, .arrow"
+    packed = ".zip, .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz"
+    remedy = f"give files of one kind among {kinds}, or folders of texts, also packed ({packed})"
     assert refused(["a.csv", "b.jsonl"]) == f"{WHERE}: files ending in .csv, .jsonl; {remedy}"
     assert refused(["a.pkl"]) == f"{WHERE}: files ending in .pkl; {remedy}"
     assert refused(["a"]).startswith(f"{WHERE}: files ending in ")
@@ -164,7 +172,7 @@ def test_splits_come_from_the_files_that_are_named(tmp_path):
     """Only the splits that the source names are there, one file or a list of files each."""
     files = [write_table(tmp_path / f"{n}.csv", [{"text": f"t{n}", "label": n}]) for n in range(3)]
     found = load_rows(Files(kind="files", train=files[:2], test=files[2]))
-    assert {split: rows["text"][:] for split, rows in found.items()} == {"train": ["t0", "t1"], "test": ["t2"]}
+    assert {split: rows.column("text") for split, rows in found.items()} == {"train": ["t0", "t1"], "test": ["t2"]}
 
 
 def test_a_split_without_rows_is_named(monkeypatch):
@@ -191,9 +199,9 @@ def test_a_saved_directory_gives_its_splits(saved):
     """What `save_to_disk` wrote comes back with its label names, under the names that the source gives the splits."""
     directory, splits = saved
     found = load_rows(Hub(kind="hub", name=str(directory), validation="train", train="validation"))
-    assert found["train"].to_list() == splits["validation"].to_list()
-    assert found["validation"].to_list() == splits["train"].to_list()
-    assert found["train"].features["label"].names == ["bad", "good"]
+    assert found["train"].table.to_list() == splits["validation"].to_list()
+    assert found["validation"].table.to_list() == splits["train"].to_list()
+    assert found["train"].table.features["label"].names == ["bad", "good"]
 
 
 def test_a_split_that_was_not_saved_is_named(saved):
@@ -207,7 +215,7 @@ def test_one_saved_split_does_not_stand_for_another(saved):
     """A directory of a single split is for training; asked for validation as well it would leak, and is refused."""
     alone = saved[0].parent / "alone"
     saved[1]["train"].save_to_disk(str(alone))
-    assert load_rows(Hub(kind="hub", name=str(alone)))["train"].to_list() == saved[1]["train"].to_list()
+    assert load_rows(Hub(kind="hub", name=str(alone)))["train"].table.to_list() == saved[1]["train"].to_list()
     with pytest.raises(DataError, match=r"has no split 'validation'; it has train$"):
         load_rows(Hub(kind="hub", name=str(alone), validation="validation"))
 
@@ -246,8 +254,8 @@ def test_a_hub_out_of_reach_is_one_clear_line(kind, monkeypatch):
     with pytest.raises(DataError) as caught:
         load_rows(Hub(kind="hub", name="someone/reviews"))
     assert str(caught.value) == (
-        "data.source: 'someone/reviews' (split 'train') is not to be had from the hub (Couldn't reach the Hub); "
-        "check name, split and network, or give local files"
+        "data.source: 'someone/reviews' (split 'train') is not to be had from the hub "
+        "(Couldn't reach the Hub and a long story of many lines); check name, split and network, or give local files"
     )
 
 
@@ -269,8 +277,8 @@ def test_the_hub_is_asked_for_what_the_source_names(monkeypatch):
 
 def test_a_missing_column_lists_those_there_are():
     """C21: a column that is not there is named beside those that are."""
-    rows = Dataset.from_dict({"sentence": ["a"], "label": [0]})
-    assert column(rows, "label", WHERE) == [0]
+    rows = Rows(Dataset.from_dict({"sentence": ["a"], "label": [0]}), WHERE)
+    assert rows.column("label") == [0]
     with pytest.raises(DataError) as caught:
-        column(rows, "text", WHERE)
+        rows.column("text")
     assert str(caught.value) == f"{WHERE}: no column 'text'; the rows have: sentence, label"

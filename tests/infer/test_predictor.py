@@ -196,6 +196,22 @@ def test_pairs_are_predicted_as_pairs(tmp_path):
         next(predictor(premises))
 
 
+@pytest.mark.parametrize(
+    ("problem", "names"), [("multi_label_classification", {"0": "a", "1": "b"}), ("regression", {"0": "LABEL_0"})]
+)
+def test_models_of_other_problems_that_others_trained(tmp_path, problem, names):
+    """By the kind of problem in its `config.json`, a foreign model gives several labels or a number."""
+    config = {"architectures": ["BertForSequenceClassification"], "problem_type": problem, "id2label": names}
+    predictor = load_predictor(str(write_model(tmp_path / "foreign", config, head=len(names))))
+    (record,) = predictor(["bara bare"], raw=True)
+    logits = record.pop("logits")
+    if problem == "regression":
+        assert record == {"score": logits[0]}
+    else:
+        assert record["labels"] == [name for name, logit in zip("ab", logits, strict=True) if logit >= 0]
+        assert list(record["scores"].values()) == pytest.approx([1 / (1 + np.exp(-x)) for x in logits], abs=1e-6)
+
+
 def test_a_model_that_others_trained_is_loaded(tmp_path):
     """Without a word from us in its `config.json`, labels, column and length have their plain values."""
     config = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0", "1": "LABEL_1"}}

@@ -3,13 +3,15 @@
 import json
 import string
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tokenizers import ByteLevelBPETokenizer, SentencePieceUnigramTokenizer
 from torch_reference import TOLERANCE, Pair, paired, randomised, torch, transformers
 
-from sft_jax.config.schema import SequenceClassification
+from sft_jax.config.schema import MultiLabelClassification, Regression, SequenceClassification
+from sft_jax.data.rows import Rows
 from sft_jax.data.text import load_tokenizer, tokenize
 from sft_jax.export import export_model
 from sft_jax.infer.predict import load_predictor
@@ -61,7 +63,7 @@ def tokenizer_of(family: str) -> "transformers.PreTrainedTokenizerBase":
     return transformers.XLMRobertaTokenizer(vocab=[tuple(entry) for entry in vocabulary])
 
 
-def source(family: str, directory: Path) -> Pair:
+def source(family: str, directory: Path, labels: int = len(LABELS)) -> Pair:
     """A pretrained directory as `transformers` writes one: model and tokenizer."""
     tokenizer = tokenizer_of(family)
     tokenizer.save_pretrained(directory)
@@ -72,14 +74,12 @@ def source(family: str, directory: Path) -> Pair:
         else {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 31, "num_hidden_layers": 2}
     )
     types = {"type_vocab_size": 1} if "roberta" in family else {}
-    return paired(
-        randomised(family, {**size, **inner, **types, "num_labels": len(LABELS)}, seed=3, spread=0.3), directory
-    )
+    return paired(randomised(family, {**size, **inner, **types, "num_labels": labels}, seed=3, spread=0.3), directory)
 
 
-def export(pair: Pair, out: Path) -> Path:
+def export(pair: Pair, out: Path, section: Any = None) -> Path:
     """Export the loaded parameters as they are."""
-    task = build_task(SequenceClassification(kind="sequence_classification", labels=LABELS), {})
+    task = build_task(section or SequenceClassification(kind="sequence_classification", labels=LABELS), {})
     config = open_checkpoint(pair.directory).config
     export_model(out, pair.model, pair.params, config, task, pair.directory, LENGTH, "a card")
     return out
@@ -172,6 +172,29 @@ def test_prediction_from_the_export_is_that_of_transformers(family, tmp_path):
     assert [list(r["scores"]) for r in records] == [LABELS] * len(TEXTS)
 
 
+@pytest.mark.parametrize(
+    "section",
+    [
+        MultiLabelClassification(kind="multi_label_classification", labels=LABELS),
+        Regression(kind="regression", label="stars"),
+    ],
+    ids=lambda section: section.kind,
+)
+def test_exports_of_other_tasks_are_used_alike(section, tmp_path):
+    """R57: several labels and a number: what `transformers` and its pipeline make of an export is what `predict` does."""
+    pair = source("bert", tmp_path / "source", 1 if section.kind == "regression" else len(LABELS))
+    out = export(pair, tmp_path / "export", section)
+    config = read_back(out).config
+    names = ["stars"] if section.kind == "regression" else LABELS
+    assert config.num_labels == len(names) and config.id2label == dict(enumerate(names))
+    records = list(load_predictor(str(out))(TEXTS, batch_size=3, raw=True))
+    assert np.abs(np.asarray([r["logits"] for r in records]) - reference_logits(out, TEXTS)).max() < TOLERANCE
+    pipeline = transformers.pipeline("text-classification", model=str(out), device="cpu")
+    for theirs, ours in zip(pipeline(TEXTS, top_k=None, truncation=True, max_length=LENGTH), records, strict=True):
+        scores = ours.get("scores") or {"stars": ours["score"]}
+        assert {entry["label"]: entry["score"] for entry in theirs} == pytest.approx(scores, abs=TOLERANCE)
+
+
 def test_a_run_on_pairs_exports_what_transformers_reads(configure, tmp_path):
     """R57: after a real run on pairs of texts the exported model scores pairs as `transformers` does, within 1e-4."""
     from datasets import Dataset
@@ -186,11 +209,12 @@ def test_a_run_on_pairs_exports_what_transformers_reads(configure, tmp_path):
     files = [f"data.source.{split}={rows}" for split in ("train", "validation", "test")]
     result = train(prepare(configure(*settings, *files, "train.steps=3", "eval.batch_size=4")))
     predictor = load_predictor(str(result.directory / "model"))
-    found = [r["logits"] for r in predictor(Dataset.from_list(lines), raw=True)]
+    found = [r["logits"] for r in predictor(Rows(Dataset.from_list(lines), "input"), raw=True)]
     expected = reference_logits(result.directory / "model", TEXTS, PAIRED)
     assert np.abs(np.asarray(found) - expected).max() < TOLERANCE
     assert read_back(result.directory / "model").config.id2label == dict(enumerate(sorted(LABELS)))
-    alone = [r["logits"] for r in predictor(Dataset.from_list([{**line, "other": "?"} for line in lines]), raw=True)]
+    other = Rows(Dataset.from_list([{**line, "other": "?"} for line in lines]), "input")
+    alone = [r["logits"] for r in predictor(other, raw=True)]
     assert np.abs(np.asarray(alone) - expected).max() > TOLERANCE, "the second text changes nothing"
 
 

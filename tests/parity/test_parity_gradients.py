@@ -15,7 +15,7 @@ from torch_reference import (
     torch_batch,
 )
 
-from sft_jax.tasks.sequence_classification import loss
+from sft_jax.tasks.losses import cross_entropy
 from sft_jax.weights.table import save
 
 
@@ -23,7 +23,7 @@ def our_gradients(pair, batch) -> dict[str, np.ndarray]:
     """Gradients under the names of the reference; totals divided once by the weight, as the training step does."""
 
     def total(params):
-        found = loss(pair.model.template.bind(params)(batch), batch)
+        found = cross_entropy(pair.model.template.bind(params)(batch), batch["label"], batch["weight"])
         return found.total, found.weight
 
     gradients, weight = jax.jit(jax.grad(total, has_aux=True))(pair.params)

@@ -1,6 +1,7 @@
 """The list of tasks: what the configuration offers, what the folder holds and what a task promises agree."""
 
 import importlib
+import json
 import typing
 from pathlib import Path
 
@@ -9,11 +10,22 @@ import numpy as np
 import pytest
 
 from sft_jax import tasks
-from sft_jax.config.schema import Config, SequenceClassification
+from sft_jax.config.schema import Config, MultiLabelClassification, Regression, SequenceClassification
 from sft_jax.models.family import FAMILIES, find_family
-from sft_jax.tasks.task import TASKS, Ratio, build_task
+from sft_jax.tasks.task import PROBLEMS, TASKS, Ratio, Task, build_task, restore_task
 
-OTHERS = {"__init__", "task", "metrics", "baselines"}  # files of the folder that are no task
+# Files of the folder that are no task.
+OTHERS = {"__init__", "task", "texts", "labels", "label_columns", "losses", "metrics", "baselines"}
+NAMES = ["a", "b", "c"]
+EACH = {
+    task.kind: task
+    for task in (
+        build_task(SequenceClassification(kind="sequence_classification", labels=NAMES), {}),
+        build_task(MultiLabelClassification(kind="multi_label_classification", labels=NAMES), {}),
+        build_task(Regression(kind="regression"), {}),
+    )
+}
+each_task = pytest.mark.parametrize("task", EACH.values(), ids=EACH)
 
 
 def sections() -> dict[str, type]:
@@ -23,10 +35,12 @@ def sections() -> dict[str, type]:
     return {typing.get_args(member.model_fields["kind"].annotation)[0]: member for member in members}
 
 
-def a_task():
-    """A task with three labels that needs no rows."""
-    section = SequenceClassification(kind="sequence_classification", labels=["a", "b", "c"])
-    return build_task(section, {})
+def batch_of(task: Task) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(outputs, batch) of two documents."""
+    answers = {"multi_label_classification": np.array([[[0, 1, 1], [0, 0, 0]]]), "regression": np.array([[0.5, 2.0]])}
+    label = answers.get(task.kind, np.array([[0, 1]]))
+    outputs = np.random.default_rng(0).normal(size=(1, 2, task.head.size)).astype(np.float32)
+    return outputs, {"label": label, "weight": np.ones((1, 2), np.float32)}
 
 
 def test_every_task_has_a_section_and_every_section_a_task():
@@ -44,33 +58,56 @@ def test_every_task_has_a_file_and_every_file_a_task():
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_every_family_knows_heads_of_known_tasks_only(family):
+def test_every_head_is_asked_for(family):
     """A head that no task asks for would be an option that does nothing (C26)."""
-    assert set(find_family({"model_type": family}, "here").heads) <= set(TASKS)
+    assert set(find_family({"model_type": family}, "here").heads) <= {task.head.kind for task in EACH.values()}
 
 
-def test_a_task_is_named_by_its_kind():
-    """Kind, head and what `config.json` says agree on the name."""
-    task = a_task()
-    assert task.kind in TASKS and task.head.kind == task.kind
-    assert task.to_hf()["sft_jax_task"]["kind"] == task.kind
+@each_task
+def test_a_task_is_named_by_its_kind(task):
+    """Kind and what `config.json` says agree on the name, and the same task comes back from there."""
+    written = {"architectures": ["Whatever"], **task.to_hf()}
+    assert EACH.keys() == TASKS.keys() and PROBLEMS[written["problem_type"]] == task.kind
+    again = restore_task(written, "here")
+    assert (again.kind, again.head, again.labels) == (task.kind, task.head, task.labels)
 
 
-def test_metric_names_are_those_of_the_metrics():
-    """C18: the names that a configuration may ask for are exactly those that evaluation gives."""
-    task = a_task()
-    batch = {"label": np.array([[0, 1]]), "weight": np.ones((1, 2), np.float32)}
-    counts = task.count(np.zeros((1, 2, 3), np.float32), batch)
-    assert tuple(task.metrics(counts)) == task.metric_names
-    assert all(isinstance(value, float) for value in task.metrics(counts).values())
+@each_task
+def test_metric_names_are_those_of_the_metrics(task):
+    """C18: the names that a configuration may ask for are exactly those that evaluation gives, in their order."""
+    outputs, batch = batch_of(task)
+    found = {
+        **task.metrics(task.count(outputs, batch)),
+        **task.row_metrics(outputs[0], {"label": batch["label"][0]}),
+    }
+    assert tuple(found) == task.metric_names
+    assert all(type(value) is float for value in found.values())
+    assert task.headline in found and task.least_is_best < set(found) and task.headline not in task.least_is_best
 
 
-def test_losses_and_counts_add_up():
-    """C1: a loss is a Ratio, and counts are a pytree of arrays of which two can be added."""
-    task = a_task()
-    batch = {"label": np.array([[0, 1]]), "weight": np.ones((1, 2), np.float32)}
-    logits = np.random.default_rng(0).normal(size=(1, 2, 3)).astype(np.float32)
-    assert isinstance(task.loss(logits, batch), Ratio)
-    counts = task.count(logits, batch)
+@each_task
+def test_losses_and_counts_add_up(task):
+    """C1: a loss and a divergence are Ratios, and counts are a pytree of arrays of which two can be added."""
+    outputs, batch = batch_of(task)
+    assert isinstance(task.loss(outputs, batch), Ratio)
+    assert isinstance(task.divergence(outputs, outputs + 1, batch), Ratio)
+    counts = task.count(outputs, batch)
     twice = jax.tree.map(lambda a, b: a + b, counts, counts)
     assert task.metrics(twice) == pytest.approx(task.metrics(counts))
+
+
+@each_task
+def test_filler_has_no_part_in_the_loss(task):
+    """C16: the loss does not pull on the outputs of filler, and pulls on those of documents."""
+    outputs, batch = batch_of(task)
+    batch["weight"][0, 1] = 0
+    for loss in (task.loss, lambda x, b: task.divergence(x, -outputs, b)):
+        gradient = jax.grad(lambda x, f=loss: f(x, batch).value)(outputs)
+        assert gradient[0, 0].any() and not gradient[0, 1].any()
+
+
+@each_task
+def test_a_record_is_json(task):
+    """What `predict` writes for a document goes through JSON unchanged."""
+    record = task.decode(batch_of(task)[0][0, 0])
+    assert json.loads(json.dumps(record)) == record

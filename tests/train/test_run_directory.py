@@ -78,3 +78,13 @@ def test_differences_are_named_by_their_whole_key():
         ("f", (1, None)),
         ("g.h", (None, True)),
     ]
+
+
+def test_differences():
+    """R52: what differs between plain data is named by its dotted key, with every value, and nothing else is."""
+    one = {"seeds": {"init": 0, "data": 0}, "versions": {"jax": "1", "numpy": "2"}, "flags": {}, "git": None}
+    other = {**one, "seeds": {"init": 3, "data": 0}, "flags": {"XLA_FLAGS": "x"}}
+    third = {**one, "versions": {"jax": "1"}}
+    assert differences(one, one, dict(one)) == {}
+    assert differences(one, other) == {"flags.XLA_FLAGS": (None, "x"), "seeds.init": (0, 3)}
+    assert differences(one, third, one) == {"versions.numpy": ("2", None, "2")}

@@ -6,6 +6,7 @@ import json
 import pickle
 import socket
 import struct
+import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -27,6 +28,7 @@ from sft_jax.run import prepare
 from sft_jax.weights.files import open_checkpoint
 
 INDEX = "model.safetensors.index.json"
+LINK = "is a link to another place; copy that file here if you trust it"
 
 
 class Payload:
@@ -87,7 +89,7 @@ def test_pickled_shards_are_never_opened(tmp_path):
     (home / "pytorch_model.bin.index.json").write_text(index)
     assert "safetensors" in message(home)
     (home / INDEX).write_text(index)
-    with pytest.raises(ModelError, match=r"weight: its file is named 'pytorch_model-00001-of-00001\.bin'"):
+    with pytest.raises(ModelError, match=r"'weight': its file is named 'pytorch_model-00001-of-00001\.bin'"):
         open_checkpoint(home)
     (home / INDEX).unlink()
     (home / "model.safetensors").write_bytes(zipped(canary))
@@ -226,7 +228,7 @@ def test_an_index_must_agree_with_its_shards(tmp_path):
     (home / INDEX).write_text(json.dumps({"weight_map": {"there": "a.safetensors"}}))
     assert list(open_checkpoint(home).shapes) == ["there"]
     (home / INDEX).write_text(json.dumps({"weight_map": {"there": "a.safetensors", "gone": "a.safetensors"}}))
-    with pytest.raises(ModelError, match=rf"  - gone: named by {INDEX}, not in a\.safetensors"):
+    with pytest.raises(ModelError, match=r"  - 'gone': expected in a\.safetensors, found in no file"):
         open_checkpoint(home)
     (home / INDEX).write_text(json.dumps({"weight_map": {"there": "b.safetensors"}}))
     assert "b.safetensors: not a whole safetensors file" in message(home)
@@ -236,11 +238,119 @@ def test_an_index_must_agree_with_its_shards(tmp_path):
 
 
 def test_a_link_to_another_file_shows_nothing_of_it(tmp_path):
-    """R32: a shard that is a link to a file that is no checkpoint is refused, and nothing of it is in the message."""
-    home, secret = with_config(tmp_path / "home"), tmp_path / "secret"
+    """R32: a file of a checkpoint that is a link to another place is refused, and nothing of it is in the message."""
+    secret = tmp_path / "secret"
     secret.write_text("password-canary-0123456789 " * 20)
-    (home / "model.safetensors").symlink_to(secret)
-    assert "canary" not in message(home)
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "vocab.txt"):
+        home = write_model(tmp_path / f"with {name}")
+        (home / "apart.bin").symlink_to(secret)  # is never read
+        assert open_checkpoint(home).shapes
+        (home / name).unlink(missing_ok=True)
+        (home / name).symlink_to(secret)
+        with pytest.raises(ModelError) as error:
+            open_checkpoint(home)
+        assert str(error.value) == f"{home}: 1 problem\n  - {name}: {LINK}"
+
+
+def test_links_within_a_checkpoint_are_followed(tmp_path):
+    """R32: a link to a file of the same directory is read, also where the directory is itself reached by a link."""
+    home = write_model(tmp_path / "home")
+    (home / "model.safetensors").rename(home / "weights")
+    (home / "model.safetensors").symlink_to("weights")
+    (tmp_path / "other").symlink_to(home)
+    assert open_checkpoint(home).shapes == open_checkpoint(tmp_path / "other").shapes
+
+
+def test_links_to_blobs_of_another_repository_are_refused(tmp_path):
+    """R32: in the cache of the hub, a snapshot reaches the blobs of its own repository, and nothing else."""
+    home = write_model(tmp_path / "models--a--b" / "snapshots" / "abc")
+    for place in ("models--a--b/blobs", "models--c--d/blobs", "models--a--b/refs"):
+        (tmp_path / place).mkdir(parents=True)
+        file = (home / "model.safetensors").resolve()
+        file.rename(tmp_path / place / "1234")
+        (home / "model.safetensors").unlink(missing_ok=True)
+        (home / "model.safetensors").symlink_to(tmp_path / place / "1234")
+        if place == "models--a--b/blobs":
+            assert open_checkpoint(home).shapes
+            continue
+        with pytest.raises(ModelError, match=LINK):
+            open_checkpoint(home)
+
+
+def test_a_tensor_in_two_shards(tmp_path):
+    """R32: a tensor that stands in two shards, or in one that the index does not name for it, is refused by name."""
+    home = with_config(tmp_path)
+    save_file({"one": np.zeros(2, np.float32)}, home / "a.safetensors")
+    save_file({"one": np.ones(2, np.float32), "two": np.ones(2, np.float32)}, home / "b.safetensors")
+    (home / INDEX).write_text(json.dumps({"weight_map": {"one": "a.safetensors", "two": "b.safetensors"}}))
+    with pytest.raises(ModelError, match=r"'one': expected in a\.safetensors, found in a\.safetensors and b\.safeten"):
+        open_checkpoint(home)
+    (home / INDEX).write_text(json.dumps({"weight_map": {"two": "b.safetensors"}}))
+    with pytest.raises(ModelError, match=r"'one': in b\.safetensors, not in the index"):
+        open_checkpoint(home)
+
+
+SIZES = st.one_of(st.integers(-2, 9), st.sampled_from([10**12, 2**31, 2**32, 2**62, 2**63, 2**64, 1e3, "2", None, []]))
+ENTRIES = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "F16", "BF16", "F64", "I64", "BOOL", "F8_E4M3", "F4", "X", "", 7]),
+        "shape": st.one_of(st.lists(SIZES, max_size=4), SIZES),
+        "data_offsets": st.one_of(st.lists(SIZES, max_size=3), SIZES),
+    }
+)
+HEADERS = st.dictionaries(st.one_of(st.text(max_size=9), st.just("__metadata__")), ENTRIES, max_size=3)
+
+
+@given(content=HEADERS, spare=st.integers(0, 64))
+@settings(
+    max_examples=300,
+    deadline=1000,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_made_up_headers_never_end_in_another_error(content, spare, tmp_path_factory):
+    """R32: whatever a header claims of types, shapes and places, its tensors are read or refused within a second."""
+    home = with_config(tmp_path_factory.getbasetemp() / "headers")
+    try:
+        for array in read_all(home, header(json.dumps(content), spare)).values():
+            assert array.nbytes <= spare
+    except ModelError as error:
+        assert len(str(error).splitlines()) == 1
+
+
+OPENER = f"""
+import resource, sys
+from pathlib import Path
+from sft_jax.errors import ModelError
+from sft_jax.weights.files import open_checkpoint
+resource.setrlimit(resource.RLIMIT_AS, ({1 << 30}, {1 << 30}))
+for home in map(Path, sys.argv[1:]):
+    try:
+        open_checkpoint(home)
+        print("opened")
+    except ModelError as error:
+        print(error)
+"""
+
+
+def test_claims_of_terabytes_cost_no_memory(tmp_path):
+    """R32: 10**12 numbers in a header, a gigabyte of JSON and a header longer than its file end in bounded memory."""
+    entry = '{{"a": {{"dtype": "F32", "shape": {}, "data_offsets": {}}}}}'.format
+    files = {
+        "numbers": header(entry([10**12], [0, 4 * 10**12])),
+        "none of many": header(entry([10**12, 0], [0, 0]), 0),
+        "long": struct.pack("<Q", 3 << 30) + b"{}",
+    }
+    for name, content in files.items():
+        (with_config(tmp_path / name) / "model.safetensors").write_bytes(content)
+    with open(with_config(tmp_path / "json") / "config.json", "r+b") as file:
+        file.truncate(4 << 30)  # takes no room on the disk
+    homes = [str(tmp_path / name) for name in (*files, "json")]
+    done = subprocess.run([sys.executable, "-c", OPENER, *homes], capture_output=True, text=True, check=True)
+    numbers, none, long, text = done.stdout.splitlines()
+    assert "not a whole safetensors file" in numbers and "not a whole safetensors file" in long
+    assert none == "opened" and "bytes of JSON; fetch the checkpoint again" in text
 
 
 @pytest.fixture

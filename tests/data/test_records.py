@@ -1,0 +1,387 @@
+"""CSV, JSON lines and text record by record: each is a row that knows its line, or is named by line; none is lost."""
+
+import csv
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from sft_jax.config.schema import Files
+from sft_jax.data import gather, records, tables
+from sft_jax.data.rows import Rows
+from sft_jax.data.sources import READERS, load_files, load_rows
+from sft_jax.errors import DataError
+
+WHERE = "data.source.train"
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+    """`read("name.csv", content)`: its rows, the file being called by its name."""
+    monkeypatch.chdir(tmp_path)
+
+    def reader(name: str, content: str | bytes) -> Rows:
+        Path(name).write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        return load_files([name], WHERE)
+
+    return reader
+
+
+def places(rows: Rows) -> list[str]:
+    """Where each row stands."""
+    return [rows.place(i) for i in range(len(rows))]
+
+
+def said(rows: Rows) -> list[tuple[str, str]]:
+    """Where each piece stands that is no row, and what it is counted as."""
+    return [(bad.place, bad.reason) for bad in rows.bad]
+
+
+# CSV.
+
+
+def test_rows_of_csv_know_their_lines(read):
+    """A row is called by the physical line that it begins on, past blank lines and cells of several lines."""
+    rows = read("a.csv", 'text,label\none,1\n\n"two\n\nlines",2\nthree,3\n')
+    assert rows.column("text") == ["one", "two\n\nlines", "three"]
+    assert places(rows) == ["a.csv, line 2", "a.csv, line 4", "a.csv, line 7"] and not rows.bad
+    assert places(rows.select([2, 0])) == ["a.csv, line 7", "a.csv, line 2"], "lost in a selection"
+
+
+@pytest.mark.parametrize(
+    ("content", "bad", "kept"),
+    [
+        (
+            b"a,1\nb,2,3\nc\nd,4\n",
+            [("line 3", "wrong number of cells"), ("line 4", "wrong number of cells")],
+            ["a", "d"],
+        ),
+        (b'a,1\n"b,2\nc,3\n', [("line 3", "broken quotes")], ["a", "c"]),
+        (b'"b,1\nc,2\n"d",3\ne,4\n', [("line 2", "broken quotes")], ["c", "d", "e"]),
+        (b'a "b" c,1\n"d" e,2\nf,3\n', [("line 3", "broken quotes")], ['a "b" c', "f"]),
+        (b"caf\xe9,1\nb,2\n", [("line 2", "broken UTF-8")], ["b"]),
+        (b'a,1\n"b\n\xff",2\nc,3\n', [("line 3", "broken UTF-8")], ["a", "c"]),
+        (b"a\0,1\nb,2\n", [("line 2", "NUL character")], ["b"]),
+    ],
+)
+def test_records_that_are_no_row_are_named(content, bad, kept, read):
+    """What is broken in a CSV is named by its line and nothing beside it is lost: an open quote costs its own line."""
+    rows = read("a.csv", b"text,label\n" + content)
+    assert said(rows) == [(f"a.csv, {line}", reason) for line, reason in bad]
+    assert rows.column("text") == kept
+
+
+def test_what_is_wrong_is_said(read):
+    """The text of a bad row says what is wrong there and what was expected."""
+    rows = read("a.csv", b'text,label\na,1,2\nb\xe9,1\n"c" d,1\n"e,1\n')
+    assert [bad.text for bad in rows.bad] == [
+        "cells: 3, expected 2 as in line 1",
+        "not UTF-8 (byte 0xe9 at character 2); save the file as UTF-8",
+        "a quote ends where neither a comma nor the line follows; double those inside",
+        "a quote is opened and never closed; close it, or double it",
+    ]
+
+
+def test_a_column_without_a_name_of_its_own_is_said(read):
+    """A nameless column, as of an index, and a second one of a name are left out of the rows, and said."""
+    rows = read("a.csv", ",text,text,label\n0,a,b,1\n")
+    assert rows.table.to_list() == [{"text": "a", "label": 1}]
+    assert said(rows) == [("a.csv, line 1", "column without name"), ("a.csv, line 1", "column twice")]
+
+
+@pytest.mark.parametrize(
+    ("cells", "values"),
+    [
+        (["1", "-2", "0"], [1, -2, 0]),
+        (["1", "", "3"], [1, None, 3]),
+        (["1", "2.5", "-1e3"], [1.0, 2.5, -1000.0]),
+        (["01", "2", "3"], ["01", "2", "3"]),
+        (["+1", "2", "3"], ["+1", "2", "3"]),
+        (["1", "NA", ""], ["1", "NA", ""]),
+        (["nan", "inf", "1"], ["nan", "inf", "1"]),
+        (["1e999", "2", "3"], ["1e999", "2", "3"]),
+        (["1", "9223372036854775808", "3"], ["1", "9223372036854775808", "3"]),
+        (["9223372036854775807", "-9223372036854775808", "0"], [2**63 - 1, -(2**63), 0]),
+        (["", "", ""], ["", "", ""]),
+        (["١", "2", "3"], ["١", "2", "3"]),
+        (["1\n", "2", "3"], ["1\n", "2", "3"]),
+    ],
+)
+def test_cells_are_numbers_where_the_whole_column_is(cells, values, read):
+    """A column of CSV is whole numbers, numbers or the texts as they stand; an empty cell is None among numbers."""
+    lines = "".join(f'x,"{cell}"\n' for cell in cells)
+    assert read("a.csv", "text,label\n" + lines).column("label") == values
+
+
+def test_types_hold_over_files_and_blocks(monkeypatch, tmp_path):
+    """A column has one type in all files, in however many blocks they are read, and columns go by their names."""
+    monkeypatch.setattr(gather, "BLOCK", 2)
+    (tmp_path / "one.csv").write_text("text,label\n" + "a,1\n" * 5)
+    (tmp_path / "two.csv").write_text("label,text\nx,b\n")
+    files = [str(tmp_path / "one.csv"), str(tmp_path / "two.csv")]
+    assert load_files(files, WHERE).column("label") == ["1"] * 5 + ["x"]
+    assert load_files(files[:1], WHERE).column("label") == [1] * 5
+    assert load_files(files, WHERE).column("text") == ["a"] * 5 + ["b"]
+
+
+# JSON.
+
+
+def test_rows_of_json_know_their_lines(read):
+    """Each object is called by its line, of lines and of a list."""
+    rows = read("a.jsonl", '{"text": "a"}\n\n{"text": "b"}\n')
+    assert places(rows) == ["a.jsonl, line 1", "a.jsonl, line 3"]
+    rows = read("a.json", '[{"text": "a"},\n\n{"text":\n"b"}, {"text": "c"}]\n')
+    assert places(rows) == ["a.json, line 1", "a.json, line 3", "a.json, line 4"]
+    assert rows.column("text") == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "text"),
+    [
+        (b'{"text": ', "broken JSON", "not JSON (Expecting value at character"),
+        (b'{"text": "b"} x', "broken JSON", "not JSON (Extra data at character 15)"),
+        (b"[1, 2]", "no JSON object", "holds a list, expected an object"),
+        (b"null", "no JSON object", "holds a NoneType"),
+        (b"{}", "no JSON object", "without any value"),
+        (b'{"text": "b", "text": "c"}', "broken JSON", "key 'text' stands twice"),
+        (b'{"text": "b\xff"}', "broken UTF-8", "byte 0xff"),
+        (b'{"text": "\\ud800"}', "broken UTF-8", "half of a pair"),
+        (b'{"text": ' + b"[" * 100_000, "broken JSON", "nested too deep"),
+        (b'{"score": ' + b"9" * 5000 + b"}", "broken JSON", "a number of thousands of digits"),
+        (b'{"score": 9223372036854775808}', "wrong type", "score is a number beyond 64 bits"),
+        (b'{"score": "5"}', "wrong type", "score is '5', expected a number as in most rows"),
+        (b'{"score": true}', "wrong type", "score is True, expected a number as in most rows"),
+        (b'{"text": 5}', "wrong type", "text is 5, expected a text as in most rows"),
+        (b'{"text": ["b"]}', "wrong type", "text is a list, expected a text as in most rows"),
+        (b'{"score": {"a": {"b": "' + b"x" * 10_000 + b'"}}}', "wrong type", "score is an object, expected a number"),
+        (b'{"deep": ' + b"[" * 90 + b"]" * 90 + b"}", "wrong type", "deep is nested deeper than 16 levels"),
+    ],
+)
+def test_lines_that_are_no_row_are_named(line, reason, text, read):
+    """What is broken in JSON lines is named by its line, with what most rows have; the other rows stay."""
+    content = b'{"text": "a", "score": 1}\n' + line + b'\n{"text": "d", "score": 0.5}\n'
+    rows = read("a.jsonl", content)
+    assert said(rows) == [("a.jsonl, line 2", reason)]
+    assert text in rows.bad[0].text and len(rows.bad[0].text) < 200
+    assert rows.column("text") == ["a", "d"] and rows.column("score") == [1.0, 0.5]
+
+
+def test_values_of_json_stay_what_they_are(read):
+    """Lists, objects, missing keys, surrogate pairs and whole numbers beside fractions arrive as they were written."""
+    written = [
+        {"text": "\U0001f389", "labels": ["a", "b"], "more": {"x": 1}, "score": 1},
+        {"text": "b", "labels": [], "more": {"y": "z"}, "score": 0.5},
+        {"text": "c", "flag": True},
+    ]
+    found = read("a.jsonl", "\n".join(map(json.dumps, written))).table.to_list()
+    assert [{key: value for key, value in row.items() if value is not None} for row in found] == [
+        {**written[0], "more": {"x": 1, "y": None}},
+        {**written[1], "more": {"x": None, "y": "z"}},
+        written[2],
+    ]
+
+
+def test_blocks_of_json_are_one_column(monkeypatch, read):
+    """A column may begin late, and may be whole numbers in one block and fractions or texts in the next."""
+    monkeypatch.setattr(gather, "BLOCK", 2)
+    rows = [{"a": 1}, {"a": 2}, {"a": 0.5, "b": "x"}, {"a": 3, "b": None}, {"b": "z", "a": "?"}, {"a": None, "b": "y"}]
+    found = read("a.jsonl", "\n".join(map(json.dumps, rows)))
+    assert found.column("a") == [1.0, 2.0, 0.5, 3.0, None] and found.column("b") == [None, None, "x", None, "y"]
+    assert said(found) == [("a.jsonl, line 5", "wrong type")]
+
+
+def test_too_many_columns_are_refused(monkeypatch, read):
+    """Objects that each have keys of their own are no table, which is said before it fills the memory."""
+    monkeypatch.setattr(tables, "MOST_COLUMNS", 20)
+    with pytest.raises(DataError, match="more than 20 columns"):
+        read("a.jsonl", "".join(json.dumps({f"key{i}": i}) + "\n" for i in range(30)))
+
+
+# Text, and what is common.
+
+
+def test_lines_of_text_are_rows(read):
+    """A text file is a row for each line, empty ones too, cut at line ends alone, with its line."""
+    rows = read("a.txt", "one\r\n\n two\u2028three \nlast")
+    assert rows.column("text") == ["one", "", " two\u2028three ", "last"]
+    assert places(rows) == [f"a.txt, line {n}" for n in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize(("name", "row"), [("a.csv", "{},1\n"), ("a.jsonl", '{{"text": "{}"}}\n'), ("a.txt", "{}\n")])
+def test_a_line_beyond_the_bound_is_named(name, row, monkeypatch, read):
+    """A line of more characters than are read at once is named and skipped, and those around it are rows."""
+    monkeypatch.setattr(records, "MOST_CHARS", 100)
+    head = "text,label\n" if name.endswith("csv") else ""
+    rows = read(name, head + row.format("a") + row.format("b" * 1000) + row.format("c"))
+    assert said(rows) == [(f"{name}, line {3 if head else 2}", "line too long")]
+    assert len(rows) == 2 and [text[-1] for text in rows.column("text")] in (["a", "c"], [["a"], ["c"]])
+
+
+def test_a_quote_left_open_in_a_long_file_costs_one_line(monkeypatch, read):
+    """Even where the open quote swallows more than a cell may hold, every other line is read, and in one more pass."""
+    monkeypatch.setattr(records, "MOST_CHARS", 1 << 17)  # as long as the least that the reader of CSV can be given
+    rows = read("a.csv", 'text,label\n"a,1\n' + "b,2\n" * 100_000)
+    assert said(rows) == [("a.csv, line 2", "broken quotes")] and len(rows) == 100_000
+
+
+def test_so_many_bad_lines_are_an_error_at_once(monkeypatch, read):
+    """A file of which almost nothing is a row ends the reading before its mistakes fill the memory."""
+    monkeypatch.setattr(gather, "MOST_BAD", 10)
+    with pytest.raises(DataError, match=r"11 problems\n.*a.csv, line 2: cells: 1, expected 2 as in line 1\n"):
+        read("a.csv", "text,label\n" + "a\n" * 50)
+
+
+def test_packed_files_are_read(tmp_path):
+    """`reviews.csv.gz` and its like are read as what they hold, by line."""
+    for name, content in (("a.csv.gz", "text,label\na,1\n"), ("a.jsonl.gz", '{"text": "a"}\n'), ("a.txt.gz", "a\n")):
+        (tmp_path / name).write_bytes(gzip.compress(content.encode()))
+        rows = load_files([str(tmp_path / name)], WHERE)
+        assert rows.column("text") == ["a"] and rows.place(0).endswith(f"{name}, line {2 if 'csv' in name else 1}")
+
+
+def test_a_packed_bomb_is_refused(tmp_path, monkeypatch):
+    """R35: a packed file that unpacks to far more than its size is refused, and its line is never held in memory."""
+    monkeypatch.setattr(records, "SMALL_BYTES", 1 << 20)
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"text,label\n" + b"x" * (1 << 25)))
+    with pytest.raises(DataError, match="unpacks to more than 100 times its size"):
+        load_files([str(tmp_path / "a.csv.gz")], WHERE)
+
+
+def test_a_long_path_is_called_by_its_name(tmp_path, monkeypatch):
+    """Messages call a file as the user did, or by its name where that would be long, unless names are the same."""
+    monkeypatch.chdir(tmp_path)
+    deep = Path("d" * 50, "e" * 50)
+    deep.mkdir(parents=True)
+    for file in (deep / "a.txt", deep / "b.txt", Path("a.txt")):
+        file.write_text("x\n")
+    rows = load_files([str(deep / "a.txt"), str(deep / "b.txt")], WHERE)
+    assert places(rows) == ["a.txt, line 1", "b.txt, line 1"]
+    assert places(load_files(["a.txt", str(deep / "a.txt")], WHERE))[1] == f"{deep / 'a.txt'}, line 1"
+
+
+def test_a_split_of_nothing_but_bad_rows_is_said(tmp_path):
+    """A file of which no record is a row is refused with what is wrong in it, not as an empty one."""
+    (tmp_path / "a.csv").write_text("text,label\na\nb\n")
+    with pytest.raises(DataError, match=r"data\.source\.train: 2 problems\n.*line 2: cells: 1, expected 2"):
+        load_rows(Files(kind="files", train=str(tmp_path / "a.csv")))
+
+
+# Hostile input.
+
+VALID = {
+    ".csv": b'text,label\na,1\n"b ""c"" d",2\n\xc3\xa9,3\n',
+    ".tsv": b'text\tlabel\na\t1\n"b ""c"" d"\t2\n\xc3\xa9\t3\n',
+    ".jsonl": b'{"text": "a", "label": 1}\n{"text": "\\u00e9", "label": [2]}\n{"text": {"x": null}}\n',
+    ".json": b'[{"text": "a", "label": 1},\n{"text": "\\u00e9", "label": 2.5}]\n',
+    ".txt": b"a\n\nb \xc3\xa9\n",
+    ".csv.gz": gzip.compress(b"text,label\na,1\nb,2\n"),
+    ".parquet": b"PAR1 not really PAR1",
+    ".arrow": b"ARROW1\0\0",
+    ".zip": b"PK\x05\x06" + b"\0" * 18,
+    ".tar": b"pos/1.txt" + b"\0" * 1015,
+}
+PIECES = [
+    b'"',
+    b",",
+    b"\n",
+    b"\r",
+    b"\0",
+    b"\xff",
+    b"\xef\xbb\xbf",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b"null",
+    b"1e999",
+    b"\\ud800",
+]
+
+
+def mutated(content: bytes, seed: int) -> bytes:
+    """Some pieces put in, taken out and doubled."""
+    draw = random.Random(seed)
+    for _ in range(draw.randint(1, 4)):
+        at = draw.randint(0, len(content))
+        cut = at + draw.choice([0, 0, 1, 3, 20])
+        put = draw.choice([*PIECES, b"", content[at:cut], bytes([draw.randrange(256)])])
+        content = content[:at] + put + content[cut:]
+    return content
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ending=st.sampled_from(sorted(VALID)), seed=st.integers(0, 2**32), noise=st.none() | st.binary(max_size=200))
+@example(ending=".csv", seed=0, noise=b"\xef\xbb\xbf")
+@example(ending=".json", seed=0, noise=b"[")
+def test_hostile_files_are_rows_or_one_message(ending, seed, noise, tmp_path, tmp_path_factory, monkeypatch):
+    """Whatever is in a file, of any ending: rows that can be read whole come out of it, or a DataError; never more."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / f"hostile{ending}"
+    file.write_bytes(mutated(VALID[ending], seed) if noise is None else noise)
+    try:
+        rows = load_files([str(file)], WHERE)
+    except DataError as error:
+        assert str(error).startswith(f"{WHERE}: ") and len(str(error)) < 1000
+        return
+    assert len(rows.table.to_list()) == len(rows) == len(rows.file) == len(rows.line) and (len(rows) or rows.bad)
+    assert all(len(bad.text) < 300 and bad.place.strip() for bad in rows.bad)
+    assert all(map(rows.place, range(len(rows))))
+
+
+CELL = st.text(st.characters(exclude_characters='\r\n\0"', exclude_categories=["Cs"]), max_size=8)
+BROKEN = st.sampled_from(["", '"', '"x" y', "a,b,c,d", "caf\udce9", "\0", '{"a": }', "[]", "{}", "1"])
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=st.lists(st.tuples(CELL, CELL).map(",".join) | BROKEN, max_size=30))
+def test_every_line_of_csv_is_a_row_or_bad(lines, tmp_path):
+    """Each line is one row or one bad row, or goes on with the cell that the row before it left open."""
+    written = [f"{line}\n" for line in lines]
+    (tmp_path / "a.csv").write_bytes("".join(["text,label\n", *written]).encode("utf-8", "surrogateescape"))
+    wanted = {n for n, line in enumerate(lines, 2) if line}
+    try:
+        rows = load_files([str(tmp_path / "a.csv")], WHERE)
+    except DataError as error:
+        assert not wanted and "holds no row" in str(error)
+        return
+    numbers = [*rows.line.tolist(), *(int(bad.place.rpartition(" ")[2]) for bad in rows.bad)]
+    assert len(set(numbers)) == len(numbers) and wanted >= set(numbers), "said twice"
+    for line in wanted - set(numbers):
+        begin = max(number for number in numbers if number < line)
+        with pytest.raises(csv.Error, match="unexpected end of data"):
+            list(csv.reader(written[begin - 2 : line - 2], strict=True))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lines=st.lists(
+        st.dictionaries(st.sampled_from("ab"), st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("xy"), inner, max_size=2),
+            max_leaves=6,
+        ), min_size=1, max_size=2).map(json.dumps) | BROKEN,
+        max_size=30,
+    )
+)  # fmt: skip
+def test_every_line_of_json_is_a_row_or_bad(lines, tmp_path):
+    """Each line of JSON is one row or one bad row, whatever types its values and those around them have."""
+    (tmp_path / "a.jsonl").write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
+    wanted = [n for n, line in enumerate(lines, 1) if line]
+    try:
+        rows = load_files([str(tmp_path / "a.jsonl")], WHERE)
+    except DataError as error:
+        assert not wanted and "holds no row" in str(error)
+        return
+    numbers = [int(bad.place.rpartition(" ")[2]) for bad in rows.bad]
+    assert sorted([*rows.line.tolist(), *numbers]) == wanted
+    assert len(rows.table.to_list()) == len(rows)
+
+
+def test_every_kind_is_attacked():
+    """The hostile files are of every kind that is read."""
+    assert READERS.keys() - {"folder"} <= VALID.keys()
