@@ -306,7 +306,18 @@ def test_help():
     said = sft_jax_command("--help")
     assert said.code == 0 and all(
         word in said.out
-        for word in ("train", "evaluate", "predict", "export", "convert", "goodput", "report", "compare", "config", "data")
+        for word in (
+            "train",
+            "evaluate",
+            "predict",
+            "export",
+            "convert",
+            "goodput",
+            "report",
+            "compare",
+            "config",
+            "data",
+        )
     )
     unknown = sft_jax_command("trian")
     assert unknown.code == 2 and "Traceback" not in unknown.err and "trian" in unknown.err

@@ -493,7 +493,9 @@ def test_option(prepare, option):
             prepare(f"{OPTIONS[option]}=nonsense")
         return
     effect = EFFECTS[option]
-    change = effect.value if option.startswith(("Group.", "Unfreeze.", "Part.")) else f"{OPTIONS[option]}={effect.value}"
+    change = (
+        effect.value if option.startswith(("Group.", "Unfreeze.", "Part.")) else f"{OPTIONS[option]}={effect.value}"
+    )
     before, again, after = (effect.see(prepare(*effect.base, *more)) for more in ((), (), (change,)))
     assert equal(before, again), "changes by itself"
     assert not equal(before, after), f"{option} changes nothing that was looked at"

@@ -21,6 +21,7 @@ from sft_jax.config.schema import Config, Section, Seeds
 from sft_jax.errors import ConfigError, did_you_mean, listing, reason
 
 MAX_BYTES = 1 << 20
+MOST_EXPLAINED = 50  # problems of one message; the rest is counted
 # An access token of the hub, or the password in an address: what is in a configuration is in every run directory.
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{30,}|://[^\s/:@]+:[^\s/]+@")
 Tree = dict[str, Any]
@@ -89,7 +90,8 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(listing(where, problems + _explain(error, tree))) from None
+        explained, more = _explain(error, tree)
+        raise ConfigError(listing(where, problems + explained, more)) from None
     if problems:
         raise ConfigError(listing(where, problems))
     return config
@@ -212,13 +214,17 @@ def _texts(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, node
 
 
-def _explain(error: ValidationError, tree: Tree) -> list[str]:
-    """One line a key: several complaints about one value (the branches of a union) are one problem."""
+def _explain(error: ValidationError, tree: Tree) -> tuple[list[str], int]:
+    """One line a key: several complaints about one value (the branches of a union) are one problem; how many more."""
     found: dict[str, list[str]] = {}
     for details in error.errors():
         parts = _path(details, tree)
-        found.setdefault(".".join(part if re.fullmatch(r"\S+", part) else repr(part) for part in parts), []).append(_complaint(details, parts, tree))
-    return [f"{path}: {_either(complaints)}" if path else complaints[0] for path, complaints in found.items()]
+        path = ".".join(part if re.fullmatch(r"\S+", part) else repr(part) for part in parts)
+        said = found.setdefault(path, [])
+        if len(found) <= MOST_EXPLAINED:
+            said.append(_complaint(details, parts, tree))
+    lines = [f"{path}: {_either(said)}" if path else said[0] for path, said in found.items() if said]
+    return lines, len(found) - len(lines)
 
 
 def _either(complaints: Sequence[str]) -> str:

@@ -18,9 +18,8 @@ from sft_jax.nn.random import Key, split
 from sft_jax.nn.stack import Stack
 from sft_jax.nn.template import Normal
 
-
 # The largest numbers that are taken from a `config.json`, so that none makes a million layers; others are below 2^31.
-MOST = {"num_layers": 1_000, "dropout": 1, "attention_dropout": 1, "head_dropout": 1}
+MOST = {"num_layers": 256, "dropout": 1, "attention_dropout": 1, "head_dropout": 1}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What the hostile tests share: values of the wrong kind, and what a message to a user has to look like.
 
-Budgets are small and fixed; `pytest tests/hostile --hypothesis-profile=long` draws fifty times as much, anew each time.
+Budgets are small and fixed; `pytest tests/hostile --hypothesis-profile=long` draws ten times as much, anew each time.
 """
 
 import json
@@ -17,7 +17,9 @@ LONGEST = 4_000  # characters of a message
 PROBLEM = re.compile(r"\S.*?: \S", re.DOTALL)
 REMEDY = re.compile(r"; \S|expected \S|\(known: |needed, but not given")
 
-words = st.text(max_size=12) | st.sampled_from(["", " ", "\0", "é", "😀" * 9, "\u202eabc", "x" * 5000, "../..", "${HOME}", "a.b"])
+words = st.text(max_size=12) | st.sampled_from(
+    ["", " ", "\0", "é", "😀" * 9, "\u202eabc", "x" * 5000, "../..", "${HOME}", "a.b"]
+)
 numbers = (
     st.integers()
     | st.sampled_from([0, -1, 2**31, 2**63, 10**12, 10**400, 1 << 200])
@@ -25,7 +27,9 @@ numbers = (
     | st.sampled_from([1e308, -0.0, 5e-324])
 )
 plain = st.none() | st.booleans() | numbers | words
-junk = st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3), max_leaves=6)
+junk = st.recursive(
+    plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3), max_leaves=6
+)
 
 
 def budget(examples: int) -> settings:
@@ -43,13 +47,14 @@ def budget(examples: int) -> settings:
 def told(error: SftError) -> str:
     """The message of an error, which has to say where, what and what to do, within bounds."""
     message = str(error)
-    first, *rest = message.splitlines() or [""]
-    problems = [line.removeprefix("  - ") for line in rest if not re.fullmatch(r"  - and \d+ more", line)] or [first]
+    first, *rest = message.split("\n")
+    remedy = rest.pop() if rest and not rest[-1].startswith("  - ") else first  # for all problems together
+    problems = [line.removeprefix("  - ") for line in rest if not re.fullmatch(r"  - and [\d,]+ more", line)] or [first]
     assert len(message) < LONGEST, f"{len(message)} characters"
-    assert all(rest_line.startswith("  - ") for rest_line in rest), message
+    assert all(line.startswith("  - ") for line in rest) and message.replace("\n", "").isprintable(), message
     for problem in problems:
         assert PROBLEM.match(problem), f"no `where: what` in {problem!r}"
-        assert REMEDY.search(problem) or REMEDY.search(first), f"no remedy in {problem!r}"
+        assert REMEDY.search(problem) or remedy != first or REMEDY.search(first), f"no remedy in {problem!r}"
     assert "Traceback" not in message and "object at 0x" not in message, message
     return message
 

@@ -104,7 +104,9 @@ def test_any_bytes_in_a_right_file(file: Path, data: st.DataObject):
     read([file], [])
 
 
-@given(st.lists(st.tuples(st.sampled_from(KEYS) | words, st.sampled_from(["=", ""]), words | junk.map(str)), max_size=4))
+@given(
+    st.lists(st.tuples(st.sampled_from(KEYS) | words, st.sampled_from(["=", ""]), words | junk.map(str)), max_size=4)
+)
 @budget(150)
 def test_any_override(file: Path, given_overrides: list[tuple[str, str, str]]):
     """R29: overrides of any key with any text."""
@@ -113,8 +115,8 @@ def test_any_override(file: Path, given_overrides: list[tuple[str, str, str]]):
 
 
 def test_many_mistakes_make_no_long_message(file: Path):
-    """R29: a thousand unknown keys, and one of a million characters, are counted and cut."""
-    file.write_text(yaml.safe_dump({**GOOD, **{f"k{n}": n for n in range(1000)}}), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"1000 problems") as caught:
+    """R29: thousands of unknown keys, and a word of a million characters, are counted and cut."""
+    file.write_text("\n".join(f"k{n}: 1" for n in range(5000)), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"\.yaml \+ 1 override: 5004 problems\n") as caught:
         read_config([file], ["x" * 1_000_000])
-    assert "more" in told(caught.value).splitlines()[-1]
+    assert told(caught.value).splitlines()[-1].endswith(" more")

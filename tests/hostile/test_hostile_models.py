@@ -34,6 +34,10 @@ FAMILIES = {
         "attention_dropout": 0.0, "seq_classif_dropout": 0.0, "sinusoidal_pos_embds": False,
     },
 }  # fmt: skip
+SIZES = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "pad_token_id",
+    "max_position_embeddings", "type_vocab_size", "dim", "n_layers", "n_heads", "hidden_dim",
+)  # fmt: skip
 TEXTS = ["bara cela", "", "\0", "😀 é \u202e", "x" * 500]
 
 
@@ -77,9 +81,7 @@ def test_any_value_in_config_json(home: Path, data: st.DataObject):
         (home / "config.json").write_text(json.dumps({k: v for k, v in whole.items()}))
 
 
-@given(key=st.sampled_from(["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                            "max_position_embeddings", "type_vocab_size", "dim", "n_layers", "n_heads", "hidden_dim",
-                            "pad_token_id"]), value=numbers)  # fmt: skip
+@given(key=st.sampled_from(SIZES), value=numbers)
 @budget(40)
 def test_any_size_in_config_json(home: Path, key: str, value: Any):
     """R32, R33: a size of any number, a billion layers too, is refused before anything is made of it."""
