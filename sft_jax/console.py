@@ -103,12 +103,13 @@ def show_comparison(console: Console, found: Comparison) -> None:
 
 
 def show_table(console: Console, title: str, rows: Sequence[Sequence[Any]]) -> None:
-    """A table whose first row is the heading."""
-    table = Table(*(escape(str(cell)) for cell in rows[0]), title=title, title_justify="left")
+    """A table whose first row is the heading; what looks like markup in names of labels is none."""
+    heading, *rest = ([escape(str(cell)) for cell in row] for row in rows)
+    table = Table(*heading, title=escape(title), title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
-    for row in rows[1:]:
-        table.add_row(*(escape(str(cell)) for cell in row))  # names and texts of the data are no mark-up
+    for row in rest:
+        table.add_row(*row)
     console.print(table)
 
 

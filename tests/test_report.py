@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sft_jax import jobs, run
+from sft_jax import console, jobs, run
 from sft_jax.errors import Interrupted, NonFiniteError
 from sft_jax.tasks.task import Ratio
 from sft_jax.train.meter import Meter
@@ -180,6 +180,13 @@ def test_live_bar():
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1, "hides the cursor and does not show it again"
     live.stop()
     assert shown.getvalue() == text, "stopping twice is stopping once"
+
+
+def test_tables_show_names_as_they_are():
+    """A label, or a run, that looks like markup of the console is shown as it is called."""
+    shown = io.StringIO()
+    console.show_table(Console(file=shown, width=60), "[/b] of [red]", [["label", "[bold]"], ["[/red]", "[1]"]])
+    assert all(name in shown.getvalue() for name in ("[/b] of [red]", "[bold]", "[/red]", "[1]"))
 
 
 # The meter.

@@ -97,7 +97,7 @@ class _Split:
         """The rows that are left."""
         return Prepared(self.source.select(self.rows), self.texts, self.targets)
 
-    def report(self, labels: dict[str, int]) -> SplitReport:
+    def report(self, labels: dict[str, int | float]) -> SplitReport:
         """What became of the rows."""
         return SplitReport(
             read=self.read,
@@ -118,7 +118,7 @@ def prepare(
     texts: Sequence[str],
     targets: Callable[[Rows], Any],  # -> what has `values` and `bad`, by row
     classes: Callable[[Sequence[Any]], Sequence[int]],  # of targets
-    label_counts: Callable[[Sequence[Any]], dict[str, int]],  # of targets, for the report
+    label_counts: Callable[[Sequence[Any]], dict[str, int | float]],  # of targets, for the report
     seed: int,
 ) -> tuple[dict[str, Prepared], DataReport]:
     """(the splits of a run, what became of their rows); raises DataError for rows that cannot be used."""

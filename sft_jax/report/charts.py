@@ -21,7 +21,7 @@ INK, MUTED, LINE = "#010101", "#020202", "#030303"
 SERIES = [f"#0a0a{number:02x}" for number in range(1, 9)]
 VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line"} | {code: f"c{i}" for i, code in enumerate(SERIES, 1)}
 DASHES = ["-", "--", ":", "-."]
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sft_jax",
     "font.size": 10,

@@ -29,34 +29,34 @@ class Events:
     """
 
     def __init__(self, home: Path, metrics: Path):
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
+        self._protos: Any = event_pb2, summary_pb2
+        self._writer = RecordWriter
         home.mkdir(exist_ok=True)
         before = set(home.iterdir())
-        fresh = home / f".new.{time.time_ns()}"
-        self._file = fresh
-        self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._file = home / f".new.{time.time_ns()}"
+        self._append(file_version="brain.Event:2")
         for event in read_metrics(metrics):
             self.emit(event["kind"], event)
-        self._file = home / f"events.out.tfevents.{fresh.suffix[1:]}"
-        fresh.rename(self._file)
+        self._file = self._file.rename(home / f"events.out.tfevents.{self._file.suffix[1:]}")
         for file in before:
             file.unlink()
 
     def emit(self, kind: str, values: Values) -> None:
         """Append training and evaluation metrics."""
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
         if kind in METRICS:
-            scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in _scalars(kind, values).items()]
-            self._append(Event(wall_time=time.time(), step=values["step"], summary=Summary(value=scalars)))
+            self._append(step=values["step"], summary=self._summary(_scalars(kind, values)))
 
-    def _append(self, event: Any) -> None:
-        from tensorboard.summary.writer.record_writer import RecordWriter
+    def _summary(self, scalars: Mapping[str, float]) -> Any:
+        message = self._protos[1].Summary
+        return message(value=[message.Value(tag=tag, simple_value=value) for tag, value in scalars.items()])
 
+    def _append(self, **content: Any) -> None:
+        event = self._protos[0].Event(wall_time=time.time(), **content)
         with open(self._file, "ab") as sink:
-            RecordWriter(sink).write(event.SerializeToString())
+            self._writer(sink).write(event.SerializeToString())
 
 
 class Wandb:
