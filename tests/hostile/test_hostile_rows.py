@@ -16,7 +16,8 @@ from sft_jax.errors import SftError
 from sft_jax.run import Run, prepare
 
 TEXTS = (
-    "😀👨‍👩‍👧‍👦🏳️‍🌈", "\u202eשלום עולם", "مرحبا", "a\0b", "\ud800", "\udfff x", "\ufeff", "é" * 99, "\r\n\t", " ", "", "\u2028",
+    "😀👨‍👩‍👧‍👦🏳️‍🌈", "\u202eשלום עולם", "مرحبا",
+    "a\0b", "\ud800", "\udfff x", "\ufeff", "é" * 99, "\r\n\t", " ", "", "\u2028",
     "x" * 20_000, "word " * 3_000, "[CLS] [SEP] [PAD]", "<script>&amp;", "NaN", "=1+1", "\x1b[31m",
 )  # fmt: skip
 other = st.none() | st.integers() | st.floats() | st.booleans() | st.lists(st.text(max_size=2), max_size=2)
