@@ -22,6 +22,12 @@ def main() -> None:
     except SftError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # who reads has seen enough
+        sys.exit(141)
+    except OSError as error:
+        where = error.filename or "file system"
+        print(SftError(f"{where}: {error.strerror or error}; mend that, and try again"), file=sys.stderr)
+        sys.exit(74)
 
 
 if __name__ == "__main__":

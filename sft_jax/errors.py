@@ -8,6 +8,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable
+from itertools import accumulate
 
 # What a quoted message may hold of credentials, and what is shown in its place.
 SECRETS = (
@@ -16,6 +17,7 @@ SECRETS = (
     (re.compile(r"(?i)([?&][\w-]*(?:token|key|secret|password|signature|credential)[\w-]*=)[^\s&'\"]+"), r"\1***"),
     (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_***"),
 )
+MOST_OF_LINE, MOST_OF_ALL = 600, 2_800  # characters of one problem, and of all problems of a message
 SECRET_VARIABLES = ("TOKEN", "SECRET", "PASSWORD", "_KEY")  # endings of names in the environment
 
 
@@ -23,6 +25,9 @@ class SftError(Exception):
     """A mistake that the user can mend; shown as one message, never as a traceback."""
 
     exit_code = 1
+
+    def __init__(self, message: str):
+        super().__init__("\n".join(map(_shown, message.split("\n"))))
 
 
 class ConfigError(SftError):
@@ -64,12 +69,16 @@ class Interrupted(SftError):
 
 
 def listing(where: str, problems: Iterable[str], more: int = 0) -> str:
-    """`where: n problems` and a line for each problem, in the order given; `more` are counted, and not shown."""
-    lines = list(problems)
+    """`where: n problems` and a line for each problem, in the order given; `more` are counted, and not shown.
+
+    So are those that would make the message longer than anyone reads.
+    """
+    lines = [_shown(line) for line in problems]
     total = len(lines) + more
     count = f"{total} problem" + ("s" if total != 1 else "")
-    rest = [f"and {more} more"] if more else []
-    return "\n".join([f"{where}: {count}", *(f"  - {line}" for line in [*lines, *rest])])
+    shown = [line for line, size in zip(lines, accumulate(map(len, lines)), strict=True) if size <= MOST_OF_ALL]
+    rest = [f"and {total - len(shown)} more"] if total > len(shown) else []
+    return "\n".join([f"{_shown(where)}: {count}", *(f"  - {line}" for line in [*shown, *rest])])
 
 
 def reason(error: BaseException | str, most: int = 150) -> str:
@@ -84,6 +93,16 @@ def reason(error: BaseException | str, most: int = 150) -> str:
     for pattern, shown in SECRETS:
         text = pattern.sub(shown, text)
     return text[:most]
+
+
+def _shown(line: str) -> str:
+    """A line as a terminal may show it: control characters written out, and its middle left out where it is too long.
+
+    Where and remedy stand at the ends.
+    """
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return line if len(line) <= MOST_OF_LINE else f"{line[: MOST_OF_LINE - 250]} … {line[-240:]}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -38,6 +38,7 @@ os.environ["SFT_JAX_CACHE"] = kept.name
 import jax
 import numpy as np
 import pytest
+from hypothesis import settings
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from sft_jax.config.read import read_config
@@ -45,6 +46,9 @@ from sft_jax.config.schema import Config
 from sft_jax.models.family import Head, build_model
 from sft_jax.weights.files import write_checkpoint
 from sft_jax.weights.table import save
+
+# `pytest tests/hostile --hypothesis-profile=long`: ten times the examples, drawn anew.
+settings.register_profile("long", max_examples=1_000, deadline=None, derandomize=False, database=None)
 
 WORDS = [
     f"{a}{b}" for a in ("bar", "cel", "dor", "fen", "gul", "hin", "jat", "kol") for b in ("a", "e", "i", "o", "um")

@@ -21,6 +21,7 @@ from sft_jax.config.schema import Config, Section, Seeds
 from sft_jax.errors import ConfigError, did_you_mean, listing, reason
 
 MAX_BYTES = 1 << 20
+MOST_EXPLAINED = 50  # problems of one message; the rest is counted
 # An access token of the hub, or the password in an address: what is in a configuration is in every run directory.
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{30,}|://[^\s/:@]+:[^\s/]+@")
 Tree = dict[str, Any]
@@ -89,7 +90,8 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(listing(where, problems + _explain(error, tree))) from None
+        explained, more = _explain(error, tree)
+        raise ConfigError(listing(where, problems + explained, more)) from None
     if problems:
         raise ConfigError(listing(where, problems))
     return config
@@ -147,7 +149,7 @@ def _read_file(file: Path) -> Tree:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error
-        raise ConfigError(f"{file}{line}: not plain YAML: {reason(problem)}") from None
+        raise ConfigError(f"{file}{line}: not plain YAML: {reason(problem)}; mend it") from None
     except RecursionError:
         raise ConfigError(f"{file}: nested too deep; a configuration has a few levels") from None
     if tree is None:
@@ -212,13 +214,17 @@ def _texts(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, node
 
 
-def _explain(error: ValidationError, tree: Tree) -> list[str]:
-    """One line a key: several complaints about one value (the branches of a union) are one problem."""
+def _explain(error: ValidationError, tree: Tree) -> tuple[list[str], int]:
+    """One line a key: several complaints about one value (the branches of a union) are one problem; how many more."""
     found: dict[str, list[str]] = {}
     for details in error.errors():
-        path = _path(details, tree)
-        found.setdefault(path, []).append(_complaint(details, path, tree))
-    return [f"{path}: {_either(complaints)}" if path else complaints[0] for path, complaints in found.items()]
+        parts = _path(details, tree)
+        path = ".".join(part if re.fullmatch(r"\S+", part) else repr(part) for part in parts)
+        said = found.setdefault(path, [])
+        if len(found) <= MOST_EXPLAINED:
+            said.append(_complaint(details, parts, tree))
+    lines = [f"{path}: {_either(said)}" if path else said[0] for path, said in found.items() if said]
+    return lines, len(found) - len(lines)
 
 
 def _either(complaints: Sequence[str]) -> str:
@@ -229,28 +235,28 @@ def _either(complaints: Sequence[str]) -> str:
     return f"expected {' or '.join(dict.fromkeys(wanted))}, got {complaints[-1].split(', got ')[-1]}"
 
 
-def _path(details: ErrorDetails, tree: Tree) -> str:
-    """Dotted key of a complaint, without the names of union branches that pydantic puts in."""
+def _path(details: ErrorDetails, tree: Tree) -> list[str]:
+    """The keys down to a complaint, without the names of union branches that pydantic puts in."""
     node: Any = tree
     location = details["loc"]
     parts: list[str] = []
     for position, part in enumerate(location):
         last = position == len(location) - 1
-        if isinstance(node, dict) and (part in node or (last and details["type"] == "missing")):
+        if isinstance(node, dict) and (part in node or (last and details["type"] in ("missing", "invalid_key"))):
             parts.append(str(part))
             node = node.get(part)
         elif isinstance(node, list) and isinstance(part, int) and part < len(node):
             parts.append(str(part))
             node = node[part]
-    return ".".join(parts)
+    return parts
 
 
-def _complaint(details: ErrorDetails, path: str, tree: Tree) -> str:
+def _complaint(details: ErrorDetails, path: Sequence[str], tree: Tree) -> str:
     kind, given, context = details["type"], details["input"], details.get("ctx", {})
     if kind == "extra_forbidden":
         return _unknown_key(path, tree)
     if kind == "missing":
-        fields = (section.model_fields.get(path.rpartition(".")[2]) for section in _owners(path, tree))
+        fields = (section.model_fields.get(path[-1]) for section in _owners(path, tree))
         doc = next((field.description for field in fields if field and field.description), None)
         return f"needed, but not given ({doc.rstrip('.')})" if doc else "needed, but not given"
     if kind == "literal_error":
@@ -273,12 +279,12 @@ def _complaint(details: ErrorDetails, path: str, tree: Tree) -> str:
     return f"expected {message}, got {given!r:.60}"
 
 
-def _unknown_key(path: str, tree: Tree) -> str:
-    name = path.rpartition(".")[2]
+def _unknown_key(path: Sequence[str], tree: Tree) -> str:
+    name = path[-1]
     owners, others = _owners(path, tree), _owners(path, {})
     siblings = {key for section in owners for key in section.model_fields}
     kinds = [kind for section in others if name in section.model_fields for kind in _kinds(section)]
-    known = f" (known: {', '.join(sorted(siblings))})" if siblings else ""
+    known = f" (known: {', '.join(sorted(siblings))})" if siblings else "; take it out"
     if kinds:
         own = " or ".join(f"'{kind}'" for section in owners for kind in _kinds(section))
         return f"unknown key; it belongs to {' and '.join(map(repr, kinds))}, not to {own}{known}"
@@ -291,11 +297,11 @@ def _unknown_key(path: str, tree: Tree) -> str:
     return f"unknown key{hint}{known}"
 
 
-def _owners(path: str, tree: Tree) -> list[type[Section]]:
+def _owners(path: Sequence[str], tree: Tree) -> list[type[Section]]:
     """The sections that the last key of a path may stand in; where there are several kinds, those of the tree's."""
     found: list[type[Section]] = [Config]
     node: Any = tree
-    for part in path.split(".")[:-1]:
+    for part in path[:-1]:
         if part.isdigit() and not isinstance(node, dict):  # a place in a list
             node = node[int(part)] if isinstance(node, list) and int(part) < len(node) else None
         else:
@@ -337,7 +343,7 @@ def _missing_in(source: Any, where: str) -> Iterator[str]:
             if str(file).startswith(assets.SCHEME):
                 yield from _missing_asset(key, file)
             elif not Path(str(file)).expanduser().exists():
-                yield f"{key}: no file '{file}' (looked in {Path.cwd()})"
+                yield f"{key}: no file '{file}' (looked in {Path.cwd()}); check the path"
 
 
 def _at(node: Any, *keys: str) -> Any:

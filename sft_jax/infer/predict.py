@@ -21,7 +21,7 @@ from sft_jax.data.sources import load_files
 from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import DataError, ModelError, reason
 from sft_jax.models.family import build_model, load_model
-from sft_jax.tasks.task import Task, restore_task
+from sft_jax.tasks.task import Task, restore_task, written
 from sft_jax.weights.files import find, open_checkpoint
 
 Record = dict[str, Any]
@@ -83,13 +83,15 @@ def load_predictor(source: str) -> Predictor:
         )
     params = {path: jax.numpy.asarray(array, jax.numpy.float32) for path, array in arrays.items()}
     forward = jax.jit(lambda params, batch: model.template.bind(params)(batch))
-    written = checkpoint.config.get("sft_jax_task", {})
-    length = written.get("max_length", DEFAULT_LENGTH)
+    ours = written(checkpoint.config)
+    length = ours.get("max_length", DEFAULT_LENGTH)
+    if type(length) is not int or length < 1:
+        raise ModelError(f"{directory}: sft_jax_task.max_length is {length!r:.60}; export the model again")
     return Predictor(
         task=task,
         tokenizer=load_tokenizer(directory),
         max_length=min(length, model.max_length),
-        clean=_rules(written.get("clean", {}), str(directory)),
+        clean=_rules(ours.get("clean", {}), str(directory)),
         forward=lambda batch: forward(params, batch),
     )
 

@@ -18,6 +18,9 @@ from sft_jax.nn.random import Key, split
 from sft_jax.nn.stack import Stack
 from sft_jax.nn.template import Normal
 
+# The largest numbers that are taken from a `config.json`, so that none makes a million layers; others are below 2^31.
+MOST = {"num_layers": 256, "dropout": 1, "attention_dropout": 1, "head_dropout": 1}
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -45,11 +48,15 @@ class EncoderConfig:
             value = getattr(self, field.name)
             least = 1 if field.type is int and field.name not in ("num_types", "position_offset") else 0
             kinds: tuple[Any, ...] = (int, float) if field.type is float else (field.type,)
-            if type(value) not in kinds or (field.type in (int, float) and not value >= least):
-                number = f" of at least {least}" if field.type in (int, float) else ""
+            most = MOST.get(field.name, 2**31)
+            if type(value) not in kinds or (field.type in (int, float) and not least <= value <= most):
+                number = f" of at least {least} and at most {most}" if field.type in (int, float) else ""
                 raise ModelError(f"config.json: {field.name} is {value!r:.60}, expected {kinds[-1].__name__}{number}")
         if self.size % self.num_heads:
-            raise ModelError(f"config.json: hidden size {self.size} is not divisible by {self.num_heads} heads")
+            raise ModelError(
+                f"config.json: hidden size {self.size} is not divisible by {self.num_heads} heads; "
+                f"fetch the checkpoint again"
+            )
         if self.activation not in ACTIVATIONS:
             hint = did_you_mean(self.activation, ACTIVATIONS)
             known = ", ".join(ACTIVATIONS)

@@ -28,7 +28,7 @@ class Comparison(NamedTuple):
 def compare(paths: Sequence[Path], metrics: Sequence[str] = ()) -> Comparison:
     """The runs of these directories; `metrics` are shown, else those that picked the best steps and the headlines."""
     if len({path.resolve() for path in paths}) < max(2, len(paths)):
-        raise ConfigError("compare: give two run directories or more, each once")
+        raise ConfigError("compare: nothing to compare; give two run directories or more, each once")
     runs = _read(paths)
     names = [run.name for run in runs]
     names = names if len(set(names)) == len(names) else [str(path) for path in paths]

@@ -8,7 +8,7 @@ from typing import Any
 from yaml import YAMLError
 
 from sft_jax.config.read import parse_value
-from sft_jax.errors import RunError
+from sft_jax.errors import RunError, reason
 from sft_jax.train.directory import is_used
 from sft_jax.train.report import read_metrics
 
@@ -56,12 +56,12 @@ def read_record(path: Path) -> Record:
     """The run of a directory, finished or not; raises RunError where there is none."""
     if not is_used(path):
         raise RunError(f"{path}: holds no run (no config.yaml); give the run.dir of a `sft-jax train`")
-    text = (path / "config.yaml").read_text(encoding="utf-8")
     try:
+        text = (path / "config.yaml").read_text(encoding="utf-8")
         config = parse_value(text)
         if not isinstance(config["eval"]["best_metric"], str):
             raise TypeError
-    except (YAMLError, TypeError, KeyError):
+    except (YAMLError, ValueError, TypeError, KeyError, RecursionError):
         raise RunError(f"{path / 'config.yaml'}: is not what `sft-jax train` wrote; put it back") from None
     kept = {name: _json(path / f"{name}.json") for name in ("manifest", "summary", "data", "review")}
     kept["manifest"].pop("attempts", None)
@@ -71,5 +71,5 @@ def read_record(path: Path) -> Record:
 def _json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise RunError(f"{file}: is not JSON ({error}); train again, or take it away") from None
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{file}: is not JSON ({reason(error)}); train again, or take it away") from None

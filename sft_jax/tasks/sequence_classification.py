@@ -51,7 +51,7 @@ def restore(config: Mapping[str, Any]) -> SequenceClassification:
     """The section that a `config.json` was written from; of a model that others trained, its label names."""
     names = named.names_in(config)
     if len(names) < 2:
-        raise ModelError(f"config.json: names {len(names)} label, and one label out of two or more is to be told")
+        raise ModelError(f"config.json: names {len(names)} label, expected two or more, of which one is to be told")
     return SequenceClassification(kind="sequence_classification", labels=names, **texts_of.read_hf(config))
 
 

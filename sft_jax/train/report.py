@@ -48,7 +48,7 @@ class MetricsFile:
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The events of a `metrics.jsonl` in order, none without a file; a last line that was cut off is left out."""
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if file.is_file() else []
     whole = [line for line in lines if line.endswith("\n")]  # the process was killed as it wrote the others
     return [_event(f"{file}, line {number}", line) for number, line in enumerate(whole, start=1)]
 

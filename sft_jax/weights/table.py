@@ -133,7 +133,8 @@ def match(
         problems.append(f"{names[name]}: in the checkpoint, matched by no row{near}")
     if problems:
         more = max(0, len(problems) - MOST_SHOWN)
-        raise ModelError(listing(f"{table.family}: checkpoint '{where}'", problems[:MOST_SHOWN], more))
+        place = f"{table.family}: checkpoint '{where}' is not what its config.json says; fetch both again"
+        raise ModelError(listing(place, problems[:MOST_SHOWN], more))
     return Matched(loaded, tuple(initialised), tuple(sorted(names[n] for n in ignored)))
 
 

@@ -360,7 +360,7 @@ def test_foreign_models_are_told_apart_by_their_problem(config, kind):
     ("config", "message"),
     [
         ({"problem_type": "regression", "num_labels": 3}, "with 3 outputs is not supported"),
-        ({"problem_type": "single_label_classification", "num_labels": 1}, "names 1 label, and one label out of two"),
+        ({"problem_type": "single_label_classification", "num_labels": 1}, "names 1 label, expected two or more"),
         ({"problem_type": "ranking"}, "names no task that is known"),
         (
             {"id2label": {"0": "a", "2": "b"}},

@@ -55,8 +55,7 @@ class BadBatches(TrainBatches):
 
 def spoiled(run: Run, slow: set[int], fatal: set[int]) -> Run:
     """The same run with such batches."""
-    given = run.batches
-    return replace(run, batches=BadBatches(given.encoded, given.order, given.shapes, given.steps, slow, fatal))
+    return replace(run, batches=BadBatches(**vars(run.batches), slow=slow, fatal=fatal))
 
 
 def test_a_stall_and_a_crash_are_booked_where_they_belong(configure: Make, tmp_path: Path, monkeypatch):

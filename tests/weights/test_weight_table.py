@@ -100,7 +100,7 @@ def test_every_misfit_is_in_one_message(tensors, tmp_path):
     wrong["bert.embeddings.word_embeddings.weight"] = np.zeros((44, 16), np.float32)
     wrong["something.else"] = np.zeros(3, np.float32)
     assert refusal(tmp_path, wrong) == [
-        "bert: checkpoint 'DIR': 5 problems",
+        "bert: checkpoint 'DIR' is not what its config.json says; fetch both again: 5 problems",
         "  - bert.embeddings.word_embeddings.weight: shape (44, 16) for embed/word/embedding, expected (45, 16)",
         "  - bert.embeddings.LayerNorm.weight: not in the checkpoint (needed for embed/norm/scale); "
         "did you mean 'bert.embeddings.LayerNorm.weigth'?",
@@ -115,7 +115,7 @@ def test_a_missing_layer_is_not_silently_made(tensors, tmp_path):
     """C17: a backbone that is not there in full is refused; nothing of it is ever drawn at random."""
     wrong = {name: tensor for name, tensor in tensors.items() if ".layer.1." not in name}
     lines = refusal(tmp_path, wrong, new_head=True)
-    assert lines[0] == "bert: checkpoint 'DIR': 16 problems"
+    assert lines[0] == "bert: checkpoint 'DIR' is not what its config.json says; fetch both again: 16 problems"
     assert all("not in the checkpoint (needed for blocks/1/" in line for line in lines[1:])
 
 
@@ -123,7 +123,7 @@ def test_a_layer_too_many_is_not_silently_dropped(tensors, tmp_path):
     """C26: a checkpoint with more layers than its `config.json` says is refused."""
     more = {n.replace(".layer.1.", ".layer.2."): t for n, t in tensors.items() if ".layer.1." in n}
     lines = refusal(tmp_path, {**tensors, **more})
-    assert lines[0] == "bert: checkpoint 'DIR': 16 problems"
+    assert lines[0] == "bert: checkpoint 'DIR' is not what its config.json says; fetch both again: 16 problems"
     assert all("in the checkpoint, matched by no row" in line for line in lines[1:])
 
 
@@ -131,7 +131,7 @@ def test_a_head_of_another_size(tensors, tmp_path):
     """C17 C23: a head with other outputs is refused with the remedy; the remedy works and keeps the backbone."""
     remedy = "; set model.head=new to begin with a fresh one"
     assert refusal(tmp_path, tensors, labels=5) == [
-        "bert: checkpoint 'DIR': 2 problems",
+        "bert: checkpoint 'DIR' is not what its config.json says; fetch both again: 2 problems",
         f"  - classifier.weight: shape (16, 2) for head/out/kernel, expected (16, 5){remedy}",
         f"  - classifier.bias: shape (2,) for head/out/bias, expected (5,){remedy}",
     ]
@@ -178,7 +178,9 @@ def test_a_checkpoint_of_another_kind_is_refused_at_once():
         match(model.table, shapes, other, "DIR")
     assert time.monotonic() - begin < 5
     lines = str(error.value).splitlines()
-    assert lines[0] == f"bert: checkpoint 'DIR': {2 * 24 * 16} problems"
+    assert (
+        lines[0] == f"bert: checkpoint 'DIR' is not what its config.json says; fetch both again: {2 * 24 * 16} problems"
+    )
     assert lines[-1] == f"  - and {2 * 24 * 16 - (len(lines) - 2)} more" and len(lines) < 30
 
 
