@@ -97,7 +97,8 @@ def open_checkpoint(directory: Path) -> Checkpoint:
                 f"make safetensors of it, which runs nothing: sft-jax convert {directory} NEW_DIRECTORY"
             )
         raise ModelError(
-            f"{directory}: no {SINGLE} and no {INDEX}; give a directory that holds one, or make one of torch's pickles: sft-jax convert"
+            f"{directory}: no {SINGLE} and no {INDEX}; give a directory that holds one, "
+            f"or make one of torch's pickles: sft-jax convert"
         )
     held = {file: _header(file) for file in sorted(set(files.values()))}
     check_shards(directory, files, held)
