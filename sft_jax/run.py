@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
-from sft_jax import assets
+from sft_jax import assets, machine
 from sft_jax import mesh as meshes
 from sft_jax.config.read import read_config
 from sft_jax.config.schema import Config, Files, Mixture, RunSection
@@ -237,7 +237,7 @@ def _rows(config: Config) -> tuple[Task, dict[str, Prepared], DataReport]:
 
 def _encoded(config: Config, task: Task, rows: Mapping[str, Prepared], tokenizer: Tokenizer) -> dict[str, Encoded]:
     """The splits in tokens; from the user's cache where they are there."""
-    worker = Cached(tokenizer, assets.cache().parent / "tokens") if config.data.cache else tokenizer
+    worker = Cached(tokenizer, machine.cache_home() / "tokens") if config.data.cache else tokenizer
     length = config.data.max_length
     return {split: task.encode(part.texts, part.targets, worker, length) for split, part in rows.items()}
 
