@@ -1,25 +1,31 @@
 """The run directory: what is in it, and whether a run may go on in it.
 
+run.lock        who trains in it, while it is locked
 config.yaml     the whole configuration, defaults included
 manifest.json   versions, seeds, digests of data and weights, mesh, flags, git state
 metrics.jsonl   a line for each interval and evaluation
-checkpoints/    training states
+checkpoints/    training states, and those that were moved aside
 model/          the best model as a Hugging Face directory
 summary.json    scores and seconds, when the run is done
 """
 
+import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import yaml
 from jax.sharding import Mesh
 
 from sft_jax.config.read import parse_value, write_config
@@ -34,6 +40,8 @@ PACKAGES = ("sft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 # Environment that changes results or speed. A list of what is written, so that no secret can be.
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "GLIBC_TUNABLES",
          "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION", "SFT_NUM_PROCESSES")  # fmt: skip
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of a file system that has none
 
 
 def is_used(directory: Path) -> bool:
@@ -49,9 +57,11 @@ def check(config: Config, directory: Path) -> None:
         raise RunError(f"{directory}: holds a run, and run.resume is never; give another run.dir")
     if config.run.resume == "must" and not is_used(directory):
         raise RunError(f"{directory}: holds no run, and run.resume is must; check run.dir")
+    if (directory / "checkpoints").exists() and not (directory / "checkpoints").is_dir():
+        raise RunError(f"{directory / 'checkpoints'}: is a file; move it away, or give another run.dir")
     if not is_used(directory):
         return
-    before = flatten(parse_value((directory / "config.yaml").read_text(encoding="utf-8")))
+    before = flatten(_read(directory / "config.yaml", parse_value))
     now = flatten(parse_value(write_config(config)))
     differing = [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
@@ -63,16 +73,39 @@ def check(config: Config, directory: Path) -> None:
         raise RunError(listing(where, differing))
 
 
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Create the directory and keep other runs out of it; who is killed lets go of it by that.
+
+    On a file system that has no locks, nobody is kept out.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o750)
+        lock = open(directory / "run.lock", "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise RunError(f"{directory}: cannot be written ({error.strerror}); give another run.dir") from None
+    with lock:
+        _take(lock, directory)
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            where = error.filename or directory
+            raise RunError(f"{where}: {error.strerror}; make room, and the same command goes on") from None
+
+
 def begin(config: Config, directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Create the directory, or check that data and weights are those that the run began with."""
+    """Write down what run this is, or check that it is the one that began here, with the same data and weights."""
     if not is_used(directory):
         directory.mkdir(parents=True, exist_ok=True, mode=0o750)
         write_json(directory / "manifest.json", manifest)
         write_whole(directory / "config.yaml", write_config(config))
         return
-    before = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    check(config, directory)  # again: another run may have begun since
+    before = _read(directory / "manifest.json", json.loads)
     differing = [
-        f"{what}: not what the run began with" for what in ("data", "weights") if before[what] != manifest[what]
+        f"{what}: not what the run began with" for what in ("data", "weights") if before.get(what) != manifest[what]
     ]
     if differing:
         raise RunError(listing(f"{directory}: cannot go on; give another run.dir", differing))
@@ -152,3 +185,32 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def _is_free(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def _take(lock: Any, directory: Path) -> None:
+    """Lock the file and write into it who holds it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        raise RunError(f"{directory}: {holder} is training in it; wait, stop it, or give another run.dir") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},\n")
+    lock.flush()
+
+
+def _read(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """A file that a run wrote when it began."""
+    try:
+        found = parse(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"{file}: cannot be read ({error.strerror}); give another run.dir") from None
+    except (ValueError, yaml.YAMLError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise RunError(f"{file}: is damaged; put it back from a copy, or give another run.dir")
+    return found

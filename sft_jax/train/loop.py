@@ -81,6 +81,7 @@ def train(
                 jax.block_until_ready(metrics)
                 first = time.time()
             meter.add(progress.step, metrics)
+            checkpoints.check()  # a save that failed in the background is known a step later
             last = progress.step == plan.steps
             evaluating = plan.eval_every is not None and (last or progress.step % plan.eval_every == 0)
             saving = evaluating or last or bool(stop) or _due(plan.save_every, progress.step)
@@ -94,7 +95,8 @@ def train(
                 checkpoints.save(state, progress)
             if stop and not last:
                 checkpoints.wait()
-                raise Interrupted(f"stopped and saved at step {progress.step} of {plan.steps}", stop[0])
+                saved = "and saved " if progress.step in checkpoints.steps() else "but could not save "
+                raise Interrupted(f"stopped {saved}at step {progress.step} of {plan.steps}", stop[0])
     checkpoints.wait()
     seconds = time.perf_counter() - begun - (program.seconds - compiling)
     return state, Timing(first, seconds, meter.tokens_per_second)
