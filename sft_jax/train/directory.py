@@ -34,7 +34,8 @@ from sft_jax.data.batch import Encoded
 from sft_jax.errors import RunError, listing
 
 # Keys that change how a run goes but not what it computes, so that a resumed run may differ in them.
-FREE = ("run", "mesh", "data.prefetch", "train.log_every", "eval.baselines", "checkpoint.keep")
+FREE = ("run", "mesh", "data.prefetch", "train.log_every", "eval.baselines", "checkpoint.keep",
+        "checkpoint.on_error")  # fmt: skip
 PACKAGES = ("sft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "transformers",
             "tokenizers", "datasets", "safetensors")  # fmt: skip
 # Environment that changes results or speed. A list of what is written, so that no secret can be.
