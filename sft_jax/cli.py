@@ -34,6 +34,8 @@ Overrides = Annotated[
     typer.Argument(metavar="[key=value ...]", help="Settings that may differ, such as mesh.data=1."),
 ]
 At = Annotated[str, typer.Option("--at", help="Which checkpoint: best or latest.")]
+# What a command says of its own beginning, and must not say again to go on.
+ONCE = ("run.resume=never", "run.resume=restart", "run.resume_step=")
 
 
 @app.command()
@@ -49,7 +51,7 @@ def train(words: Words) -> None:
     try:
         result = jobs.train(prepared, screen)
     except Interrupted as stop:
-        command = shlex.join(["sft-jax", "train", *words])
+        command = shlex.join(["sft-jax", "train", *(word for word in words if not word.startswith(ONCE))])
         raise Interrupted(f"{stop}; to go on: {command}", stop.exit_code) from None
     finally:
         screen.stop()  # or the cursor of the terminal stays hidden

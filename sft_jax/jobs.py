@@ -1,9 +1,11 @@
 """What is done with a run: train it, evaluate it, export it. What the command line does is these calls."""
 
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,13 @@ from sft_jax.train.loop import Timing
 from sft_jax.train.loop import train as train_loop
 from sft_jax.train.manifest import local_files, manifest, versions
 from sft_jax.train.report import MetricsFile, Screen, Sink
+from sft_jax.train.resume import Tell, newest, resume
 from sft_jax.train.state import TrainState
 from sft_jax.train.trackers import Events, Wandb
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -62,25 +69,28 @@ class Result:
 
 def train(run: Run, screen: Screen | None = None) -> Result:
     """Train, or go on where the run directory stopped; test the best step, export it and sum up."""
-    now = begin_directory(run)
     first = meshes.is_first_process()
-    with (
-        directory.attempt(run.directory, now) if first else nullcontext(),
-        Ledger(run.directory / FILE if first else None, machine.started()) as ledger,
-    ):
-        return _train(run, screen, ledger)
+    with directory.held(run.directory) if first else nullcontext():
+        now = begin_directory(run)
+        with (
+            directory.attempt(run.directory, now) if first else nullcontext(),
+            Ledger(run.directory / FILE if first else None, machine.started()) as ledger,
+        ):
+            return _train(run, screen, ledger)
 
 
 def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
-    checkpoints = Checkpoints(run.directory / "checkpoints", run.config.checkpoint.keep)
-    state, frozen = initial(run)
-    progress = Progress()
-    if checkpoints.steps():
-        state, progress = restore(run, checkpoints, checkpoints.steps()[-1])
-    program, validate = train_program(run, state, frozen), eval_program(run, state.params, frozen)
     sinks: list[Sink] = []
+    told: list[str] = []
+    checkpoints = _checkpoints(run, partial(_tell, sinks))
+    state, frozen = initial(run)
+    found = resume(checkpoints, run.config.run, partial(restore, run, checkpoints), told.append)
+    state, progress = found or (state, Progress())
+    program, validate = train_program(run, state, frozen), eval_program(run, state.params, frozen)
     if meshes.is_first_process():
-        sinks = [*_files(run, progress.step), *([screen] if screen else [])]
+        sinks += [*_files(run, progress.step), *([screen] if screen else [])]
+    for text in told:
+        _tell(sinks, text)
     if progress.finished or progress.step >= run.batches.steps:
         timing = Timing(time.time(), 0.0, 0.0)
     else:
@@ -105,22 +115,22 @@ def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
     if screen:
         screen.stop()
     if progress.best_step not in (None, progress.step):
-        state, _ = restore(run, checkpoints, progress.best_step)
+        state, _ = _best(run, checkpoints, progress.best_step)
     checkpoints.close()
     return _finish(run, state, frozen, progress, timing, program, validate, sinks)
 
 
-def evaluate(run: Run, split: str, at: str = "best") -> tuple[Scores, int]:
-    """(scores, step) of the best or latest step of a run on one of its splits."""
+def evaluate(run: Run, split: str, at: str = "best", tell: Tell = _to_stderr) -> tuple[Scores, int]:
+    """(scores, step) of the best or latest step of a run on one of its splits; `tell` hears what was left out."""
     if split not in run.evals:
         raise ConfigError(f"split '{split}': this run has {', '.join(run.evals) or 'none'}; name one of them")
-    state, frozen, number = trained(run, at)
+    state, frozen, number = trained(run, at, tell)
     return score(run, split, eval_program(run, state.params, frozen), state.weights, frozen), number
 
 
-def export(run: Run, out: Path, at: str = "best") -> int:
+def export(run: Run, out: Path, at: str = "best", tell: Tell = _to_stderr) -> int:
     """Write the best or latest step of a run as a Hugging Face directory; gives that step."""
-    state, frozen, number = trained(run, at)
+    state, frozen, number = trained(run, at, tell)
     _export(run, state, frozen, out, {}, replace=False)
     return number
 
@@ -142,20 +152,21 @@ def score(run: Run, split: str, program: step.Program, params: Params, frozen: P
     return Scores(metrics(found.counts, slice(None)), groups, task.tables(found.counts), found.outputs)
 
 
-def trained(run: Run, at: str) -> tuple[TrainState, Params, int]:
-    """(state, frozen parameters, step) of the `best` or `latest` checkpoint of a run directory."""
+def trained(run: Run, at: str, tell: Tell = _to_stderr) -> tuple[TrainState, Params, int]:
+    """(state, frozen parameters, step) of the `best` or `latest` checkpoint of a run directory, which may be in use."""
     if at not in ("best", "latest"):
         raise ConfigError(f"--at: expected best or latest, got '{at}'{did_you_mean(at, ('best', 'latest'))}")
-    checkpoints = Checkpoints(run.directory / "checkpoints", run.config.checkpoint.keep)
-    steps = checkpoints.steps()
-    if not steps:
-        raise RunError(f"{run.directory}: no checkpoint yet; train first")
-    best = checkpoints.progress(steps[-1]).best_step
-    number = best if at == "best" and best is not None else steps[-1]
+    checkpoints = _checkpoints(run)
     _, frozen = initial(run)
-    state, _ = restore(run, checkpoints, number)
-    checkpoints.close()
-    return state, frozen, number
+    progress, damaged = newest(checkpoints, checkpoints.progress)
+    if at == "best" and progress.best_step is not None:
+        state, progress = _best(run, checkpoints, progress.best_step)
+    else:
+        (state, progress), damaged = newest(checkpoints, partial(restore, run, checkpoints))
+    if meshes.is_first_process():
+        for problem in damaged.values():
+            tell(problem)
+    return state, frozen, progress.step
 
 
 def begin_directory(run: Run) -> dict[str, Any]:
@@ -191,6 +202,23 @@ def _files(run: Run, step: int) -> list[Sink]:
     return sinks if section.wandb is None else [*sinks, Wandb(section.wandb, home, run.config.model_dump(mode="json"))]
 
 
+def _checkpoints(run: Run, tell: Tell | None = None) -> Checkpoints:
+    section = run.config.checkpoint
+    return Checkpoints(run.directory / "checkpoints", section.keep, tell if section.on_error == "warn" else None)
+
+
+def _best(run: Run, checkpoints: Checkpoints, number: int) -> tuple[TrainState, Progress]:
+    try:
+        return restore(run, checkpoints, number)
+    except RunError as error:
+        raise RunError(f"{error}\n{number} is the best step; evaluate and export also take --at latest") from None
+
+
+def _tell(sinks: Sequence[Sink], text: str) -> None:
+    for sink in sinks:
+        sink.emit("note", {"text": text})
+
+
 def _compile(run: Run, program: step.Program, sinks: list[Sink]) -> None:
     """Compile for the shapes that the first epoch needs; rarer ones follow when they are met."""
     batch = run.batches[0]
@@ -198,8 +226,7 @@ def _compile(run: Run, program: step.Program, sinks: list[Sink]) -> None:
     memory = executable.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     text = f"compiled in {program.seconds:.1f} s; a step needs {_size(held + memory.temp_size_in_bytes)}"
-    for sink in sinks:
-        sink.emit("note", {"text": f"{text} ({_size(memory.temp_size_in_bytes)} of it temporary)"})
+    _tell(sinks, f"{text} ({_size(memory.temp_size_in_bytes)} of it temporary)")
 
 
 def _validated(run: Run, program: step.Program, params: Params, frozen: Params, ledger: Ledger) -> dict[str, Any]:

@@ -5,7 +5,7 @@ hidden layers). Knows no model: parameters come with the logical names of their 
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -49,6 +49,26 @@ def wait_for_all(what: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(what)
+
+
+def in_all(good: bool) -> bool:
+    """Whether it is so in every process; each must ask."""
+    if jax.process_count() == 1:
+        return good
+    from jax.experimental import multihost_utils
+
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(good))))
+
+
+def of_first(numbers: Sequence[int]) -> list[int]:
+    """The numbers that the first process has, in every process; each must ask."""
+    if jax.process_count() == 1:
+        return list(numbers)
+    from jax.experimental import multihost_utils
+
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
+    mine = np.asarray([*numbers, *[0] * count][:count], np.int32)
+    return multihost_utils.broadcast_one_to_all(mine).tolist()
 
 
 def make_mesh(section: MeshSection) -> Mesh:

@@ -36,8 +36,9 @@ from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import ConfigError, DataError, RunError, SftError
 from sft_jax.run import Run
 from sft_jax.train import directory, trackers
-from sft_jax.train.checkpoint import Checkpoints
-from sft_jax.train.state import abstract_state
+from sft_jax.train.checkpoint import Checkpoints, Progress
+from sft_jax.train.resume import resume
+from sft_jax.train.state import TrainState, abstract_state
 
 See = Callable[[Run], Any]
 
@@ -177,6 +178,28 @@ def refusal(run: Run) -> str:
     return "\n".join(said)
 
 
+def went_on(run: Run) -> int | None:
+    """The step that a run with checkpoints of steps 1 and 2 goes on from."""
+    checkpoints, toy = Checkpoints(run.directory / "checkpoints", 2), TrainState(jnp.int32(0), {}, ())
+    for step in (1, 2):
+        checkpoints.save(toy, Progress(step=step))
+    checkpoints.wait()
+    place = jax.tree.map(lambda leaf: leaf.sharding, toy)
+    found = resume(checkpoints, run.config.run, lambda step: checkpoints.restore(toy, place, step), lambda text: None)
+    return found and found[1].step
+
+
+def failed_save(run: Run) -> str:
+    """What becomes of a run whose checkpoint cannot be saved."""
+    run.directory.mkdir(parents=True)
+    (run.directory / "checkpoints").touch()
+    try:
+        jobs._checkpoints(run, lambda text: None).save(TrainState(jnp.int32(0), {}, ()), Progress(step=1))
+    except RunError:
+        return "halted"
+    return "went on"
+
+
 # What is looked at after a tiny training run.
 
 
@@ -275,6 +298,7 @@ IMPATIENT = (*TRAINING, "eval.every=1", "train.steps=6")
 EFFECTS = {
     "RunSection.dir": Effect("elsewhere", lambda run: run.directory.name),
     "RunSection.resume": Effect("never", refusal),
+    "RunSection.resume_step": Effect("1", went_on),
     "Seeds.init": Effect("1", initial_head),
     "Seeds.data": Effect("1", order),
     "Seeds.dropout": Effect("1", step_text, ("model.dropout=0.5",)),
@@ -388,6 +412,7 @@ EFFECTS = {
     "EvalSection.baselines": Effect("true", trained("baselines"), TRAINING),
     "CheckpointSection.every": Effect("1", trained("saved"), TRAINING),
     "CheckpointSection.keep": Effect("3", trained("kept"), TRAINING),
+    "CheckpointSection.on_error": Effect("warn", failed_save),
     "ReportSection.mistakes": Effect("1", trained("mistakes"), TRAINING),
     "ReportSection.wandb": Effect("some-project", wandb_project),
     "MeshSection.data": Effect("2", on_mesh),

@@ -51,6 +51,12 @@ class RunSection(Section):
     resume_step: Positive | None = None
     """Go on from this checkpoint; later ones are moved aside."""
 
+    @model_validator(mode="after")
+    def _has_checkpoints(self) -> Self:
+        if self.resume_step is not None and self.resume in ("never", "restart"):
+            raise ValueError(f"resume_step: {self.resume_step} goes on, and resume={self.resume} does not; keep one")
+        return self
+
 
 class ModelSection(Section):
     """Which pretrained checkpoint to start from."""

@@ -30,18 +30,24 @@ def split(key: Key | None, count: int) -> list[Key | None]:
 
 def random_bits(key: Key, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     """32 random bits for each element of an array of this shape."""
+    return _hash(key, places(shape))
+
+
+def places(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """The place of each element in the whole array: 0, 1, 2 ... in rows."""
     index = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
         step = math.prod(shape[axis + 1 :]) % 2**32
         index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(step)
-    return _hash(key, index)
+    return index
 
 
-def _hash(key: Key, index: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    return _mixed(_mixed(index ^ key[0]) + key[1])
-
-
-def _mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+def mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """Another number for each number, and never the same for two; near ones come out far apart."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
     x = (x ^ (x >> 15)) * jnp.uint32(0x735A2D97)
     return x ^ (x >> 15)
+
+
+def _hash(key: Key, index: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    return mixed(mixed(index ^ key[0]) + key[1])

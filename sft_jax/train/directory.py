@@ -1,24 +1,32 @@
 """The run directory: what is in it, and whether a run may go on in it.
 
+run.lock        who trains in it, while it is locked
 config.yaml     the whole configuration, defaults included
 manifest.json   what the result depends on, and the processes that worked on it; see `manifest.py`
 data.json       the data report: what became of the rows, and what they are in tokens
 metrics.jsonl   a line for each interval and evaluation
 ledger.jsonl    where the wall time went
 events/         the same for TensorBoard
-checkpoints/    training states
+checkpoints/    training states, and those that were moved aside
 model/          the best model as a Hugging Face directory
 summary.json    scores and seconds, when the run is done
 review.json     how the rows of the test split were answered, in short
 report.html     all of this for people
 """
 
+import errno
+import fcntl
 import json
+import os
+import platform
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from sft_jax.config.read import parse_value, write_config
 from sft_jax.config.schema import Config
@@ -26,7 +34,10 @@ from sft_jax.errors import RunError, SftError, listing
 from sft_jax.train.manifest import command, utc_now
 
 # Keys that change how a run goes but not what it computes, so that a resumed run may differ in them.
-FREE = ("run", "mesh", "data.prefetch", "data.cache", "train.log_every", "eval.baselines", "checkpoint.keep")
+FREE = ("run", "mesh", "data.prefetch", "data.cache", "train.log_every", "eval.baselines", "checkpoint.keep",
+        "checkpoint.on_error", "report")  # fmt: skip
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of a file system that has none
 
 
 def is_used(directory: Path) -> bool:
@@ -42,9 +53,11 @@ def check(config: Config, directory: Path) -> None:
         raise RunError(f"{directory}: holds a run, and run.resume is never; give another run.dir")
     if config.run.resume == "must" and not is_used(directory):
         raise RunError(f"{directory}: holds no run, and run.resume is must; check run.dir")
+    if (directory / "checkpoints").exists() and not (directory / "checkpoints").is_dir():
+        raise RunError(f"{directory / 'checkpoints'}: is a file; move it away, or give another run.dir")
     if not is_used(directory):
         return
-    before = parse_value((directory / "config.yaml").read_text(encoding="utf-8"))
+    before = _read(directory / "config.yaml", parse_value)
     changed = differences(before, parse_value(write_config(config)))
     differing = [f"{key}: {there!r} there, {now!r} now" for key, (there, now) in changed.items() if not _is_free(key)]
     if differing:
@@ -52,14 +65,37 @@ def check(config: Config, directory: Path) -> None:
         raise RunError(listing(where, differing))
 
 
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Create the directory and keep other runs out of it; who is killed lets go of it by that.
+
+    On a file system that has no locks, nobody is kept out.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o750)
+        lock = open(directory / "run.lock", "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise RunError(f"{directory}: cannot be written ({error.strerror}); give another run.dir") from None
+    with lock:
+        _take(lock, directory)
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            where = error.filename or directory
+            raise RunError(f"{where}: {error.strerror}; make room, and the same command goes on") from None
+
+
 def begin(config: Config, directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Create the directory, or check that data and weights are those that the run began with."""
+    """Write down what run this is, or check that it is the one that began here, with the same data and weights."""
     if not is_used(directory):
         directory.mkdir(parents=True, exist_ok=True, mode=0o750)
         write_json(directory / "manifest.json", manifest)
         write_whole(directory / "config.yaml", write_config(config))
         return
-    before = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    check(config, directory)  # again: another run may have begun since
+    before = _read(directory / "manifest.json", json.loads)
     differing = [
         f"{what}: not what the run began with" for what in ("data", "weights") if before.get(what) != manifest[what]
     ]
@@ -71,7 +107,7 @@ def begin(config: Config, directory: Path, manifest: Mapping[str, Any]) -> None:
 def attempt(directory: Path, now: Mapping[str, Any]) -> Iterator[None]:
     """Write into the manifest that a process works on the run and what is not as it was, then how that ended."""
     file = directory / "manifest.json"
-    then = json.loads(file.read_text(encoding="utf-8"))
+    then = _read(file, json.loads)
     earlier = then.pop("attempts", [])
     changed = differences(then, {key: value for key, value in now.items() if key != "attempts"})
     mine: dict[str, Any] = {
@@ -128,3 +164,32 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def _is_free(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def _take(lock: Any, directory: Path) -> None:
+    """Lock the file and write into it who holds it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        raise RunError(f"{directory}: {holder} is training in it; wait, stop it, or give another run.dir") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},\n")
+    lock.flush()
+
+
+def _read(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """A file that a run wrote when it began."""
+    try:
+        found = parse(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"{file}: cannot be read ({error.strerror}); give another run.dir") from None
+    except (ValueError, yaml.YAMLError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise RunError(f"{file}: is damaged; put it back from a copy, or give another run.dir")
+    return found

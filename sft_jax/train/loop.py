@@ -89,6 +89,7 @@ def train(
             meter.add(progress.step, metrics)
             if _due(plan.log_every, progress.step):
                 ledger.write()
+            checkpoints.check()  # a save that failed in the background is known a step later
             last = progress.step == plan.steps
             evaluating = plan.eval_every is not None and (last or progress.step % plan.eval_every == 0)
             planned = evaluating or last or _due(plan.save_every, progress.step)
@@ -107,7 +108,8 @@ def train(
             if stop:
                 with ledger("checkpoint"):
                     checkpoints.wait()
-                raise Interrupted(f"stopped and saved at step {progress.step} of {plan.steps}", stop[0])
+                saved = "and saved " if progress.step in checkpoints.steps() else "but could not save "
+                raise Interrupted(f"stopped {saved}at step {progress.step} of {plan.steps}", stop[0])
     with ledger("checkpoint"):
         checkpoints.wait()
     seconds = time.perf_counter() - begun - (program.seconds - compiling)
