@@ -213,7 +213,8 @@ def run_child(command: list[str], directory: Path) -> Tree:
     log = Path(f"{directory}.log")
     with log.open("wb") as output:
         started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        fresh = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}  # each run compiles for itself
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=fresh)
         try:
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)

@@ -16,6 +16,8 @@ def main() -> None:
     from sft_jax.errors import SftError
 
     try:
+        if COMPUTING & set(sys.argv[1:2]):
+            machine.keep_programs()
         app()
     except SftError as error:
         print(error, file=sys.stderr)

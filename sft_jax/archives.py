@@ -145,7 +145,7 @@ def _of_tar(tally: _Tally, begin: bytes) -> Iterator[tuple[str, bytes]]:
         reader: Any = stream  # all that tarfile asks of a stream is `read`
         with tarfile.open(fileobj=reader, mode="r|", bufsize=RECORD) as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # or each would be kept
+                vars(tar)["members"].clear()  # or each would be kept
                 name = tally.admit(member.name, member.size, _tar_kind(member))
                 stream.allow(member.size)
                 if member.isfile():

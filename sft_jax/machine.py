@@ -1,18 +1,23 @@
-"""What this process asks of, and knows about, the machine: environment, memory, age. Imports nothing heavy."""
+"""What this process asks of, and knows about, the machine: environment, caches, memory, age. Imports nothing heavy."""
 
 import os
 import platform
 import resource
 import sys
 import time
+from pathlib import Path
+
+from sft_jax.errors import ConfigError
 
 _IMPORTED = time.time()
 RELAUNCHED = "SFT_RELAUNCHED"
 # Set before anything heavy is imported: no advice about frameworks that are rightly missing, no import of torch where
-# it happens to be installed, no fork warnings from tokenizers.
+# it happens to be installed, no fork warnings from tokenizers, no addresses in the log of the hub's client (they may
+# hold a password; what it raises is quoted without).
 ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_VERBOSITY": "error",
     "USE_TORCH": "0",
     "TOKENIZERS_PARALLELISM": "true",
     "TF_CPP_MIN_LOG_LEVEL": "2",
@@ -21,12 +26,52 @@ ENVIRONMENT = {
 # Large pages where the program asks for much memory: fresh buffers of a training step on a CPU cost a third of its
 # time in page faults without. Read by glibc as the process starts, hence the relaunch.
 HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+# jax's own names: where compiled programs are kept, which are worth it, and whether any are.
+PROGRAMS, WORTH, KEEP = (
+    "JAX_COMPILATION_CACHE_DIR",
+    ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5"),
+    "JAX_ENABLE_COMPILATION_CACHE",
+)
 
 
 def quiet() -> None:
-    """Put the environment of this process in order; the user's own settings stay."""
+    """Put the environment of this process in order; keeping the user's settings; others may not write our files."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.umask(os.umask(0o022) | 0o022)
+
+
+def cache_home() -> Path:
+    """Where is kept what can be made again: `$SFT_JAX_CACHE`, else `sft_jax` in the user's cache directory."""
+    base = os.environ.get("SFT_JAX_CACHE")
+    if base:
+        return Path(base).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sft_jax"
+
+
+def keep_programs() -> None:
+    """Have jax keep what it compiles, in a private directory or in the one that the user named; precedes its import.
+
+    What is found there is run, so that a directory which others may write to is refused. Where none can be made,
+    nothing is kept.
+    """
+    named = os.environ.get(PROGRAMS)
+    if os.environ.get(KEEP, "").lower() in ("0", "false", "f", "no", "n", "off") or "://" in (named or ""):
+        return
+    home = Path(named) if named else cache_home() / "programs"
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return
+    status = home.stat()
+    if status.st_uid != os.geteuid():
+        raise ConfigError(
+            f"{home}: belongs to another user, and compiled programs in it are run; set {PROGRAMS} to yours"
+        )
+    if status.st_mode & 0o022:
+        raise ConfigError(f"{home}: others may write to it, and compiled programs in it are run; chmod 700 {home}")
+    os.environ[PROGRAMS] = str(home)
+    os.environ.setdefault(*WORTH)
 
 
 def relaunch_with_huge_pages() -> None:

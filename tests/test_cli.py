@@ -216,7 +216,7 @@ def test_compare(trained: Said, home, tmp_path):
     assert said.code == 0 and said.err == ""
     for part in ("test accuracy", "Settings that differ", "optim.lr", "0.004", f"{page} is written"):
         assert part in re.sub(r"\s+", " ", said.out)
-    assert "│ run " in said.out, "too wide for a screen of 80 columns, and not on its side"
+    assert re.search(r"┃ run +┃ +run ┃ +other ┃", said.out), "too wide for 80 columns, and not on its side"
     assert "<svg" in page.read_text()
     alone = sft_jax_command("compare", home / "run")
     assert alone.code == 2 and "give two run directories or more" in alone.err

@@ -373,7 +373,7 @@ def test_predict_from_what_cannot_be_read(tmp_path):
     predictor = load_predictor(str(source))
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     for name in ("nowhere.txt", "nowhere.csv", "latin.txt"):
-        with pytest.raises(DataError, match=f"{name}.*cannot be read as"):
+        with pytest.raises(DataError, match=f"{name}.*cannot be read"):
             read_inputs(str(tmp_path / name), predictor.task)
     with pytest.raises(DataError, match=r"input: not JSON lines .*; give a text or a JSON object on each line"):
         read_inputs("", predictor.task, ['{"text": "bara"}', '{"text": '])

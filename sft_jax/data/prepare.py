@@ -4,7 +4,7 @@ The order, in which each step needs the ones before it:
 
 1. Rows that cannot be used are named, or dropped (`bad_rows`): all else needs texts and targets.
 2. Texts are cleaned (`clean`), so that whatever compares texts compares what will be tokenised.
-3. The first `max_rows` of what is left.
+3. The first `max_rows` of what is left; of a mixture, the first of each part in turn.
 4. Duplicates go within a split, then conflicts (equal texts, other target): once a text is there once only for each of
    its targets, all that is left of it is a conflict.
 5. The splits that the source has not are cut from training rows (`split`). Distinct texts are divided and rows follow,
@@ -130,8 +130,7 @@ def prepare(
     for split in found.values():
         _clean(split, section.clean)
         if section.max_rows:
-            beyond = np.arange(len(split.rows)) >= section.max_rows
-            split.find("beyond max_rows", beyond, drop=True, show=False)
+            split.find("beyond max_rows", _beyond(split, section.max_rows), drop=True, show=False)
     _number(found)
     for name, split in found.items():
         split.find("duplicate", _duplicates(split), drop=section.duplicates == "drop")
@@ -239,6 +238,18 @@ def _clean(split: _Split, rules: Clean) -> None:
     split.find("too short", short, drop=True)
     if rules.max_chars:
         split.find("too long", np.any(sizes[:, ~short] > rules.max_chars, axis=0), drop=True)
+
+
+def _beyond(split: _Split, count: int) -> Which:
+    """All but the first rows; of a mixture, all but the first of each part in turn."""
+    part, place = split.source.part, np.arange(len(split.rows))
+    if part is not None:
+        for number in np.unique(part):
+            own = np.flatnonzero(part[split.rows] == number)
+            place[own] = np.arange(len(own))
+    beyond = np.ones(len(place), bool)
+    beyond[np.argsort(place, kind="stable")[:count]] = False
+    return beyond
 
 
 def _number(found: Mapping[str, _Split]) -> None:

@@ -38,7 +38,7 @@ class SplitReport:
     duplicates: int  # rows whose texts and target stand earlier in the split
     conflicts: int  # rows whose texts stand in the split with another target
     leaked: int  # training rows whose texts stand in validation or test
-    labels: dict[str, int | float]  # of the rows that are used
+    labels: dict[str, int | float]  # of the rows that are used: how often there is each, or what numbers are like
     examples: dict[str, list[str]]  # kind of trouble -> place and beginning of the text
     tokens: Tokens | None = None  # once they are encoded
 

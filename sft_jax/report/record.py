@@ -20,7 +20,7 @@ class Record:
     path: Path
     text: str  # of config.yaml
     config: dict[str, Any]
-    manifest: dict[str, Any]
+    manifest: dict[str, Any]  # what the run is made of; of the processes that worked on it, nothing
     events: list[dict[str, Any]]  # of metrics.jsonl
     summary: dict[str, Any]
     data: Any
@@ -64,6 +64,7 @@ def read_record(path: Path) -> Record:
     except (YAMLError, ValueError, TypeError, KeyError, RecursionError):
         raise RunError(f"{path / 'config.yaml'}: is not what `sft-jax train` wrote; put it back") from None
     kept = {name: _json(path / f"{name}.json") for name in ("manifest", "summary", "data", "review")}
+    kept["manifest"].pop("attempts", None)
     return Record(path, text, config, events=read_metrics(path / "metrics.jsonl"), **kept)
 
 

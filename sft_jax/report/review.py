@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from sft_jax.data.prepare import Prepared
+from sft_jax.tasks.metrics import BINS
 from sft_jax.tasks.task import Review
 
-BINS = 10  # of confidence, equally wide
 PARTS = 8  # of the lengths, equally many rows
 POINTS = 600  # of truth against prediction
 LONGEST = 1500  # characters of a text that is shown
@@ -44,7 +44,7 @@ def summarise(
 
 def calibration(confidence: Float[np.ndarray, " d"], right: Bool[np.ndarray, " d"]) -> dict[str, Any]:
     """Mean confidence and share right by bins of confidence, and the expected calibration error (arXiv 1706.04599)."""
-    numbers = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
+    numbers = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)  # as the metric `ece` has them
     bins = [
         {
             "from": b / BINS,

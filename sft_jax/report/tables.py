@@ -60,16 +60,18 @@ def figure(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
+        if 1e4 <= abs(value) < 1e9 or (1 < abs(value) < 1e4 and value.is_integer()):
+            return f"{value:,.0f}"
         short = not math.isfinite(value) or 1e-4 <= abs(value) < 1e4 or value == 0
-        return f"{value:.4f}" if short else f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.2e}"
+        return f"{value:.4f}" if short else f"{value:.2e}"
     if isinstance(value, list | tuple):
         return ", ".join(figure(entry) for entry in value)
     return str(value)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a cell is set as a number."""
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    """Whether a cell is set as a number, or as the lack of one."""
+    return value is None or value in ({}, [], ()) or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _sheet(title: str, heading: list[str], rows: list[list[Any]]) -> Sheet:

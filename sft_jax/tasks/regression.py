@@ -1,6 +1,6 @@
 """A number for each row of one or two texts: ratings, similarity, readability.
 
-Letters: r rows of the batch, n document slots in a row, d documents.
+Letters: r rows of the batch, n document slots in a row, d documents, p parts of the range of the numbers.
 """
 
 import math
@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sft_jax.config.schema import Regression
 from sft_jax.data.batch import Encoded
@@ -24,6 +25,7 @@ from sft_jax.tasks.losses import absolute_error, huber_error, squared_error
 from sft_jax.tasks.task import Documents, Ratio, Review, Targets, Task, Texts, written
 
 FIGURES = {"lowest": np.min, "mean": np.mean, "highest": np.max}  # of the numbers of a split
+TENTHS = np.arange(1, 10) / 10
 LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -35,11 +37,17 @@ class ErrorCounts:
     loss: Ratio  # what is trained on
     absolute: Ratio
     squared: Ratio
+    part_rows: Int[Array, " p"]
+    part_error: Float[Array, " p"]  # sum of what was said too much, by where the truth lies
+    part_absolute: Float[Array, " p"]
 
 
 def build(section: Regression, rows: Mapping[str, Rows]) -> Task:
     """The task; rows have no part in it before their numbers are read."""
+    return _task(section, np.zeros(0, np.float32))
 
+
+def _task(section: Regression, edges: Float[np.ndarray, " p-1"]) -> Task:
     def loss(outputs: Float[Array, "r n 1"], batch: Mapping[str, Array]) -> Ratio:
         answer = outputs[..., 0], batch["label"], batch["weight"]
         return squared_error(*answer) if section.loss == "squared" else huber_error(*answer, section.huber_delta)
@@ -49,7 +57,7 @@ def build(section: Regression, rows: Mapping[str, Rows]) -> Task:
         return texts_of.encode(texts, numbers, tokenizer, max_length)
 
     texts = texts_of.columns(section)
-    task = Task(
+    return Task(
         kind=section.kind,
         head=Head("sequence_classification", 1),
         labels=(section.label,),
@@ -59,22 +67,21 @@ def build(section: Regression, rows: Mapping[str, Rows]) -> Task:
         classes=tenths,
         label_counts=lambda targets: {name: round(float(f(targets)), 4) for name, f in FIGURES.items()},
         encode=encode,
-        fit=lambda documents: task,
+        fit=lambda documents: _task(section, np.unique(np.quantile(documents["label"], TENTHS)).astype(np.float32)),
         loss=loss,
         divergence=lambda one, other, batch: squared_error(one[..., 0], other[..., 0], batch["weight"]),
-        count=lambda outputs, batch: count(outputs, batch, loss(outputs, batch)),
+        count=lambda outputs, batch: count(outputs, batch, loss(outputs, batch), edges),
         metrics=finish,
         row_metrics=lambda outputs, documents: metrics.correlation(outputs[:, 0], documents["label"]),
         metric_names=("loss", "mae", "mse", "rmse", *metrics.CORRELATION),
         least_is_best=frozenset({"loss", "mae", "mse", "rmse"}),
         headline="pearson",
-        tables=lambda counts: {},
+        tables=lambda counts: tables(counts, edges),
         review=review,
         baselines=baseline_scores,
         decode=lambda outputs: {"score": float(outputs[0])},
         to_hf=lambda: named.to_hf((section.label,), "regression", {**texts_of.to_hf(section), "label": section.label}),
     )
-    return task
 
 
 def restore(config: Mapping[str, Any]) -> Regression:
@@ -88,10 +95,22 @@ def restore(config: Mapping[str, Any]) -> Regression:
     return Regression(kind="regression", label=label, **texts_of.read_hf(config))
 
 
-def count(outputs: Float[Array, "r n 1"], batch: Mapping[str, Array], loss: Ratio) -> ErrorCounts:
+def count(
+    outputs: Float[Array, "r n 1"], batch: Mapping[str, Array], loss: Ratio, edges: Float[np.ndarray, " p-1"]
+) -> ErrorCounts:
     """The errors of a batch; filler has weight 0 and is not counted (C16)."""
-    answer = outputs[..., 0], batch["label"], batch["weight"]
-    return ErrorCounts(loss, absolute_error(*answer), squared_error(*answer))
+    values, label, weight = outputs[..., 0], batch["label"], batch["weight"]
+    part = jnp.searchsorted(jnp.asarray(edges), label)
+    member = jax.nn.one_hot(part, len(edges) + 1) * weight[..., None]
+    error = (values - label)[..., None]
+    return ErrorCounts(
+        loss=loss,
+        absolute=absolute_error(values, label, weight),
+        squared=squared_error(values, label, weight),
+        part_rows=member.sum(axis=(0, 1)).astype(jnp.int32),
+        part_error=(member * error).sum(axis=(0, 1)),
+        part_absolute=(member * jnp.abs(error)).sum(axis=(0, 1)),
+    )
 
 
 def finish(counts: ErrorCounts) -> dict[str, float]:
@@ -103,6 +122,19 @@ def finish(counts: ErrorCounts) -> dict[str, float]:
         "mse": squared,
         "rmse": math.sqrt(squared),
     }
+
+
+def tables(counts: ErrorCounts, edges: Float[np.ndarray, " p-1"]) -> dict[str, list[list[Any]]]:
+    """The errors by where the truth lies among the numbers of training: those at the ends are often drawn inwards."""
+    ends = [f"{edge:.4g}" for edge in edges]
+    names = [f"up to {end}" for end in ends] + [f"above {ends[-1]}" if ends else "all"]
+    table: list[list[Any]] = [["truth", "rows", "mean error", "mean absolute error"]]
+    for name, rows, error, absolute in zip(
+        names, counts.part_rows, counts.part_error, counts.part_absolute, strict=True
+    ):
+        if int(rows):
+            table.append([name, int(rows), *(round(float(total) / int(rows), 4) for total in (error, absolute))])
+    return {"error by truth": table}
 
 
 def review(outputs: Float[np.ndarray, "d 1"], documents: Documents) -> Review:
@@ -127,7 +159,7 @@ def baseline_scores(texts: Texts, train: Documents, test_texts: Texts, test: Doc
 
 def tenths(targets: Sequence[float]) -> list[int]:
     """The tenth of all numbers that each is among; equal numbers are among the same."""
-    return np.searchsorted(np.quantile(targets, np.arange(1, 10) / 10), targets).tolist()
+    return np.searchsorted(np.quantile(targets, TENTHS), targets).tolist()
 
 
 def read(rows: Rows, column: str) -> Targets:

@@ -96,7 +96,10 @@ def open_checkpoint(directory: Path) -> Checkpoint:
                 f"{directory}: holds only {pickles[0]}, a format that can run code when it is opened; "
                 f"make safetensors of it, which runs nothing: sft-jax convert {directory} NEW_DIRECTORY"
             )
-        raise ModelError(f"{directory}: no {SINGLE} and no {INDEX}; give a directory that holds one")
+        raise ModelError(
+            f"{directory}: no {SINGLE} and no {INDEX}; give a directory that holds one, "
+            f"or make one of torch's pickles: sft-jax convert"
+        )
     held = {file: _header(file) for file in sorted(set(files.values()))}
     check_shards(directory, files, held)
     shapes = {name: held[file][name] for name, file in files.items()}
@@ -216,7 +219,7 @@ def read_index(index: Path, ending: str) -> dict[str, Path]:
 
 
 def check_shards(where: Path, files: Mapping[str, Path], held: Mapping[Path, Iterable[str]]) -> None:
-    """Each file holds the tensors that the index gives it, and no others; `files` is the index, `held` what is there."""
+    """Refuse files that hold (`held`) other tensors than an index (`files`) says, or one tensor twice."""
     holders: dict[str, list[Path]] = {}
     for file, names in held.items():
         for name in names:

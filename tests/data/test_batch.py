@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -241,3 +242,30 @@ def test_shapes_are_named_for_people():
     """A shape reads as rows times tokens, with its slots where there are several."""
     assert str(Shape(4, 32, 1)) == "4 × 32"
     assert str(Shape(4, 32, 3)) == "4 × 32 (3 slots)"
+
+
+def test_documents_may_have_several_numbers_each():
+    """C16: what a document has in k places stands in [r, n, k], and filler has zeros."""
+    encoded = ragged([3, 2, 4])
+    answers = np.arange(6, dtype=np.float32).reshape(3, 2) + 1
+    batch = collate(
+        replace(encoded, documents={**encoded.documents, "answers": answers}), [[2, 0], [1]], Shape(2, 8, 3)
+    )
+    assert batch["answers"].shape == (2, 3, 2) and batch["answers"].dtype == np.float32
+    assert batch["answers"].tolist() == [[[5, 6], [1, 2], [0, 0]], [[3, 4], [0, 0], [0, 0]]]
+    assert batch["label"].tolist() == [[102, 100, 0], [101, 0, 0]]
+    assert encoded.documents["label"].tolist() == [100, 101, 102], "the documents themselves are not touched"
+
+
+@given(lengths=LENGTHS, seed=st.integers(0, 5))
+@settings(deadline=None, max_examples=40, derandomize=True)
+def test_selected_documents_are_whole(lengths, seed):
+    """C11: any documents in any order, repeated ones among them, have their own tokens and labels."""
+    encoded = ragged(lengths)
+    picked = np.random.default_rng(seed).integers(0, len(lengths), 5)
+    found = encoded.select(picked)
+    for number, document in enumerate(picked):
+        for name, values in encoded.tokens.items():
+            own = values[encoded.offsets[document] : encoded.offsets[document + 1]]
+            assert np.array_equal(found.tokens[name][found.offsets[number] : found.offsets[number + 1]], own)
+    assert found.documents["label"].tolist() == (picked + 100).tolist() and len(found) == 5

@@ -181,7 +181,7 @@ def test_prediction_from_the_export_is_that_of_transformers(family, tmp_path):
     ids=lambda section: section.kind,
 )
 def test_exports_of_other_tasks_are_used_alike(section, tmp_path):
-    """R57: several labels and a number: what `transformers` and its pipeline make of an export is what `predict` does."""
+    """R57: several labels and a number: what `transformers` and its pipeline make of an export, `predict` does."""
     pair = source("bert", tmp_path / "source", 1 if section.kind == "regression" else len(LABELS))
     out = export(pair, tmp_path / "export", section)
     config = read_back(out).config

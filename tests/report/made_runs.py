@@ -34,7 +34,7 @@ def prepared(rows: int, draw: np.random.Generator) -> Prepared:
     other = [f"{EVIL} {i} שלום עולם \ud800" for i in range(rows)]
     table = Dataset.from_dict({"text": one, "other": [text.replace("\ud800", "?") for text in other]})
     places = np.zeros(rows, np.int32), np.arange(2, rows + 2)
-    return Prepared(Rows(table, "data.source.test", (f"{EVIL}.csv",), *places), (one, other), [0] * rows)
+    return Prepared(Rows(table, "data.source.test", (f"{EVIL}.csv, line",), *places), (one, other), [0] * rows)
 
 
 def review(kind: str, rows: int, draw: np.random.Generator) -> tuple[Review, list]:
@@ -75,7 +75,7 @@ def make_run(home: Path, kind: str = "labels", rows: int = 300, seed: int = 0, *
     (home / "config.yaml").write_text(CONFIG.replace("0.001", str(0.001 * (1 + seed))) + f"extra: {json.dumps(EVIL)}\n")
     versions = {"jax": "0.10", EVIL: EVIL}
     data = {split: {"rows": rows + seed, "sha256": f"{seed}abc" * 16} for split in ("train", "test")}
-    put(home / "manifest.json", {"schema": 1, "data": data, "versions": versions})
+    put(home / "manifest.json", {"schema": 1, "data": data, "versions": versions, "attempts": [{"started": seed}]})
     events = []
     for step in range(10, 410, 10):
         figures = {

@@ -106,6 +106,8 @@ def test_same_run_same_bytes(tmp_path):
     run = make_run(tmp_path / "one" / "run", "numbers")
     before = write_report(run).read_bytes()
     copy = shutil.copytree(run, tmp_path / "other" / "run")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "attempts": [{"started": "another day"}]}))
     assert write_report(copy).read_bytes() == before
     metrics = copy / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"step": 10,', '"step": 11,', 1))

@@ -8,6 +8,7 @@ import pytest
 from made_runs import LABELS, prepared, review
 
 from sft_jax.report.review import calibration, quantiles, summarise, worst
+from sft_jax.tasks.metrics import calibration_error, count_calibration
 from sft_jax.tasks.task import Review
 
 
@@ -25,13 +26,14 @@ def short(kind: str, rows: int, seed: int = 0, most: int = 20) -> dict:
 
 
 def test_calibration_by_hand():
-    """The bins hold each row once, ends included, and the error is the mean gap, weighted by rows."""
-    confidence = np.asarray([0.0, 0.05, 0.31, 0.39, 0.95, 1.0, 1.0])
+    """The bins hold each row once, ends included, and the error is the mean gap, weighted by rows: the metric's."""
+    confidence = np.asarray([0.0, 0.05, 0.31, 0.39, 0.95, 1.0, 1.0], np.float32)
     right = np.asarray([False, True, True, False, True, True, False])
     found = calibration(confidence, right)
-    assert [(b["from"], b["rows"]) for b in found["bins"]] == [(0.0, 2), (0.3, 2), (0.9, 3)]
-    gaps = 2 * abs(0.025 - 0.5) + 2 * abs(0.35 - 0.5) + 3 * abs(2.95 / 3 - 2 / 3)
-    assert found["ece"] == pytest.approx(gaps / 7, rel=1e-12)
+    assert [(round(15 * b["from"]), b["rows"]) for b in found["bins"]] == [(0, 2), (4, 1), (5, 1), (14, 3)]
+    gaps = 2 * abs(0.025 - 0.5) + abs(0.31 - 1) + abs(0.39 - 0) + 3 * abs(2.95 / 3 - 2 / 3)
+    counted = count_calibration(confidence[:, None], right[:, None], np.ones((7, 1)))
+    assert found["ece"] == pytest.approx(gaps / 7, rel=1e-6) == pytest.approx(calibration_error(counted), rel=1e-6)
 
 
 def test_calibration_of_what_is_calibrated():

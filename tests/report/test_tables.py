@@ -75,8 +75,9 @@ def test_figures():
         7e-4: "0.0007",
         12345.6: "12,346",
         12345: "12,345",
-        True: "yes",
+        15.0: "15",
+        1.0: "1.0000",
     }
     assert {value: figure(value) for value in shown} == shown
-    assert figure({}) == figure([]) == "–"
+    assert figure(True) == "yes" and figure({}) == figure([]) == "–"
     assert (figure(None), figure(math.nan), figure([1, "a"]), figure(-math.inf)) == ("–", "nan", "1, a", "-inf")

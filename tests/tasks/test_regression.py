@@ -88,6 +88,18 @@ def test_the_loss_is_the_one_asked_for(settings, total):
     assert task.metrics(task.count(outputs, batch))["mae"] == pytest.approx(1.75)
 
 
+def test_errors_are_shown_by_where_the_truth_lies():
+    """Rows, mean error and mean absolute error stand beside the parts of the training numbers, filler left out."""
+    task = task_of().fit({"label": np.array([1, 1, 2, 2, 3, 3], np.float32)})
+    batch = {"label": np.array([[1.0, 1.0, 3.0, 9.0]]), "weight": np.array([[1, 1, 1, 0]], np.float32)}
+    counts = task.count(np.array([[[2.0], [0.5], [2.0], [0.0]]], np.float32), batch)
+    assert task.tables(counts)["error by truth"][1:] == [["up to 1", 2, 0.25, 0.75], ["up to 3", 1, -1.0, 1.0]]
+    alone = task_of().tables(
+        task_of().count(np.zeros((1, 1, 1)), {"label": np.ones((1, 1)), "weight": np.ones((1, 1))})
+    )
+    assert alone["error by truth"][1:] == [["all", 1, -1.0, 1.0]]
+
+
 def test_numbers_to_predict_are_none(tmp_path):
     """Documents without a target have a 0 in its place, in float32."""
     from conftest import write_tokenizer

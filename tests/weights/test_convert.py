@@ -441,3 +441,26 @@ def test_predict_after_convert(source, tmp_path):
     save_file(load_file(tmp_path / "expected.safetensors"), source / "model.safetensors")
     one, other = (list(load_predictor(str(home))(["bara cela"], raw=True)) for home in (source, tmp_path / "out"))
     assert one == other
+
+
+def test_the_command(tmp_path):
+    """R31: `sft-jax convert` says what it made, and what it left out; where it refuses, one message and code 65."""
+    file = tmp_path / "weights.pt"
+    file.write_bytes(zipped(state(a=tensor(), epoch=number(3)), NUMBERS))
+
+    def command(*words: object) -> tuple[int, str, str]:
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        line = [sys.executable, "-m", "sft_jax", "convert", *map(str, words)]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+    code, out, err = command(file, tmp_path / "out")
+    assert (code, err) == (0, "") and "left out: 'epoch', which is no tensor\n" in out
+    assert out.endswith(
+        f"{file} is in {tmp_path / 'out'} as safetensors; use it with model.source={tmp_path / 'out'}\n"
+    )
+    assert (load_file(tmp_path / "out" / "model.safetensors")["a"] == np.arange(6).reshape(2, 3)).all()
+    file.write_bytes(zipped(pickle.dumps({"a": Payload(os.system, "true")}, protocol=2)))
+    code, out, err = command(file, tmp_path / "other")
+    assert (code, out) == (65, "") and err.startswith(f"{file}: names 'posix.system'") and err.count("\n") == 1
+    assert not (tmp_path / "other").exists()

@@ -1,0 +1,149 @@
+"""What is asked of the machine: a private cache of compiled programs that may break, and files that are ours alone."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sft_jax import machine
+from sft_jax.errors import ConfigError
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """Where programs are kept when the user says nothing, in a process that lets everybody write."""
+    monkeypatch.setenv("SFT_JAX_CACHE", str(tmp_path / "cache"))
+    for name in (machine.PROGRAMS, machine.WORTH[0], machine.KEEP):
+        monkeypatch.delenv(name, raising=False)
+    before = os.umask(0)
+    yield tmp_path / "cache" / "programs"
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    """Who may do what."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_programs_are_kept_in_private(home):
+    """R38: compiled programs are kept by default, in a directory of the user's cache that nobody else can look into."""
+    machine.keep_programs()
+    assert os.environ[machine.PROGRAMS] == str(home) and mode(home) == 0o700
+    assert os.environ[machine.WORTH[0]] == "0.5"
+    machine.keep_programs()  # as it is found the next time
+
+
+def test_the_users_directory_wins(home, tmp_path, monkeypatch):
+    """R38: a directory that the user named is taken, made private where it is not there, and checked likewise."""
+    monkeypatch.setenv(machine.PROGRAMS, str(tmp_path / "mine"))
+    machine.keep_programs()
+    assert os.environ[machine.PROGRAMS] == str(tmp_path / "mine") and mode(tmp_path / "mine") == 0o700
+    (tmp_path / "mine").chmod(0o755)
+    machine.keep_programs()
+    (tmp_path / "mine").chmod(0o777)
+    with pytest.raises(ConfigError, match=f"others may write to it, .*; chmod 700 {tmp_path / 'mine'}"):
+        machine.keep_programs()
+    assert not home.exists()
+    monkeypatch.setenv(machine.PROGRAMS, "gs://bucket/programs")
+    machine.keep_programs()
+
+
+@pytest.mark.parametrize("bits", [0o777, 0o770, 0o702, 0o1777])
+def test_a_directory_that_others_write_to_is_refused(home, bits):
+    """R38: who can write a compiled program can have it run: such a directory is refused, with what to do."""
+    home.mkdir(parents=True)
+    home.chmod(bits)
+    with pytest.raises(ConfigError, match=f"others may write to it, .* are run; chmod 700 {home}"):
+        machine.keep_programs()
+    assert machine.PROGRAMS not in os.environ
+
+
+def test_a_directory_of_another_user_is_refused(home, monkeypatch):
+    """R38: the same holds for a directory that belongs to somebody else."""
+    home.mkdir(parents=True, mode=0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: home.stat().st_uid + 1)
+    with pytest.raises(ConfigError, match="belongs to another user"):
+        machine.keep_programs()
+
+
+def test_nothing_is_kept(home, tmp_path, monkeypatch):
+    """R38: jax's own switch turns the cache off, and where no directory can be made there is none."""
+    monkeypatch.setenv(machine.KEEP, "false")
+    machine.keep_programs()
+    assert not home.exists() and machine.PROGRAMS not in os.environ
+    monkeypatch.delenv(machine.KEEP)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SFT_JAX_CACHE", str(tmp_path / "file"))
+    machine.keep_programs()
+    assert machine.PROGRAMS not in os.environ
+
+
+def test_a_command_is_refused_before_it_begins(tmp_path):
+    """R38: a command that would compile ends with one line and code 2, before jax is imported."""
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    environment = {**os.environ, machine.PROGRAMS: str(tmp_path / "open"), machine.RELAUNCHED: "1"}
+    command = [sys.executable, "-X", "importtime", "-m", "sft_jax", "predict", str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert lines == [f"{tmp_path / 'open'}: others may write to it, and compiled programs in it are run; "
+                     f"chmod 700 {tmp_path / 'open'}"]  # fmt: skip
+    assert "jax._src" not in done.stderr
+
+
+PROGRAM = """
+from sft_jax import machine
+machine.quiet()
+machine.keep_programs()
+import jax
+found = []
+jax.monitoring.register_event_listener(lambda event, **more: found.append(event))
+value = jax.jit(lambda x: (jax.numpy.sin(x) @ x.T).sum())(jax.numpy.arange(12.0).reshape(3, 4))
+print(float(value), "/jax/compilation_cache/cache_hits" in found)
+"""
+
+
+def test_broken_entries_are_compiled_again(home):
+    """R38: a kept program is used; one with flipped or missing bytes is compiled again, with the same result."""
+    environment = {**os.environ, machine.WORTH[0]: "0", machine.PROGRAMS: str(home)}
+
+    def run() -> tuple[list[str], str]:
+        done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split(), done.stderr
+
+    (cold, hit), _ = run()
+    assert hit == "False"
+    assert run() == ([cold, "True"], "")
+    entries = sorted(home.glob("*-cache"))
+    assert entries
+    for change in (lambda old: bytes(b ^ 0x55 for b in old), lambda old: old[: len(old) // 2], flip_in_the_middle):
+        kept = [entry.read_bytes() for entry in entries]
+        for entry, old in zip(entries, kept, strict=True):
+            entry.write_bytes(change(old))
+        (again, hit), said = run()
+        assert (again, hit) == (cold, "False") and "Error reading persistent compilation cache entry" in said
+        for entry, old in zip(entries, kept, strict=True):
+            entry.write_bytes(old)
+
+
+def flip_in_the_middle(old: bytes) -> bytes:
+    """One bit of it, changed."""
+    middle = len(old) // 2
+    return old[:middle] + bytes([old[middle] ^ 1]) + old[middle + 1 :]
+
+
+def test_files_are_not_open_to_others():
+    """R38: whatever a process of ours writes, others may not write to; a stricter setting of the user stays."""
+    before = os.umask(0)
+    try:
+        for given, wanted in ((0, 0o022), (0o077, 0o077), (0o002, 0o022)):
+            os.umask(given)
+            machine.quiet()
+            assert os.umask(0) == wanted
+    finally:
+        os.umask(before)
