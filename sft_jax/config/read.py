@@ -206,7 +206,7 @@ def _texts(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Every text in a tree with its dotted key."""
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from _texts(value, f"{path}.{key}" if path else str(key))
+            yield from _texts(value, f"{path}.{_key(str(key))}" if path else _key(str(key)))
     elif isinstance(node, list):
         for index, value in enumerate(node):
             yield from _texts(value, f"{path}.{index}")
@@ -219,12 +219,17 @@ def _explain(error: ValidationError, tree: Tree) -> tuple[list[str], int]:
     found: dict[str, list[str]] = {}
     for details in error.errors():
         parts = _path(details, tree)
-        path = ".".join(part if re.fullmatch(r"\S+", part) else repr(part) for part in parts)
+        path = ".".join(map(_key, parts))
         said = found.setdefault(path, [])
         if len(found) <= MOST_EXPLAINED:
             said.append(_complaint(details, parts, tree))
     lines = [f"{path}: {_either(said)}" if path else said[0] for path, said in found.items() if said]
     return lines, len(found) - len(lines)
+
+
+def _key(text: str) -> str:
+    """A key as it is shown: quoted where it is no word."""
+    return text if re.fullmatch(r"\S+", text) else repr(text)
 
 
 def _either(complaints: Sequence[str]) -> str:

@@ -88,7 +88,12 @@ def tokenize(
 
 def _tokenized(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None) -> Tokens:
     inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-    encoded = tokenizer.encode_batch_fast(inputs)
+    try:
+        encoded = tokenizer.encode_batch_fast(inputs)
+    except BaseException as error:  # a panic in the library is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(f"{FAST}: it cannot be used ({reason(error)}); fetch it again") from None
     lengths = np.fromiter((len(e) for e in encoded), np.int64, len(encoded))
     fields = {
         "input_ids": np.concatenate([np.asarray(e.ids, np.int32) for e in encoded]),

@@ -132,7 +132,8 @@ def written(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _foreign_kind(config: Mapping[str, Any]) -> str | None:
-    ending = "".join(map(str, config.get("architectures") or [])).lower()
+    classes = config.get("architectures")
+    ending = "".join(map(str, classes if isinstance(classes, list) else [])).lower()
     kind = next((kind for kind in TASKS if ending.endswith(f"for{kind.replace('_', '')}")), None)
     if kind != "sequence_classification":
         return kind

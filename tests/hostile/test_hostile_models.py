@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft_jax.data.text import load_tokenizer, tokenize
-from sft_jax.errors import SftError
+from sft_jax.errors import ModelError, SftError
 from sft_jax.infer.predict import load_predictor
 from sft_jax.models.family import Head, build_model, load_model
 from sft_jax.weights.files import open_checkpoint
@@ -122,6 +122,19 @@ def test_any_bytes_in_tokenizer_json(tokenizer: Path, whole: dict[str, Any], dat
     used(tokenizer, bytes(content[: data.draw(st.integers(0, len(content)))]))
     used(tokenizer, bytes(content))
     used(tokenizer, json.dumps(data.draw(junk)).encode())
+
+
+def test_what_was_found(home: Path, tokenizer: Path, whole: dict[str, Any]):
+    """R33: what longer searches found: classes that are no list, and a template whose token is not there."""
+    config = json.loads((home / "config.json").read_text())
+    try:
+        opened(home, {**config, **NAMED, "architectures": 7, "sft_jax_task": None})
+    finally:
+        (home / "config.json").write_text(json.dumps(config))
+    used(tokenizer, json.dumps({**whole, "post_processor": {**whole["post_processor"], "special_tokens": {}}}).encode())
+    (tokenizer / "tokenizer.json").write_text(json.dumps({**whole, "model": {**whole["model"], "vocab": {"bara": 0}}}))
+    with pytest.raises(ModelError, match=r"tokenizer\.json: it cannot be used \(.*\); fetch it again"):
+        tokenize(load_tokenizer(tokenizer), TEXTS, None, 16)
 
 
 @pytest.fixture(scope="module")
