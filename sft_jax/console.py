@@ -14,7 +14,7 @@ from sft_jax.jobs import Result, Scores
 from sft_jax.report.compare import Comparison
 from sft_jax.report.tables import figure
 from sft_jax.run import Run
-from sft_jax.train.report import Screen
+from sft_jax.train.report import Screen, shown
 from sft_jax.weights.files import count
 
 
@@ -86,7 +86,7 @@ def show_tables(console: Console, scores: Scores) -> None:
     for title, table in scores.tables.items():
         show_table(console, title, table)
     if scores.groups:
-        names = [name for name in scores.metrics if not name.endswith(("_micro", "_weighted"))]
+        names = shown(scores.metrics)
         rows = [[group, *(f"{found[name]:.4f}" for name in names)] for group, found in scores.groups.items()]
         show_table(console, "by group", [["group", *names], *rows])
 
@@ -143,18 +143,19 @@ def _model(run: Run) -> dict[str, str]:
 
 
 def _rows(report: DataReport) -> list[list[Any]]:
+    """A column a split, so that any number of labels has room."""
     splits = report.splits
     labels = splits["train"].labels
-    table: list[list[Any]] = [
-        ["split", "read", "used", *labels, "tokens (median)", "(95 %)", "(longest)", "truncated", "padding"]
+    columns: list[list[Any]] = [
+        ["", "read", "used", *labels, "median length, tokens", "95 %", "longest", "truncated", "padding"]
     ]
     for split, found in splits.items():
-        row: list[Any] = [split, found.read, found.used, *(found.labels.get(label, 0) for label in labels)]
+        column: list[Any] = [split, found.read, found.used, *(found.labels.get(label, 0) for label in labels)]
         if found.tokens:
             lengths = [round(found.tokens.lengths[name]) for name in ("50 %", "95 %", "max")]
-            row += [*lengths, f"{found.tokens.truncated_share:.1%}", f"{found.tokens.padding_share:.1%}"]
-        table.append(row)
-    return table
+            column += [*lengths, f"{found.tokens.truncated_share:.1%}", f"{found.tokens.padding_share:.1%}"]
+        columns.append(column)
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def _findings(report: DataReport) -> list[list[Any]]:

@@ -213,7 +213,7 @@ def plan(run: Run) -> Plan:
         log_every=config.train.log_every,
         eval_every=every if isinstance(every, int) else None,
         save_every=config.checkpoint.every,
-        best_metric=config.eval.best_metric,
+        best_metric=_best_metric(config, run.task),
         best_mode=_best_mode(config, run.task),
         patience=config.eval.patience,
         min_delta=config.eval.min_delta,
@@ -221,8 +221,12 @@ def plan(run: Run) -> Plan:
     )
 
 
+def _best_metric(config: Config, task: Task) -> str:
+    return config.eval.best_metric or task.headline
+
+
 def _best_mode(config: Config, task: Task) -> str:
-    least = "min" if config.eval.best_metric in task.least_is_best else "max"
+    least = "min" if _best_metric(config, task) in task.least_is_best else "max"
     return least if config.eval.best_mode == "auto" else config.eval.best_mode
 
 
@@ -280,7 +284,7 @@ def _grouped(
 
 
 def _check_metric(config: Config, task: Task) -> None:
-    name = config.eval.best_metric
+    name = _best_metric(config, task)
     if name not in task.metric_names:
         hint = did_you_mean(name, task.metric_names)
         raise ConfigError(

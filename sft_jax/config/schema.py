@@ -411,8 +411,9 @@ class EvalSection(Section):
     """Validate after each epoch, or after this many steps; always at the end unless `never`."""
     batch_size: Positive = 128
     """Documents per evaluation batch."""
-    best_metric: str = "f1_macro"
-    """Metric of the validation split that picks the best checkpoint."""
+    best_metric: str | None = None
+    """Metric of the validation split that picks the best checkpoint; null takes accuracy (one label), f1_micro (several)
+    or pearson (a number)."""
     best_mode: Literal["auto", "max", "min"] = "auto"
     """Whether more or less of it is better; `auto` knows for every metric there is."""
     patience: Positive | None = None

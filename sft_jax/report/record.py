@@ -38,8 +38,8 @@ class Record:
 
     @property
     def metric(self) -> str:
-        """The metric that picks the best step."""
-        return self.config["eval"]["best_metric"]
+        """The metric that picks the best step; the loss, while that is the task's to say and the run goes on."""
+        return self.config["eval"]["best_metric"] or self.summary.get("headline", "loss")
 
     @property
     def best_step(self) -> int | None:
@@ -59,7 +59,7 @@ def read_record(path: Path) -> Record:
     try:
         text = (path / "config.yaml").read_text(encoding="utf-8")
         config = parse_value(text)
-        if not isinstance(config["eval"]["best_metric"], str):
+        if not isinstance(config["eval"]["best_metric"], str | None):
             raise TypeError
     except (YAMLError, ValueError, TypeError, KeyError, RecursionError):
         raise RunError(f"{path / 'config.yaml'}: is not what `sft-jax train` wrote; put it back") from None

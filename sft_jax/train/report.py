@@ -6,7 +6,7 @@ programs are told is in `trackers.py`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,6 +67,13 @@ def _line(event: Values) -> str:
     return json.dumps(event) + "\n"
 
 
+def shown(metrics: Iterable[str]) -> list[str]:
+    """Those that a line has room for; where there is an accuracy, the micro averages say the same."""
+    names = list(metrics)
+    hidden = ("_weighted", "_samples", *(["_micro"] if "accuracy" in names else []))
+    return [name for name in names if not name.endswith(hidden)]
+
+
 class Screen:
     """The console: a live bar with the latest figures on a terminal, plain lines elsewhere."""
 
@@ -117,7 +124,6 @@ class Screen:
         self._bar.update(self._bar.task_ids[0], completed=values["step"], description=line)
 
     def _scores(self, values: Values) -> None:
-        names = [n for n in values if n not in ("step", "split", "groups")]
-        shown = [n for n in names if not n.endswith(("_micro", "_weighted"))]
-        figures = "  ".join(f"{n} {values[n]:.4f}" for n in shown)
+        names = shown(name for name in values if name not in ("step", "split", "groups"))
+        figures = "  ".join(f"{name} {values[name]:.4f}" for name in names)
         self.console.print(f"{values['split']} at step {values['step']}  {figures}", markup=False)
