@@ -412,8 +412,8 @@ class EvalSection(Section):
     batch_size: Positive = 128
     """Documents per evaluation batch."""
     best_metric: str | None = None
-    """Metric of the validation split that picks the best checkpoint; null takes accuracy (one label), f1_micro (several)
-    or pearson (a number)."""
+    """Metric of the validation split that picks the best checkpoint; null takes accuracy (one label), f1_micro
+    (several labels) or pearson (a number)."""
     best_mode: Literal["auto", "max", "min"] = "auto"
     """Whether more or less of it is better; `auto` knows for every metric there is."""
     patience: Positive | None = None
