@@ -89,6 +89,7 @@ def test_the_configuration_speaks_of_the_new_head(source, tmp_path):
         "text": "body",
         "text_pair": None,
         "max_length": 24,
+        "clean": {},
     }
 
 

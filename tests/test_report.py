@@ -148,11 +148,13 @@ def test_plain_lines():
     plain.emit("note", {"text": "compiled [bold]in[/bold] 1 s"})
     plain.emit("train", {"step": 3, "seconds_left": 61.4, **TRAIN})
     plain.emit("validation", {"step": 3, "split": "validation", "loss": 0.25, "f1_macro": 0.5, "f1_micro": 0.75})
+    plain.emit("test", {"step": 3, "split": "test", "accuracy": 0.25, "f1_micro": 0.25, "f1_weighted": 0.5})
     plain.stop()
     assert shown.getvalue().splitlines() == [
         "compiled [bold]in[/bold] 1 s",
         "step 3/10  loss 0.5000  lr 1.00e-03  grad norm 2.000  1,234 tokens/s  0:01:01 left",
-        "validation at step 3  loss 0.2500  f1_macro 0.5000",
+        "validation at step 3  loss 0.2500  f1_macro 0.5000  f1_micro 0.7500",
+        "test at step 3  accuracy 0.2500",
     ]
 
 

@@ -73,7 +73,13 @@ def _one(checkpoints: Checkpoints, step: int, steps: list[int], read: Read[Found
 
 def _refusal(checkpoints: Checkpoints, what: str, damaged: dict[int, str]) -> RunError:
     where = f"{checkpoints.directory}: "
-    return RunError(listing(where + what, (p.removeprefix(where).replace("\n", "\n  ") for p in damaged.values())))
+    return RunError(listing(where + what, (_on_one_line(p.removeprefix(where)) for p in damaged.values())))
+
+
+def _on_one_line(listed: str) -> str:
+    """`step 4: a; b` of a listing of problems."""
+    first, *problems = listed.splitlines()
+    return f"{first.rpartition(':')[0]}: {'; '.join(p.strip(' -') for p in problems)}" if problems else first
 
 
 def _archive(checkpoints: Checkpoints, steps: list[int], tell: Tell) -> None:

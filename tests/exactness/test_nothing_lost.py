@@ -209,7 +209,7 @@ def test_a_directory_in_use_is_refused(workshop: Workshop):
 def test_a_save_that_fails_ends_the_run(workshop: Workshop):
     """R10: no room for a checkpoint; the run ends at the next step, with a message and no traceback, and the step
     that failed is no checkpoint. With room again the same command goes on."""
-    attempt = workshop.run("full", file_size=600)
+    attempt = workshop.run("full", file_size=3000)
     assert attempt.code == 65 and attempt.steps == []
     said = workshop.log("full").strip()
     assert said.startswith(f"{workshop.home / 'full' / 'checkpoints'}: step {EVERY} could not be saved (")
@@ -219,7 +219,7 @@ def test_a_save_that_fails_ends_the_run(workshop: Workshop):
 
 def test_a_save_that_fails_may_be_passed_over(workshop: Workshop):
     """R10: with `checkpoint.on_error=warn` the run tells of it, goes on, and saves again when it is time."""
-    attempt = workshop.run("warned", "checkpoint.on_error=warn", file_size=600)
+    attempt = workshop.run("warned", "checkpoint.on_error=warn", file_size=3000)
     (note,) = [event["text"] for event in attempt.events if "could not be saved" in event.get("text", "")]
     assert attempt.code == 0 and f"step {EVERY} could not be saved (" in note
     assert attempt.steps[-2:] == [FEW - EVERY, FEW] and EVERY not in attempt.steps

@@ -16,21 +16,20 @@ from sft_jax.models.family import Head, build_model
 PROGRAM = """
 import sys, hashlib, jax.numpy as jnp, numpy as np
 from pathlib import Path
-from sft_jax.config.schema import MeshSection, OptimSection
+from sft_jax.config.schema import MeshSection, OptimSection, TrainSection
 from sft_jax.mesh import make_mesh
 from sft_jax.models.family import Head, build_model, load_model
 from sft_jax.train.optim import build_optimizer
-from sft_jax.train.state import initial_state, place
+from sft_jax.train.state import beginning, initial_state, place
 from sft_jax.weights.files import open_checkpoint
 
 checkpoint = open_checkpoint(Path(sys.argv[1]))
 model = build_model(checkpoint.config, Head("sequence_classification", 3), "tiny")
 matched, arrays = load_model(model, checkpoint)
-paths, optimizer = model.template.keys, build_optimizer(OptimSection(), 10, model.template.keys)
-placement = place(make_mesh(MeshSection()), model.template, model.table.axes, paths, optimizer)
-state, _ = initial_state(
-    model.template, arrays, frozenset(), optimizer, placement, int(sys.argv[2]), jnp.dtype("float32")
-)
+paths = model.template.keys
+begin = beginning(build_optimizer(OptimSection(), 10, paths), TrainSection())
+placement = place(make_mesh(MeshSection()), model.template, model.table.axes, paths, begin)
+state, _ = initial_state(model.template, arrays, frozenset(), begin, placement, int(sys.argv[2]), jnp.dtype("float32"))
 for path in paths:
     kind = "new" if path in matched.initialised else "old"
     print(kind, path, hashlib.sha256(np.asarray(state.params[path]).tobytes()).hexdigest())

@@ -6,14 +6,14 @@ import pytest
 from torch_reference import FAMILIES, LONGEST, TOLERANCE, documents, paired, reference_model, torch, torch_batch
 from transformers import get_linear_schedule_with_warmup
 
-from sft_jax.config.schema import MeshSection, OptimSection, Schedule, SequenceClassification
+from sft_jax.config.schema import MeshSection, OptimSection, Schedule, SequenceClassification, TrainSection
 from sft_jax.data.batch import Shape
 from sft_jax.data.loader import TrainBatches
 from sft_jax.data.order import Order
 from sft_jax.mesh import batch_sharding, make_mesh, put
 from sft_jax.tasks.task import build_task
 from sft_jax.train.optim import build_optimizer
-from sft_jax.train.state import initial_state, place
+from sft_jax.train.state import beginning, initial_state, place
 from sft_jax.train.step import make_train_step, train_program
 
 STEPS, WARMUP, RATE, DECAY, CLIP = 20, 4, 5e-3, 0.5, 1.0
@@ -32,11 +32,11 @@ def our_losses(pair, batches, section=SECTION) -> tuple[np.ndarray, np.ndarray]:
     labels = [str(i) for i in range(pair.reference.config.num_labels)]
     task = build_task(SequenceClassification(kind="sequence_classification", labels=labels), {})
     optimizer = build_optimizer(section, STEPS, paths)
-    placement = place(mesh, model.template, model.table.axes, paths, optimizer)
-    state, frozen = initial_state(
-        model.template, pair.params, frozenset(), optimizer, placement, seed=0, compute_dtype=jnp.dtype("float32")
-    )
-    step = make_train_step(model.template, task, optimizer, accumulate=1, compute_dtype=jnp.dtype("float32"), seed=0)
+    begin = beginning(optimizer, TrainSection())
+    placement = place(mesh, model.template, model.table.axes, paths, begin)
+    state, frozen = initial_state(model.template, pair.params, frozenset(), begin, placement, 0, jnp.dtype("float32"))
+    settings = {"section": TrainSection(), "compute_dtype": jnp.dtype("float32"), "seed": 0}
+    step = make_train_step(model.template, task, optimizer, **settings)
     program = train_program(step, placement, state, frozen)
     losses, norms = [], []
     for number in range(len(batches)):

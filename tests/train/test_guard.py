@@ -131,11 +131,12 @@ def test_too_many_in_a_row_end_the_run():
     events = []
     meter = Meter(9, 2, 3, lambda step: step / 100, [SimpleNamespace(emit=lambda kind, values: events.append(values))])
     for step, in_row in enumerate((0, 1, 2, 0, 1, 2, 3), start=1):
-        skipped = in_row > 0
+        skipped = np.bool_(in_row > 0)
         loss = Ratio(np.float32(math.nan if skipped else 2.0), np.float32(1))
         counts = {"grad_norm": np.float32(1), "tokens": np.int32(1), "documents": np.int32(1)}
-        before = [0, 0, 1, 2, 2, 3, 4][step - 1]
-        meter.add(step, {"loss": loss, **counts, "skipped": skipped, "in_row": in_row, "skipped_before": before})
+        before = np.int32([0, 0, 1, 2, 2, 3, 4][step - 1])
+        more = {"skipped": skipped, "in_row": np.int32(in_row), "skipped_before": before}
+        meter.add(step, {"loss": loss, **counts, **more})
     with pytest.raises(NonFiniteError, match="step 7: 3 steps in a row were skipped") as caught:
         meter.flush()
     assert caught.value.exit_code == 76
