@@ -93,7 +93,8 @@ class Meter:
         (entries, seconds), self._late = self._late, None
         earlier = [metrics for _, metrics in entries if isinstance(metrics["tokens"], np.ndarray)]  # on the host
         fetched = earlier + to_host([metrics for _, metrics in entries[len(earlier) :]])
-        loss = float(sum(m["loss"].total for m in fetched)) / max(1.0, float(sum(m["loss"].weight for m in fetched)))
+        weight = float(sum(m["loss"].weight for m in fetched))  # of classes too, so it may be any number
+        loss = float(sum(m["loss"].total for m in fetched)) / (weight or 1.0)
         tokens, last = int(sum(m["tokens"] for m in fetched)), entries[-1][0]
         self._reports += 1
         if self._reports > 1:

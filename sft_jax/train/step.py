@@ -52,7 +52,7 @@ def make_train_step(
         loss = task.loss(outputs, batch)
         if section.r_drop:
             again = model(batch, key=random.from_jax(jax.random.fold_in(key, crc("r-drop"))))
-            apart = task.divergence(outputs, again, batch).total
+            apart = task.divergence(outputs, again, batch).total  # divided by the weight of the loss, as all is
             loss = Ratio((loss.total + task.loss(again, batch).total) / 2 + section.r_drop * apart, loss.weight)
         return loss.total, loss
 
