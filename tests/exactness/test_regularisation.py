@@ -106,7 +106,7 @@ def test_patience_survives_a_stop(tmp_path: Path, rows: Path, tmp_path_factory, 
         "eval.patience=3",
         "data.source.test=null",
     )
-    monkeypatch.setattr("sft_jax.jobs.Scores.values", lambda self: {**self.metrics, "f1_macro": next(scores)})
+    monkeypatch.setattr("sft_jax.jobs.Scores.values", lambda self: {**self.metrics, "accuracy": next(scores)})
     train_until(config, 6)
     left = Checkpoints(tmp_path / "run" / "checkpoints", 2)
     progress = left.progress(6)
