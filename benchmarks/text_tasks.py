@@ -85,7 +85,8 @@ def scores_table(runs: list[Tree]) -> Table:
     """A row for each recipe."""
     table = Table("recipe", "metric", "trivial", "words", "ours", "peer")
     for run in runs:
-        sides = [*run["baselines"].values(), run["ours"], *([run["peer"]] if "peer" in run else [])]
+        by_words = sorted(run["baselines"].items(), key=lambda found: found[0].startswith("TF-IDF"))
+        sides = [*dict(by_words).values(), run["ours"], *([run["peer"]] if "peer" in run else [])]
         table.add_row(run["recipe"], run["metric"], *(f"{value:.4f}" for value in sides))
     return table
 
