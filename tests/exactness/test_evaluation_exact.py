@@ -1,6 +1,7 @@
 """Evaluation counts every row once, on any number of devices, and its metrics are scikit-learn's and scipy's."""
 
 import csv
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,3 +188,32 @@ def test_counting_filler_would_be_seen(ready):
     assert [
         evaluate(program, state.params, frozen, given, run.put, 2).counts.confusion.sum() for given in (batches, wrong)
     ] == [ROWS, 24]
+
+
+def device_memory(run: Run, times: int, *, hoard: bool = False) -> int:
+    """The most bytes of device arrays that are alive at any batch of an evaluation of the rows, repeated."""
+    batches = run.evals["validation"]
+    batches = EvalBatches(batches.encoded, list(batches.rows) * times, batches.shape)
+    state, frozen = initial(run)
+    program = eval_program(run, state.weights, frozen)
+    held, kept = [], []
+
+    gc.collect()  # what earlier tests left
+
+    def put(batch):
+        held.append(sum(array.nbytes for array in jax.live_arrays()))
+        found = run.put(batch)
+        kept.extend([found] if hoard else [])
+        return found
+
+    evaluate(program, state.weights, frozen, batches, put, 2)
+    assert len(held) == len(batches)
+    return max(held)
+
+
+def test_memory_does_not_grow_with_the_rows(ready):
+    """C15: ten times the rows hold not a byte more on the device; the control, which keeps what it saw, holds more."""
+    run = ready("sequence_classification", "data.layout.kind=padded")
+    few, many = device_memory(run, 3), device_memory(run, 30)
+    assert many == few
+    assert device_memory(run, 30, hoard=True) > few
