@@ -106,7 +106,7 @@ def seek(share: float) -> float:
     """Median seconds from nothing to the first batch after this share of an epoch."""
     import numpy as np
 
-    from sft_jax.config.schema import Layout
+    from sft_jax.config.data import Layout
     from sft_jax.data.batch import Encoded, declare
     from sft_jax.data.loader import TrainBatches, prefetch
     from sft_jax.data.order import Order, permutation

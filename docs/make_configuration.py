@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from sft_jax.config.read import sections, sections_of
-from sft_jax.config.schema import Section
+from sft_jax.config.section import Section
 
 PAGE = Path(__file__).with_name("configuration.md")
 HEADER = """\
@@ -22,7 +22,7 @@ which come last: `sft-jax train base.yaml mine.yaml optim.lr=3e-5 'train.freeze=
 wrong before anything is started, and `sft-jax config show` prints the whole result, defaults included. A key whose
 default is *needed* has to be given; any other can be left out.
 
-This page is made from `sft_jax/config/schema.py` by `python docs/make_configuration.py`.
+This page is made from `sft_jax/config/` by `python docs/make_configuration.py`.
 """
 WORDS = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", type(None): "`null`"}
 BOUNDS = (("ge", "at least {}"), ("gt", "above {}"), ("le", "at most {}"), ("lt", "below {}"))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.config.schema import Clean
+from sft_jax.config.data import Clean
 from sft_jax.data.clean import RULES
 from sft_jax.data.text import FILES
 from sft_jax.models.family import Model

@@ -17,8 +17,9 @@ from tokenizers import Tokenizer
 
 from sft_jax import assets, machine
 from sft_jax import mesh as meshes
+from sft_jax.config.data import Files, Mixture
 from sft_jax.config.read import read_config
-from sft_jax.config.schema import Config, Files, Mixture, RunSection
+from sft_jax.config.schema import Config, RunSection
 from sft_jax.data.augment import augmentation
 from sft_jax.data.batch import Encoded, declare
 from sft_jax.data.loader import EvalBatches, TrainBatches, padding_share

@@ -11,7 +11,7 @@ import yaml
 from conftest import TINY, write_model
 
 from sft_jax import export as exporting
-from sft_jax.config.schema import SequenceClassification
+from sft_jax.config.tasks import SequenceClassification
 from sft_jax.errors import RunError
 from sft_jax.export import export_model, model_card
 from sft_jax.infer.predict import load_predictor

@@ -27,8 +27,8 @@ from pydantic import BaseModel
 
 from sft_jax import jobs
 from sft_jax import run as runs
+from sft_jax.config.data import Tfds
 from sft_jax.config.read import known_keys, write_config
-from sft_jax.config.schema import Tfds
 from sft_jax.data import sources
 from sft_jax.data.prepare import prepare as prepare_rows
 from sft_jax.data.rows import Rows, numbered

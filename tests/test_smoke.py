@@ -1,6 +1,6 @@
 """The whole way once, small: configuration to exported model and back."""
 
-from sft_jax.config.schema import Clean
+from sft_jax.config.data import Clean
 from sft_jax.infer.predict import load_predictor
 from sft_jax.jobs import evaluate, train
 from sft_jax.run import open_run, prepare

@@ -17,7 +17,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from sft_jax import assets
-from sft_jax.config.schema import Config, Section, Seeds
+from sft_jax.config.schema import Config, Seeds
+from sft_jax.config.section import Section
 from sft_jax.errors import ConfigError, did_you_mean, listing, reason
 
 MAX_BYTES = 1 << 20

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from sft_jax.config.schema import Augment
+from sft_jax.config.data import Augment
 from sft_jax.data.batch import Encoded
 from sft_jax.data.order import AUGMENT, random_bits
 from sft_jax.errors import ConfigError

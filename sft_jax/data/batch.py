@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sft_jax.config.schema import Layout
+from sft_jax.config.data import Layout
 from sft_jax.data.order import Order
 
 Batch = dict[str, np.ndarray]

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from sft_jax.config.schema import Clean
+from sft_jax.config.data import Clean
 
 RULES = ("html", "unicode", "whitespace")  # what changes texts, of the section; the rest is about rows
 TAG = re.compile(r"<[/!]?[A-Za-z][^<>]*>")

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.config.schema import Clean, DataSection, Split
+from sft_jax.config.data import Clean, DataSection, Split
 from sft_jax.data.clean import clean
 from sft_jax.data.order import SPLIT, SUBSET, random_bits
 from sft_jax.data.report import DataReport, SplitReport

@@ -15,7 +15,7 @@ from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
 from sft_jax.archives import ENDINGS
-from sft_jax.config.schema import Files, Hub, Mixture, Tfds
+from sft_jax.config.data import Files, Hub, Mixture, Tfds
 from sft_jax.data.folders import is_folder, read_folders
 from sft_jax.data.gather import shown
 from sft_jax.data.mixture import mix

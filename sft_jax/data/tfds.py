@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Features
 
-from sft_jax.config.schema import Tfds
+from sft_jax.config.data import Tfds
 from sft_jax.data.gather import Gathered, blocks
 from sft_jax.data.records import Problem, read_text
 from sft_jax.data.rows import Rows

@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 from pydantic import ValidationError
 
-from sft_jax.config.schema import Clean
+from sft_jax.config.data import Clean
 from sft_jax.data.batch import Encoded, Shape, up_to
 from sft_jax.data.clean import clean
 from sft_jax.data.loader import EvalBatches

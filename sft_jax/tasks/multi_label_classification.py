@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from sft_jax.config.schema import MultiLabelClassification
+from sft_jax.config.tasks import MultiLabelClassification
 from sft_jax.data.batch import Encoded
 from sft_jax.data.rows import Rows
 from sft_jax.errors import ConfigError

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sft_jax.config.schema import Regression
+from sft_jax.config.tasks import Regression
 from sft_jax.data.batch import Encoded
 from sft_jax.data.rows import Bad, Rows
 from sft_jax.errors import ModelError

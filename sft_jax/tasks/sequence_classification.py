@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sft_jax.config.schema import SequenceClassification
+from sft_jax.config.tasks import SequenceClassification
 from sft_jax.data.batch import Encoded
 from sft_jax.data.rows import Rows
 from sft_jax.errors import ModelError

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.config.schema import MultiLabelClassification, Regression, SequenceClassification
+from sft_jax.config.tasks import MultiLabelClassification, Regression, SequenceClassification
 from sft_jax.data.batch import Encoded
 from sft_jax.data.text import tokenize
 from sft_jax.tasks.task import Texts, written

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sft_jax.config.schema import TrainSection
+from sft_jax.config.training import TrainSection
 
 
 @jax.tree_util.register_dataclass

@@ -20,7 +20,8 @@ import numpy as np
 from jax.sharding import Mesh
 from pydantic import BaseModel, ConfigDict, Field
 
-from sft_jax.config.schema import Files, Hub, Mixture, Seeds, Tfds
+from sft_jax.config.data import Files, Hub, Mixture, Tfds
+from sft_jax.config.schema import Seeds
 from sft_jax.data.batch import Encoded
 from sft_jax.errors import reason
 

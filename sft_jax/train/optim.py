@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import optax
 
-from sft_jax.config.schema import OptimSection, Penalty, Schedule, Unfreeze
+from sft_jax.config.training import OptimSection, Penalty, Schedule, Unfreeze
 from sft_jax.errors import ConfigError, did_you_mean, reason
 from sft_jax.paths import first_match, select
 

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from sft_jax.config.schema import TrainSection
+from sft_jax.config.training import TrainSection
 from sft_jax.errors import ConfigError
 from sft_jax.mesh import like_params, param_shardings, put
 from sft_jax.nn.template import Params, Template

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, PRNGKeyArray
 
-from sft_jax.config.schema import TrainSection
+from sft_jax.config.training import TrainSection
 from sft_jax.mesh import batch_sharding, replicated
 from sft_jax.nn import random
 from sft_jax.nn.template import Params, Template, crc

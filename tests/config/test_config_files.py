@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from sft_jax.config.read import known_keys, parse_value, read_config, sections, write_config
-from sft_jax.config.schema import Config, Section
+from sft_jax.config.schema import Config
+from sft_jax.config.section import Section
 
 BASE = """\
 model: {source: some/model}

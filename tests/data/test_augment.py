@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ragged import held, natural, same
 
-from sft_jax.config.schema import Augment, Layout
+from sft_jax.config.data import Augment, Layout
 from sft_jax.data.augment import Augmentation, augmentation
 from sft_jax.data.batch import Encoded, declare
 from sft_jax.data.loader import TrainBatches, prefetch

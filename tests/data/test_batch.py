@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ragged import held, natural, ragged
 
-from sft_jax.config.schema import Layout
+from sft_jax.config.data import Layout
 from sft_jax.data.batch import Shape, collate, declare, lay_out, pack, place, thresholds, up_to
 from sft_jax.data.loader import TrainBatches
 from sft_jax.data.order import Order

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_jax.config.schema import Clean
+from sft_jax.config.data import Clean
 from sft_jax.data.clean import RULES, clean
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sft_jax.config.data import Files
 from sft_jax.config.read import read_config
-from sft_jax.config.schema import Files
 from sft_jax.data import folders
 from sft_jax.data.rows import Rows
 from sft_jax.data.sources import load_files, load_rows

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ragged import held, natural, ragged, same
 
-from sft_jax.config.schema import Layout
+from sft_jax.config.data import Layout
 from sft_jax.data.batch import Shape, declare
 from sft_jax.data.loader import EvalBatches, TrainBatches, padding_share, prefetch
 from sft_jax.data.order import Order

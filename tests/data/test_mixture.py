@@ -7,7 +7,7 @@ import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
-from sft_jax.config.schema import Mixture
+from sft_jax.config.data import Mixture
 from sft_jax.data.rows import Rows
 from sft_jax.data.sources import load_rows
 from sft_jax.errors import DataError

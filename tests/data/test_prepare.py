@@ -10,7 +10,7 @@ from datasets import Dataset
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from sft_jax.config.schema import DataSection, Split
+from sft_jax.config.data import DataSection, Split
 from sft_jax.data.prepare import Prepared, cut, prepare
 from sft_jax.data.report import DataReport
 from sft_jax.data.rows import Bad, Rows
@@ -342,7 +342,7 @@ def test_places_and_parts_follow_the_rows():
 PROCESS = """
 from types import SimpleNamespace
 from datasets import Dataset
-from sft_jax.config.schema import DataSection
+from sft_jax.config.data import DataSection
 from sft_jax.data.prepare import prepare
 from sft_jax.data.rows import Rows
 columns = {"text": [f"text {n % 70}" for n in range(90)], "label": [f"{n % 3}" for n in range(90)]}

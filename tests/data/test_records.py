@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from sft_jax.config.schema import Files
+from sft_jax.config.data import Files
 from sft_jax.data import gather, records, tables
 from sft_jax.data.rows import Rows
 from sft_jax.data.sources import READERS, load_files, load_rows

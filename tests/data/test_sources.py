@@ -9,7 +9,7 @@ import pyarrow
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from sft_jax.config.schema import Files, Hub
+from sft_jax.config.data import Files, Hub
 from sft_jax.data.rows import Rows
 from sft_jax.data.sources import load_files, load_rows
 from sft_jax.errors import DataError

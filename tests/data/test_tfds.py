@@ -16,7 +16,7 @@ from conftest import WORDS
 from datasets import ClassLabel, List, Value
 
 from sft_jax import run
-from sft_jax.config.schema import Tfds
+from sft_jax.config.data import Tfds
 from sft_jax.data.sources import load_rows
 from sft_jax.errors import DataError
 
@@ -166,7 +166,7 @@ def test_no_tensorflow(home):
     assert importlib.util.find_spec("tensorflow") is None
     program = f"""
 import sys
-from sft_jax.config.schema import Tfds
+from sft_jax.config.data import Tfds
 from sft_jax.data.sources import load_rows
 assert "tensorflow_datasets" not in sys.modules
 assert len(load_rows(Tfds(kind="tfds", name="reviews", data_dir={str(home)!r}))["train"]) == 20

@@ -5,7 +5,7 @@ import json
 import datasets
 import pytest
 
-from sft_jax.config.schema import SequenceClassification
+from sft_jax.config.tasks import SequenceClassification
 from sft_jax.errors import DataError
 from sft_jax.infer.predict import read_inputs
 from sft_jax.tasks.task import build_task

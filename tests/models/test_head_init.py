@@ -16,7 +16,8 @@ from sft_jax.models.family import Head, build_model
 PROGRAM = """
 import sys, hashlib, jax.numpy as jnp, numpy as np
 from pathlib import Path
-from sft_jax.config.schema import MeshSection, OptimSection, TrainSection
+from sft_jax.config.schema import MeshSection
+from sft_jax.config.training import OptimSection, TrainSection
 from sft_jax.mesh import make_mesh
 from sft_jax.models.family import Head, build_model, load_model
 from sft_jax.train.optim import build_optimizer

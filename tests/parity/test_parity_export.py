@@ -10,7 +10,7 @@ import pytest
 from tokenizers import ByteLevelBPETokenizer, SentencePieceUnigramTokenizer
 from torch_reference import TOLERANCE, Pair, paired, randomised, torch, transformers
 
-from sft_jax.config.schema import MultiLabelClassification, Regression, SequenceClassification
+from sft_jax.config.tasks import MultiLabelClassification, Regression, SequenceClassification
 from sft_jax.data.rows import Rows
 from sft_jax.data.text import load_tokenizer, tokenize
 from sft_jax.export import export_model

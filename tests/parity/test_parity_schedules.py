@@ -5,7 +5,7 @@ import pytest
 from torch_reference import torch, transformers
 from transformers import optimization
 
-from sft_jax.config.schema import OptimSection, Schedule
+from sft_jax.config.training import OptimSection, Schedule
 from sft_jax.train.optim import learning_rate
 
 PEAK, STEPS = 3e-4, 40

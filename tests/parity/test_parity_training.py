@@ -6,7 +6,9 @@ import pytest
 from torch_reference import FAMILIES, LONGEST, TOLERANCE, documents, paired, reference_model, torch, torch_batch
 from transformers import get_linear_schedule_with_warmup
 
-from sft_jax.config.schema import MeshSection, OptimSection, Schedule, SequenceClassification, TrainSection
+from sft_jax.config.schema import MeshSection
+from sft_jax.config.tasks import SequenceClassification
+from sft_jax.config.training import OptimSection, Schedule, TrainSection
 from sft_jax.data.batch import Shape
 from sft_jax.data.loader import TrainBatches
 from sft_jax.data.order import Order

@@ -8,7 +8,7 @@ from conftest import write_tokenizer
 from datasets import ClassLabel, Dataset, Features, Value
 from sklearn.utils.class_weight import compute_class_weight
 
-from sft_jax.config.schema import SequenceClassification
+from sft_jax.config.tasks import SequenceClassification
 from sft_jax.data.rows import Rows, refuse
 from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import ConfigError, DataError, ModelError

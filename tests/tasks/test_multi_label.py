@@ -7,7 +7,8 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 from sklearn.model_selection import train_test_split
 
-from sft_jax.config.schema import MultiLabelClassification, Split
+from sft_jax.config.data import Split
+from sft_jax.config.tasks import MultiLabelClassification
 from sft_jax.data.batch import Encoded, Shape, collate
 from sft_jax.data.prepare import cut
 from sft_jax.data.rows import Rows

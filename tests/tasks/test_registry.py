@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from sft_jax import tasks
-from sft_jax.config.schema import Config, MultiLabelClassification, Regression, SequenceClassification
+from sft_jax.config.schema import Config
+from sft_jax.config.tasks import MultiLabelClassification, Regression, SequenceClassification
 from sft_jax.models.family import FAMILIES, find_family
 from sft_jax.tasks.task import PROBLEMS, TASKS, Ratio, Task, build_task, restore_task
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from sft_jax.config.schema import Regression, Split
+from sft_jax.config.data import Split
+from sft_jax.config.tasks import Regression
 from sft_jax.data.prepare import cut
 from sft_jax.data.rows import Rows
 from sft_jax.errors import DataError

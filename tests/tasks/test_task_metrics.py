@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as reference
 
-from sft_jax.config.schema import MultiLabelClassification, Regression, SequenceClassification
+from sft_jax.config.tasks import MultiLabelClassification, Regression, SequenceClassification
 from sft_jax.tasks import metrics
 from sft_jax.tasks.metrics import classification, per_class
 from sft_jax.tasks.sequence_classification import ClassCounts

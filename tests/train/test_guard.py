@@ -14,7 +14,8 @@ import pytest
 from flax import nnx
 
 from sft_jax import mesh as meshes
-from sft_jax.config.schema import MeshSection, Spikes, TrainSection
+from sft_jax.config.schema import MeshSection
+from sft_jax.config.training import Spikes, TrainSection
 from sft_jax.errors import NonFiniteError
 from sft_jax.nn.layers import Linear
 from sft_jax.nn.template import Normal, Template

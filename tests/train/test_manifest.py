@@ -14,7 +14,8 @@ from conftest import ONE_SHAPE, SMALL, write_model, write_rows
 from pydantic import ValidationError
 
 from sft_jax import jobs
-from sft_jax.config.schema import Config, Files, Hub, Mixture, Part
+from sft_jax.config.data import Files, Hub, Mixture, Part
+from sft_jax.config.schema import Config
 from sft_jax.errors import NonFiniteError
 from sft_jax.jobs import begin_directory
 from sft_jax.run import prepare

@@ -13,7 +13,8 @@ import pytest
 from flax import nnx
 
 from sft_jax import mesh as meshes
-from sft_jax.config.schema import MeshSection, OptimSection, TrainSection, Unfreeze
+from sft_jax.config.schema import MeshSection
+from sft_jax.config.training import OptimSection, TrainSection, Unfreeze
 from sft_jax.errors import ConfigError
 from sft_jax.nn.layers import Linear
 from sft_jax.nn.template import Normal, Template

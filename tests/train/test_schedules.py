@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sft_jax.config.schema import OptimSection, Schedule
+from sft_jax.config.training import OptimSection, Schedule
 from sft_jax.train.optim import learning_rate, warmup_steps
 
 STEPS, PEAK = 40, 0.5

@@ -1,0 +1,71 @@
+"""What is learned from the rows: a section for each task, told apart by `kind`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sft_jax.config.section import NotNegative, Section, Share
+
+
+class Texts(Section):
+    """The columns of one or two texts, which every task on sequences begins with."""
+
+    text: str = "text"
+    """Column that holds the text."""
+    text_pair: str | None = None
+    """Column that holds a second text (premise and hypothesis, question and passage)."""
+
+
+class SequenceClassification(Texts):
+    """One label for each row of one or two texts."""
+
+    kind: Literal["sequence_classification"]
+    label: str = "label"
+    """Column that holds the label: a name, or a number from 0."""
+    labels: list[str] | None = None
+    """Names of the labels in the order of their numbers; null takes them from the source or the sorted values."""
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """`focal` weighs rows down that are already right."""
+    focal_gamma: NotNegative = 2.0
+    """How steeply `focal` weighs down; 0 is cross-entropy."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target that is spread evenly over all labels."""
+    class_weights: Literal["balanced"] | dict[str, NotNegative] | None = None
+    """Weight of each label's rows in the loss: by name (1 where not named), or inverse to how often it occurs."""
+
+
+class MultiLabelClassification(Texts):
+    """Any number of labels for each row of one or two texts."""
+
+    kind: Literal["multi_label_classification"]
+    label: str | list[str] = "labels"
+    """Column that holds the labels, a list or a text joined by `separator`; or several columns of 0 and 1."""
+    separator: str = ","
+    """What joins the labels of a row where they are one text."""
+    labels: list[str] | None = None
+    """Names of the labels in the order of their numbers; null takes the column names or the sorted values."""
+    threshold: Share = 0.5
+    """Probability from which on a label is predicted."""
+    loss: Literal["binary_cross_entropy", "focal"] = "binary_cross_entropy"
+    """`focal` weighs labels down that are already right."""
+    focal_gamma: NotNegative = 2.0
+    """How steeply `focal` weighs down; 0 is binary cross-entropy."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target that is moved to one half."""
+    class_weights: Literal["balanced"] | dict[str, NotNegative] | None = None
+    """Weight of each label's positive rows in the loss: by name (1 where not named), or negatives over positives."""
+
+
+class Regression(Texts):
+    """A number for each row of one or two texts."""
+
+    kind: Literal["regression"]
+    label: str = "score"
+    """Column that holds the number."""
+    loss: Literal["squared", "huber"] = "squared"
+    """`huber` is squared near 0 and linear beyond, so that outliers count for less."""
+    huber_delta: Annotated[float, Field(gt=0)] = 1.0
+    """Where `huber` turns linear."""
+
+
+TaskSection = SequenceClassification | MultiLabelClassification | Regression
