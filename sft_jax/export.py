@@ -27,7 +27,12 @@ STALE = (
     "problem_type",
 )
 
-PIPELINES = {"sequence_classification": "text-classification"}  # kind of head -> what `transformers` calls its use
+PIPELINES = {
+    "sequence_classification": "text-classification",
+    "token_classification": "token-classification",
+    "question_answering": "question-answering",
+    "causal_lm": "text-generation",
+}  # kind of head -> what `transformers` calls its use
 
 
 def export_model(

@@ -22,7 +22,7 @@ from sft_jax.nn.template import Params
 from sft_jax.report.page import write_report
 from sft_jax.report.review import summarise
 from sft_jax.run import Run, eval_program, initial, plan, restore, train_program
-from sft_jax.tasks.task import Counts, Table
+from sft_jax.tasks.task import Table
 from sft_jax.train import directory, optim, step
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.evaluate import evaluate as evaluate_split
@@ -47,7 +47,7 @@ class Scores:
     metrics: dict[str, float]
     groups: dict[str, dict[str, float]]  # group -> metrics; those that have no row are left out
     tables: dict[str, Table]
-    outputs: np.ndarray  # [documents, c]
+    kept: np.ndarray  # what the task keeps of the outputs, [documents, k] or [tokens, k]
 
     def values(self) -> dict[str, Any]:
         """The metrics as an event carries them, groups and all."""
@@ -137,19 +137,16 @@ def export(run: Run, out: Path, at: str = "best", tell: Tell = _to_stderr) -> in
 
 def score(run: Run, split: str, program: step.Program, params: Params, frozen: Params) -> Scores:
     """What the run's task says of these parameters on one of its splits."""
-    found = evaluate_split(program, params, frozen, run.evals[split], run.put, run.config.data.prefetch)
-    task, documents = run.task, run.data[split].documents
-
-    def metrics(counts: Counts, rows: Any) -> dict[str, float]:
-        picked = {name: values[rows] for name, values in documents.items()}
-        return {**task.metrics(counts), **task.row_metrics(found.outputs[rows], picked)}
-
-    groups = {
-        name: metrics(counts, documents["group"] == number)
-        for number, (name, counts) in enumerate(zip(run.groups, found.groups, strict=True))
-        if (documents["group"] == number).any()
-    }
-    return Scores(metrics(found.counts, slice(None)), groups, task.tables(found.counts), found.outputs)
+    task, examples = run.task, run.examples(split)
+    found = evaluate_split(program, params, frozen, run.evals[split], run.put, run.config.data.prefetch, task.grain)
+    groups = {}
+    for number, (name, counts) in enumerate(zip(run.groups, found.groups, strict=True)):
+        members = np.flatnonzero(examples.documents["group"] == number)
+        if len(members):
+            picked = members if task.grain == "document" else examples.encoded.places(members)
+            groups[name] = {**task.metrics(counts), **task.row_metrics(found.kept[picked], examples.select(members))}
+    metrics = {**task.metrics(found.counts), **task.row_metrics(found.kept, examples)}
+    return Scores(metrics, groups, task.tables(found.counts), found.kept)
 
 
 def trained(run: Run, at: str, tell: Tell = _to_stderr) -> tuple[TrainState, Params, int]:
@@ -331,18 +328,20 @@ def _report(run: Run, test: Scores | None, sinks: list[Sink]) -> None:
 
 def _review(run: Run, test: Scores) -> dict[str, Any]:
     """How the rows of the test split were answered, as plain data."""
-    task, data = run.task, run.data["test"]
-    groups = [run.groups[number] for number in data.documents["group"]] if run.groups else None
-    review = task.review(test.outputs, data.documents)
-    found = summarise(review, run.rows["test"], task.texts, data.lengths, groups, run.config.report.mistakes)
+    task, encoded = run.task, run.data["test"]
+    groups: list[str] | None = None
+    if run.groups:
+        names = dict(zip(encoded.rows.tolist(), encoded.documents["group"].tolist(), strict=True))
+        groups = [run.groups[names[row]] if row in names else "" for row in range(len(run.rows["test"]))]
+    lengths = np.bincount(encoded.rows, encoded.lengths, len(run.rows["test"])).astype(np.int64)
+    review = task.review(test.kept, run.examples("test"))
+    found = summarise(review, run.rows["test"], task.texts, lengths, groups, run.config.report.mistakes)
     return {**found, "headline": task.headline, "tables": list(test.tables.items())}
 
 
 def _baselines(run: Run) -> dict[str, float]:
     """The headline metric of what needs no pretrained model, on the rows of this run."""
-    train, train_texts = run.data["train"].documents, run.rows["train"].texts
-    test, test_texts = run.data["test"].documents, run.rows["test"].texts
-    return run.task.baselines(train_texts, train, test_texts, test)
+    return run.task.baselines(run.examples("train"), run.examples("test"))
 
 
 def _size(count: float) -> str:

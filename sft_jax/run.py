@@ -13,27 +13,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from tokenizers import Tokenizer
 
 from sft_jax import assets, machine
 from sft_jax import mesh as meshes
-from sft_jax.config.data import Files, Mixture
+from sft_jax.config.data import Augment, Files, Mixture
 from sft_jax.config.read import read_config
 from sft_jax.config.schema import Config, RunSection
 from sft_jax.data.augment import augmentation
 from sft_jax.data.batch import Encoded, declare
+from sft_jax.data.clean import RULES
 from sft_jax.data.loader import EvalBatches, TrainBatches, padding_share
 from sft_jax.data.order import Mixing, Order
 from sft_jax.data.prepare import Prepared
 from sft_jax.data.prepare import prepare as prepare_rows
 from sft_jax.data.report import DataReport
 from sft_jax.data.sources import load_rows
-from sft_jax.data.text import Cached, load_tokenizer
+from sft_jax.data.text import TextTokenizer, load_tokenizer
 from sft_jax.errors import ConfigError, DataError, ModelError, RunError, did_you_mean
 from sft_jax.models.family import Model, build_model, load_model
 from sft_jax.nn.template import Params
 from sft_jax.tasks.labels import names_in
-from sft_jax.tasks.task import Task, build_task
+from sft_jax.tasks.task import Examples, Task, build_task
 from sft_jax.train import directory, optim, step, trackers
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.loop import Plan
@@ -89,6 +89,10 @@ class Run:
         """Paths of what is trained."""
         return sorted(p for p in self.model.template.keys if p not in self.frozen)
 
+    def examples(self, split: str) -> Examples:
+        """The documents of a split with the texts and targets of their rows."""
+        return Examples(self.data[split], self.rows[split].texts, self.rows[split].targets)
+
     @property
     def begin(self) -> Begin:
         """What makes the training state at step 0."""
@@ -117,10 +121,14 @@ def prepare(config: Config) -> Run:
     tokenizer = load_tokenizer(checkpoint.directory)
     data = _encoded(config, task, rows, tokenizer)
     groups, data = _grouped(config.eval.group, rows, data)
-    task = task.fit(data["train"].documents)
+    task = task.fit(data["train"])
     _check_ids(model, data)
-    where, shapes = str(checkpoint.directory), model.template.shapes
-    matched = match(model.table, shapes, checkpoint.shapes, where, new_head=config.model.head == "new")
+    where, shapes, new_head = (
+        str(checkpoint.directory),
+        model.template.shapes,
+        begins_with_new_head(config, model, checkpoint),
+    )
+    matched = match(model.table, shapes, checkpoint.shapes, where, new_head=new_head)
     _check_head(task, matched, checkpoint)
     batches, evals = _batches(config, mesh, rows, data, tokenizer)
     paths = model.template.keys
@@ -167,7 +175,7 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> Run:
 
 def initial(run: Run) -> tuple[TrainState, Params]:
     """(state, frozen parameters) before the first step: the weights are read here."""
-    new_head = run.config.model.head == "new"
+    new_head = begins_with_new_head(run.config, run.model, run.checkpoint)
     _, arrays = load_model(run.model, run.checkpoint, new_head=new_head)
     return initial_state(
         run.model.template,
@@ -178,6 +186,12 @@ def initial(run: Run) -> tuple[TrainState, Params]:
         run.config.seed.init,
         run.dtype,
     )
+
+
+def begins_with_new_head(config: Config, model: Model, checkpoint: Checkpoint) -> bool:
+    """Whether the head of a checkpoint, if it has one, is not for this task: by request, or by its class."""
+    classes = checkpoint.config.get("architectures") or []
+    return config.model.head == "new" or not all(model.is_class(str(name)) for name in classes)
 
 
 def restore(run: Run, checkpoints: Checkpoints, number: int) -> tuple[TrainState, Progress]:
@@ -236,15 +250,23 @@ def _rows(config: Config) -> tuple[Task, dict[str, Prepared], DataReport]:
     found = load_rows(_local(config.data.source))
     task = build_task(config.task, found)
     _check_metric(config, task)
-    functions = (task.texts, task.targets, task.classes, task.label_counts)
+    _check_changes(config, task)
+    functions = (task.read, task.targets, task.classes, task.label_counts)
     return task, *prepare_rows(found, config.data, *functions, config.seed.data)
 
 
-def _encoded(config: Config, task: Task, rows: Mapping[str, Prepared], tokenizer: Tokenizer) -> dict[str, Encoded]:
+def _encoded(config: Config, task: Task, rows: Mapping[str, Prepared], tokenizer: TextTokenizer) -> dict[str, Encoded]:
     """The splits in tokens; from the user's cache where they are there."""
-    worker = Cached(tokenizer, machine.cache_home() / "tokens") if config.data.cache else tokenizer
+    worker = replace(tokenizer, home=machine.cache_home() / "tokens") if config.data.cache else tokenizer
     length = config.data.max_length
-    return {split: task.encode(part.texts, part.targets, worker, length) for split, part in rows.items()}
+    found = {split: task.encode(part.texts, part.targets, worker, length) for split, part in rows.items()}
+    for split, encoded in found.items():
+        if not len(encoded):
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in encoded.lost.items())
+            raise DataError(
+                f"data.{split}: of {len(rows[split])} rows none made a document ({reasons}); raise max_length"
+            )
+    return found
 
 
 def _with_tokens(
@@ -281,7 +303,7 @@ def _grouped(
         raise ConfigError(f"eval.group: column '{column}' has {len(names)} values; at most {MOST_GROUPS} make groups")
     numbers = {name: number for number, name in enumerate(names)}
     parts = {split: np.asarray([numbers[value] for value in found], np.int32) for split, found in values.items()}
-    return names, {s: replace(e, documents={**e.documents, "group": parts[s]}) for s, e in data.items()}
+    return names, {s: replace(e, documents={**e.documents, "group": parts[s][e.rows]}) for s, e in data.items()}
 
 
 def _check_metric(config: Config, task: Task) -> None:
@@ -291,6 +313,15 @@ def _check_metric(config: Config, task: Task) -> None:
         raise ConfigError(
             f"eval.best_metric: {task.kind} has no metric '{name}'{hint} (known: {', '.join(task.metric_names)})"
         )
+
+
+def _check_changes(config: Config, task: Task) -> None:
+    """Texts must stay as they are where targets are places in them, tokens where they are answers."""
+    changed = [rule for rule in RULES if getattr(config.data.clean, rule)]
+    if changed and not task.cleans:
+        raise ConfigError(f"data.clean.{changed[0]}: {task.kind} needs texts as they are written; leave it out")
+    if config.data.augment != Augment() and not task.moves:
+        raise ConfigError(f"data.augment: {task.kind} needs tokens where they are; leave it out")
 
 
 def _check_ids(model: Model, data: Mapping[str, Encoded]) -> None:
@@ -308,7 +339,7 @@ def _check_ids(model: Model, data: Mapping[str, Encoded]) -> None:
 def _check_head(task: Task, matched: Matched, checkpoint: Checkpoint) -> None:
     """A head that was trained for other labels, or for these in another order, must not be taken for this one."""
     config = checkpoint.config
-    if "head/out/kernel" not in matched.loaded:
+    if "head/out/kernel" not in matched.loaded or not task.labels:
         return
     theirs, ours = config.get("problem_type"), task.to_hf().get("problem_type")
     if theirs not in (None, ours):
@@ -323,10 +354,10 @@ def _check_head(task: Task, matched: Matched, checkpoint: Checkpoint) -> None:
 
 
 def _batches(
-    config: Config, mesh: Mesh, rows: Mapping[str, Prepared], data: Mapping[str, Encoded], tokenizer: Tokenizer
+    config: Config, mesh: Mesh, rows: Mapping[str, Prepared], data: Mapping[str, Encoded], tokenizer: TextTokenizer
 ) -> tuple[TrainBatches, dict[str, EvalBatches]]:
     train, seed = data["train"], config.seed.data
-    order = Order(len(train), config.train.batch_size, seed, _mixing(config, rows["train"]))
+    order = Order(len(train), config.train.batch_size, seed, _mixing(config, rows["train"], train))
     parts = meshes.batch_parts(mesh)
     shapes = declare(config.data.layout, train, order, parts * config.train.accumulate)
     steps = config.train.steps or math.ceil(config.train.epochs * order.steps_per_epoch)
@@ -338,11 +369,12 @@ def _batches(
     return TrainBatches(train, order, shapes, steps, augmentation(config.data.augment, seed, tokenizer)), evals
 
 
-def _mixing(config: Config, train: Prepared) -> Mixing | None:
-    """Which part each training row is of; None without a mixture."""
-    source, part = config.data.source, train.rows.part
-    if not isinstance(source, Mixture) or part is None:
+def _mixing(config: Config, train: Prepared, encoded: Encoded) -> Mixing | None:
+    """Which part each training document is of; None without a mixture."""
+    source = config.data.source
+    if not isinstance(source, Mixture) or train.rows.part is None:
         return None
+    part = train.rows.part[encoded.rows]
     empty = [given.name for number, given in enumerate(source.parts) if not (part == number).any()]
     if empty:
         raise DataError(f"data.source.parts: no training row is left of {', '.join(empty)}; drop fewer, or that part")

@@ -43,7 +43,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from sft_jax.config.read import read_config
 from sft_jax.config.schema import Config
+from sft_jax.data.batch import Encoded
 from sft_jax.models.family import Head, build_model
+from sft_jax.tasks.task import Examples, Task
 from sft_jax.weights.files import write_checkpoint
 from sft_jax.weights.table import save
 
@@ -111,6 +113,18 @@ def write_rows(file: Path, count: int, seed: int = 0, labels: int = 2, longest: 
             rest = draw.choice(WORDS, size=int(draw.integers(0, longest))).tolist()
             writer.writerow([" ".join([first, *rest]), label])
     return file
+
+
+def examples(**documents: np.ndarray) -> Examples:
+    """Documents of one token each that have these fields, [documents] or [documents, k]."""
+    count = len(next(iter(documents.values())))
+    encoded = Encoded({"input_ids": np.zeros(count, np.int32)}, np.arange(count + 1), documents)
+    return Examples(encoded, (["bara"] * count,))
+
+
+def one(task: Task, outputs: np.ndarray) -> dict:
+    """The record of a document with these outputs."""
+    return task.decode(outputs[None], examples(label=np.zeros(1)))[0]
 
 
 @pytest.fixture(scope="session")

@@ -130,7 +130,7 @@ def test_predictions_are_those_of_what_was_exported(source, tmp_path):
     assert predictor.max_length == 24
     expected = []
     for text in TEXTS:
-        ids = np.asarray([predictor.tokenizer.encode(text).ids], np.int32)
+        ids = np.asarray([predictor.tokenizer.fast.encode(text).ids], np.int32)
         batch = {"input_ids": ids, "token_type_ids": 0 * ids, "segment_ids": 0 * ids + 1}
         batch |= {"position_ids": np.arange(ids.size, dtype=np.int32)[None], "starts": np.zeros((1, 1), np.int32)}
         expected.append(np.asarray(jax.jit(lambda p, b: model.template.bind(p)(b))(params, batch))[0, 0])

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ONE_SHAPE, SMALL, WORDS, write_model
+from conftest import ONE_SHAPE, SMALL, WORDS, one, write_model
 from datasets import Dataset
 from pydantic import BaseModel
 
@@ -115,7 +115,7 @@ def loss(run: Run) -> float:
 
 def record(run: Run) -> dict[str, Any]:
     """What is said of outputs that are just above the middle."""
-    return run.task.decode(np.full(run.task.head.size, 0.1, np.float32))
+    return one(run.task, np.full(run.task.head.size, 0.1, np.float32))
 
 
 def order(run: Run) -> list[int]:
@@ -142,7 +142,7 @@ def on_bad_rows(run: Run) -> str:
     """What becomes of a row without a text."""
     found = Rows(Dataset.from_dict({"text": ["bara", "", "cela"], "label": [0, 1, 1]}), "data.source.train")
     task, section = run.task, run.config.data
-    functions = (task.texts, task.targets, task.classes, task.label_counts)
+    functions = (task.read, task.targets, task.classes, task.label_counts)
     try:
         return str(prepare_rows({"train": found}, section, *functions, 0)[1])
     except DataError as error:

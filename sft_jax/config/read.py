@@ -32,7 +32,7 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that reads numbers and booleans as YAML 1.2 does, and refuses aliases and duplicate keys."""
 
     # YAML 1.1 takes 2e-5 for text, `no` for false and 1:30 for ninety; people mean a number and two words.
-    yaml_implicit_resolvers = {  # noqa: RUF012
+    yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in pairs if not tag.endswith((":bool", ":int", ":float"))]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

@@ -8,11 +8,11 @@ and needs no text. What stands between special tokens is one text; special token
 from dataclasses import dataclass
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from sft_jax.config.data import Augment
 from sft_jax.data.batch import Encoded
 from sft_jax.data.order import AUGMENT, random_bits
+from sft_jax.data.text import TextTokenizer
 from sft_jax.errors import ConfigError
 
 DROPPED = ("[MASK]", "<mask>", "[UNK]", "<unk>")  # what a dropped token becomes: the first that a tokenizer has
@@ -60,15 +60,16 @@ class Augmentation:
         return places[stays], dropped[stays]
 
 
-def augmentation(section: Augment, seed: int, tokenizer: Tokenizer) -> Augmentation | None:
+def augmentation(section: Augment, seed: int, tokenizer: TextTokenizer) -> Augmentation | None:
     """What the section asks for, with a tokenizer's special tokens; None where it asks for nothing."""
     if section == Augment():
         return None
-    tokenizer.no_truncation()
+    fast = tokenizer.fast
+    fast.no_truncation()
     special: set[int] = set()
-    for empty in (tokenizer.encode(""), tokenizer.encode("", "")):
+    for empty in (fast.encode(""), fast.encode("", "")):
         special |= {i for i, added in zip(empty.ids, empty.special_tokens_mask, strict=True) if added}
-    known = [number for word in DROPPED if (number := tokenizer.token_to_id(word)) is not None]
+    known = [number for word in DROPPED if (number := fast.token_to_id(word)) is not None]
     if section.token_dropout and not known:
         raise ConfigError(
             f"data.augment.token_dropout: the tokenizer has none of {', '.join(DROPPED)}; leave token_dropout at 0"

@@ -4,14 +4,15 @@ Letters: r rows, t tokens in a row, n document slots in a row. Every layout is t
 holds one document (`padded`, `bucketed`) or several, kept apart by `segment_ids` (`packed`). A batch holds the same
 documents whatever the layout, so the layout changes speed and never what is optimised.
 
-A batch always has `segment_ids` and `position_ids` [r, t], and `starts`, `index` and `weight` [r, n]: where each
-document begins, which one it is (-1 none), and 1 for a document, 0 for filler. What documents have besides, such as a
-label, stands in [r, n] or [r, n, k].
+A batch always has `segment_ids` and `position_ids` [r, t], and `starts`, `ends`, `index` and `weight` [r, n]: the first
+and the last token of each document, which one it is (-1 none), and 1 for a document, 0 for filler. What documents have
+besides, such as a label, stands in [r, n] or [r, n, k]; what tokens have, in [r, t]. Filler is 0 everywhere else, so a
+task whose answers are those of tokens says which ones count by a weight of its own.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from sft_jax.config.data import Layout
 from sft_jax.data.order import Order
 
 Batch = dict[str, np.ndarray]
+Grain = Literal["document", "token"]  # what outputs have an entry for
 Row = list[int]  # documents, in the order that they stand in a row
 Documents = Sequence[int] | np.ndarray  # numbers of documents
 
@@ -42,6 +44,13 @@ class Encoded:
     offsets: np.ndarray  # [documents + 1]
     documents: dict[str, np.ndarray]  # [documents] or [documents, k], such as the label
     truncated: int = 0
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [documents], ascending; see below
+    beside: dict[str, np.ndarray] = field(default_factory=dict)  # [tokens of all documents, ...] that no batch has
+    lost: dict[str, int] = field(default_factory=dict)  # why a row became no document -> how many
+
+    def __post_init__(self):
+        if not len(self.rows):  # a document is of the row of its number, unless said otherwise
+            object.__setattr__(self, "rows", np.arange(len(self)))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -53,11 +62,15 @@ class Encoded:
 
     def select(self, documents: Documents) -> "Encoded":
         """These documents alone, in this order; how many of them were cut is not known."""
+        offsets, places = np.concatenate([[0], np.cumsum(self.lengths[documents])]), self.places(documents)
+        tokens, beside = ({n: a[places] for n, a in group.items()} for group in (self.tokens, self.beside))
+        fields = {name: values[documents] for name, values in self.documents.items()}
+        return Encoded(tokens, offsets, fields, rows=self.rows[documents], beside=beside)
+
+    def places(self, documents: Documents) -> np.ndarray:
+        """Where the tokens of these documents stand, one document after the other."""
         begins, lengths = self.offsets[:-1][documents], self.lengths[documents]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        places = np.repeat(begins - offsets[:-1], lengths) + np.arange(offsets[-1])
-        tokens = {name: values[places] for name, values in self.tokens.items()}
-        return Encoded(tokens, offsets, {name: values[documents] for name, values in self.documents.items()})
+        return np.repeat(begins - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
 
 
 def pack(lengths: Sequence[int], capacity: int, slots: int) -> list[Row]:
@@ -127,7 +140,7 @@ def collate(encoded: Encoded, rows: Sequence[Row], shape: Shape) -> Batch:
     tokens = {name: np.zeros(shape[:2], values.dtype) for name, values in encoded.tokens.items()}
     segments, positions = np.zeros(shape[:2], np.int32), np.zeros(shape[:2], np.int32)
     slots = (shape.rows, shape.slots)
-    starts, index = np.zeros(slots, np.int32), np.full(slots, -1, np.int32)
+    starts, ends, index = np.zeros(slots, np.int32), np.zeros(slots, np.int32), np.full(slots, -1, np.int32)
     for r, row in enumerate(rows):
         begin = 0
         for n, document in enumerate(row):
@@ -137,14 +150,31 @@ def collate(encoded: Encoded, rows: Sequence[Row], shape: Shape) -> Batch:
                 tokens[name][r, begin:end] = values[source]
             segments[r, begin:end] = n + 1
             positions[r, begin:end] = np.arange(end - begin)
-            starts[r, n], index[r, n] = begin, document
+            starts[r, n], ends[r, n], index[r, n] = begin, end - 1, document
             begin = end
     documents = {name: values[index] for name, values in encoded.documents.items()}
     for values in documents.values():
         values[index < 0] = 0
     weight = (index >= 0).astype(np.float32)
-    spatial = {"segment_ids": segments, "position_ids": positions, "starts": starts}
+    spatial = {"segment_ids": segments, "position_ids": positions, "starts": starts, "ends": ends}
     return {**tokens, **spatial, **documents, "index": index, "weight": weight}
+
+
+def room_for(outputs: Any, encoded: Encoded, grain: Grain) -> np.ndarray:
+    """Zeros for the outputs of all documents: [documents, k], or [tokens, k] where it is tokens that have them."""
+    entries = encoded.offsets[-1] if grain == "token" else len(encoded)
+    return np.zeros((entries, outputs.shape[-1]), outputs.dtype)
+
+
+def collect(kept: np.ndarray, batch: Batch, outputs: Any, encoded: Encoded, grain: Grain) -> None:
+    """Put the outputs of a batch, [r, n, k] or [r, t, k], where their documents or tokens stand among all of them."""
+    if grain == "token":
+        rows, places = np.nonzero(batch["segment_ids"])
+        document = batch["index"][rows, batch["segment_ids"][rows, places] - 1]
+        kept[encoded.offsets[document] + batch["position_ids"][rows, places]] = np.asarray(outputs)[rows, places]
+    else:
+        real = batch["index"] >= 0
+        kept[batch["index"][real]] = np.asarray(outputs)[real]
 
 
 def up_to(count: int, multiple: int) -> int:

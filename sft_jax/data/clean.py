@@ -10,6 +10,7 @@ import html
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 from sft_jax.config.data import Clean
 
@@ -17,8 +18,10 @@ RULES = ("html", "unicode", "whitespace")  # what changes texts, of the section;
 TAG = re.compile(r"<[/!]?[A-Za-z][^<>]*>")
 
 
-def clean(texts: Sequence[str], rules: Clean) -> list[str]:
-    """Each text as the rules make it."""
+def clean(texts: Sequence[Any], rules: Clean) -> list[Any]:
+    """Each text as the rules make it; of a row of words, each word."""
+    if texts and isinstance(texts[0], tuple):
+        return [tuple(clean(words, rules)) for words in texts]
     found = list(texts)
     if rules.html:
         found = [html.unescape(TAG.sub(" ", _without_comments(text))) for text in found]

@@ -26,12 +26,14 @@ from sft_jax.config.data import Clean, DataSection, Split
 from sft_jax.data.clean import clean
 from sft_jax.data.order import SPLIT, SUBSET, random_bits
 from sft_jax.data.report import DataReport, SplitReport
-from sft_jax.data.rows import MOST_SHOWN, Bad, Rows
+from sft_jax.data.rows import MOST_SHOWN, Bad, Rows, plain
 from sft_jax.data.sources import SPLITS
 from sft_jax.errors import ConfigError, DataError, listing
 
 Indices = np.ndarray  # int64, rows of the source in the source's order
 Which = np.ndarray  # bool, by row
+Texts = tuple[list[Any], ...]  # columns of texts, or of tuples of words; hashable
+Read = Callable[[Rows], tuple[Texts, dict[int, Bad]]]  # -> (columns, what is wrong with the rows that lack one)
 SHOWN_CHARS = 80  # of a text in the report
 MOST_BAD = 0.5  # share of the rows of a split; if more cannot be used, it is not the rows that are wrong
 
@@ -41,7 +43,7 @@ class Prepared:
     """The rows of one split that are used, their texts as they will be tokenised, and their targets."""
 
     rows: Rows
-    texts: tuple[list[str], ...]  # one or two columns
+    texts: Texts
     targets: list[Any]
 
     def __len__(self) -> int:
@@ -54,7 +56,7 @@ class _Split:
 
     source: Rows
     rows: Indices  # of the source, those that are left
-    texts: tuple[list[str], ...]
+    texts: Texts
     targets: list[Any]
     read: int
     text: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # numbers of texts, the same in all splits
@@ -72,7 +74,7 @@ class _Split:
             return
         if show:
             self.examples[kind] = [
-                f"{self.source.place(self.rows[row])}: {self.texts[0][row][:SHOWN_CHARS]!r}"
+                f"{self.source.place(self.rows[row])}: {plain(self.texts[0][row])[:SHOWN_CHARS]!r}"
                 for row in found[:MOST_SHOWN]
             ]
         if drop:
@@ -115,7 +117,7 @@ class _Split:
 def prepare(
     rows: Mapping[str, Rows],
     section: DataSection,
-    texts: Sequence[str],
+    read: Read,
     targets: Callable[[Rows], Any],  # -> what has `values` and `bad`, by row
     classes: Callable[[Sequence[Any]], Sequence[int]],  # of targets
     label_counts: Callable[[Sequence[Any]], dict[str, int | float]],  # of targets, for the report
@@ -126,7 +128,7 @@ def prepare(
     for name in wanted:
         if name in rows:
             raise ConfigError(f"data.split.{name}: the source has a split of its own; drop one of the two")
-    found = _usable(rows, texts, targets, drop=section.bad_rows == "drop")
+    found = _usable(rows, read, targets, drop=section.bad_rows == "drop")
     for split in found.values():
         _clean(split, section.clean)
         if section.max_rows:
@@ -151,7 +153,7 @@ def prepare(
     return {name: split.prepared() for name, split in found.items()}, DataReport(report)
 
 
-def read_texts(rows: Rows, names: Sequence[str]) -> tuple[tuple[list[str], ...], dict[int, Bad]]:
+def read_texts(rows: Rows, names: Sequence[str]) -> tuple[Texts, dict[int, Bad]]:
     """(columns of texts, what is wrong with the rows that lack one)."""
     columns = tuple(rows.column(name) for name in names)
     bad: dict[int, Bad] = {}
@@ -195,14 +197,12 @@ def draw(classes: Sequence[int], count: int, seed: int) -> Indices:
     return np.sort(np.concatenate([order[kinds == kind][:count] for kind in np.unique(kinds)]))
 
 
-def _usable(
-    rows: Mapping[str, Rows], texts: Sequence[str], targets: Callable[[Rows], Any], *, drop: bool
-) -> dict[str, _Split]:
+def _usable(rows: Mapping[str, Rows], read: Read, targets: Callable[[Rows], Any], *, drop: bool) -> dict[str, _Split]:
     """The rows that have texts and a target; the others are refused, those of all splits together, or counted."""
     found: dict[str, _Split] = {}
     problems: list[str] = []
     for name, given in rows.items():
-        columns, without_text = read_texts(given, texts)
+        columns, without_text = read(given)
         answered = targets(given)
         by_row = answered.bad | without_text
         bad = [*given.bad, *(by_row[row] for row in sorted(by_row))]
@@ -233,7 +233,7 @@ def _said(where: str, bad: Sequence[Bad]) -> str:
 def _clean(split: _Split, rules: Clean) -> None:
     """Clean the texts of a split, and drop the rows that are then too short or too long."""
     split.texts = tuple(clean(column, rules) for column in split.texts)
-    sizes = np.array([[len(text.strip()) for text in column] for column in split.texts])
+    sizes = np.array([[len(plain(text).strip()) for text in column] for column in split.texts])
     short = np.any(sizes < rules.min_chars, axis=0)
     split.find("too short", short, drop=True)
     if rules.max_chars:

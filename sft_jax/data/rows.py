@@ -69,6 +69,11 @@ class Rows:
         return replace(self, table=self.table.select(picked), file=file, line=line, part=part)
 
 
+def plain(value: Any) -> str:
+    """What a row says in one text, for people and for counting: a text as it is, several with blanks between."""
+    return value if isinstance(value, str) else " ".join(plain(part) for part in value)
+
+
 def numbered(table: Dataset, where: str, name: str = "row") -> Rows:
     """Rows of a source that has no lines: each is called by its number, and still is after a selection."""
     return Rows(table, where, (name,), np.zeros(len(table), np.int32), np.arange(1, len(table) + 1))

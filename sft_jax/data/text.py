@@ -5,8 +5,9 @@ that runs JAX would not survive. What they came to can be kept in a cache, under
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +17,28 @@ from tokenizers import Tokenizer
 from sft_jax.data import cache
 from sft_jax.errors import ConfigError, ModelError, reason
 
-FAST = "tokenizer.json"
+FAST, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 # Files that a tokenizer consists of; copied as they are into an export.
 FILES = (
-    FAST, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
+    FAST, SETTINGS, TEMPLATE, "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
     "merges.txt", "sentencepiece.bpe.model", "spiece.model",
 )  # fmt: skip
 VERSION = "1"  # of `tokenize`: another one, and what is in caches is not found any more
 
 
 @dataclass(frozen=True)
-class Cached:
-    """A tokenizer whose work is kept in a directory, and not done twice."""
+class TextTokenizer:
+    """A tokenizer with what its directory says besides."""
 
-    tokenizer: Tokenizer
-    home: Path
+    fast: Tokenizer
+    special: Mapping[str, str] = field(default_factory=dict)  # "eos_token" -> the token, of those that are named
+    template: str | None = None  # of chats; untrusted, and rendered nowhere but in `data/chat.py`
+    home: Path | None = None  # where its work is kept, so that it is not done twice
+
+    def id(self, name: str) -> int | None:
+        """The id of a special token by its name, such as "eos_token"; None where there is none."""
+        return self.fast.token_to_id(self.special[name]) if name in self.special else None
 
 
 @dataclass(frozen=True)
@@ -43,12 +50,12 @@ class Tokens:
     truncated: int  # documents that were cut
 
 
-def load_tokenizer(directory: Path) -> Tokenizer:
+def load_tokenizer(directory: Path) -> TextTokenizer:
     """The tokenizer of a checkpoint directory, from data alone: code that comes with it is never run."""
     try:
-        if (directory / FAST).is_file():
-            return Tokenizer.from_file(str(directory / FAST))
-        return _converted(directory)
+        whole = (directory / FAST).is_file()
+        fast = Tokenizer.from_file(str(directory / FAST)) if whole else _converted(directory)
+        return TextTokenizer(fast, *_described(directory))
     except Exception as error:  # the tokenizer libraries raise bare Exception for broken files
         raise ModelError(
             f"{directory}: its tokenizer cannot be loaded ({reason(error)}); fetch {FAST} again, or save one there"
@@ -58,22 +65,21 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 def fingerprint(directory: Path) -> str:
     """The sha256 of the files that `load_tokenizer` reads."""
     digest = hashlib.sha256()
-    for name in [FAST] if (directory / FAST).is_file() else [f for f in FILES if (directory / f).is_file()]:
+    whole = (directory / FAST).is_file()
+    for name in [f for f in ((FAST, SETTINGS, TEMPLATE) if whole else FILES) if (directory / f).is_file()]:
         digest.update(name.encode() + b"\0" + (directory / name).read_bytes())
     return digest.hexdigest()
 
 
-def tokenize(
-    tokenizer: Tokenizer | Cached, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
-) -> Tokens:
+def tokenize(tokenizer: TextTokenizer, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int) -> Tokens:
     """Tokens of each text (or pair of texts), special tokens included, cut to `max_length`."""
-    worker = tokenizer.tokenizer if isinstance(tokenizer, Cached) else tokenizer
+    worker = tokenizer.fast
     special = worker.num_special_tokens_to_add(pairs is not None)
     if max_length <= special:
         raise ConfigError(f"data.max_length: {max_length} leaves no room beside {special} special tokens; raise it")
     worker.no_padding()
     worker.enable_truncation(max_length)  # of a pair, the longer one is cut first
-    if not isinstance(tokenizer, Cached):
+    if tokenizer.home is None:
         return _tokenized(worker, texts, pairs)
     name = cache.key(_origin(worker, texts, pairs, max_length))
     found = cache.load(tokenizer.home, name)
@@ -108,6 +114,20 @@ def _origin(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | N
     yield from (VERSION, tokenizers.__version__, tokenizer.to_str(), str(max_length), str(len(texts)))
     yield from texts
     yield from pairs or ()
+
+
+def _described(directory: Path) -> tuple[dict[str, str], str | None]:
+    """(special tokens by name, chat template) as the files beside a tokenizer have them."""
+    file, template = directory / SETTINGS, directory / TEMPLATE
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"{SETTINGS} holds a {type(settings).__name__}, expected an object")
+    named = {name: value for name, value in settings.items() if name.endswith("_token")}
+    special = {n: v.get("content") if isinstance(v, dict) else v for n, v in named.items()}
+    written = template.read_text(encoding="utf-8") if template.is_file() else settings.get("chat_template")
+    if isinstance(written, list):  # several by name
+        written = next((t.get("template") for t in written if isinstance(t, dict) and t.get("name") == "default"), None)
+    return {n: v for n, v in special.items() if isinstance(v, str)}, written if isinstance(written, str) else None
 
 
 def _converted(directory: Path) -> Tokenizer:

@@ -12,19 +12,17 @@ from datasets import Dataset
 from pydantic import ValidationError
 
 from sft_jax.config.data import Clean
-from sft_jax.data.batch import Encoded, Shape, up_to
+from sft_jax.data.batch import Encoded, Shape, collect, room_for, up_to
 from sft_jax.data.clean import clean
 from sft_jax.data.loader import EvalBatches
-from sft_jax.data.prepare import read_texts
 from sft_jax.data.rows import Rows, refuse
 from sft_jax.data.sources import load_files
 from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import DataError, ModelError, reason
 from sft_jax.models.family import build_model, load_model
-from sft_jax.tasks.task import Task, restore_task, written
+from sft_jax.tasks.task import Examples, Record, Task, restore_task, written
 from sft_jax.weights.files import find, open_checkpoint
 
-Record = dict[str, Any]
 DEFAULT_LENGTH = 128  # of a model that does not say which length it was trained with
 
 
@@ -45,29 +43,30 @@ class Predictor:
         if not len(rows):
             refuse(rows.where, rows.bad)
             return
-        columns, bad = read_texts(rows, self.task.texts)
+        columns, bad = self.task.read(rows)
         refuse(rows.where, [*rows.bad, *bad.values()])
         texts = [clean(column, self.clean) for column in columns]
-        encoded = self.task.encode(texts, None, self.tokenizer, self.max_length)
-        for logits in self._outputs(encoded, batch_size):
-            record = self.task.decode(logits)
-            yield {**record, "logits": logits.tolist()} if raw else record
-
-    def _outputs(self, encoded: Encoded, batch_size: int) -> Iterator[np.ndarray]:
-        """Outputs in the order of the documents, a window of them at a time: memory does not grow with the input."""
-        window = 64 * batch_size
-        length = up_to(int(encoded.lengths.max()), 8)
+        examples = Examples(self.task.encode(texts, None, self.tokenizer, self.max_length), texts)
+        length = up_to(int(examples.encoded.lengths.max()), 8)
         shape = Shape(batch_size, length, max(1, length // 8))
-        for begin in range(0, len(encoded), window):
-            part = encoded.select(np.arange(begin, min(begin + window, len(encoded))))
-            batches = EvalBatches.of(part, shape, batch_size, 1)
-            found: dict[int, np.ndarray] = {}
-            for number in range(len(batches)):
-                batch = batches[number]
-                outputs = np.asarray(self.forward(batch))
-                for r, n in zip(*np.nonzero(batch["weight"]), strict=True):
-                    found[int(batch["index"][r, n])] = outputs[r, n]
-            yield from (found[i] for i in range(len(part)))
+        # A window of rows at a time, each with all of its documents: outputs do not pile up.
+        for begin in range(0, len(rows), 64 * batch_size):
+            ends = np.searchsorted(examples.encoded.rows, (begin, begin + 64 * batch_size))
+            part = examples.select(np.arange(*ends))
+            kept = self._kept(part.encoded, shape, batch_size)
+            for number, record in enumerate(self.task.decode(kept, part)):
+                yield {**record, "logits": kept[number].tolist()} if raw and self.task.grain == "document" else record
+
+    def _kept(self, encoded: Encoded, shape: Shape, batch_size: int) -> np.ndarray:
+        """What the task keeps of the outputs, in the order of the documents."""
+        batches, kept = EvalBatches.of(encoded, shape, batch_size, 1), None
+        for number in range(len(batches)):
+            batch = batches[number]
+            outputs = self.forward(batch)
+            kept = room_for(outputs, encoded, self.task.grain) if kept is None else kept
+            collect(kept, batch, outputs, encoded, self.task.grain)
+        assert kept is not None
+        return kept
 
 
 def load_predictor(source: str) -> Predictor:
@@ -82,7 +81,7 @@ def load_predictor(source: str) -> Predictor:
             f"{directory}: holds no head for {task.kind} ({', '.join(matched.initialised)} missing); fine-tune it first"
         )
     params = {path: jax.numpy.asarray(array, jax.numpy.float32) for path, array in arrays.items()}
-    forward = jax.jit(lambda params, batch: model.template.bind(params)(batch))
+    forward = jax.jit(lambda params, batch: task.keep(model.template.bind(params)(batch), batch))
     ours = written(checkpoint.config)
     length = ours.get("max_length", DEFAULT_LENGTH)
     if type(length) is not int or length < 1:

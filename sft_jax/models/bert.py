@@ -1,4 +1,4 @@
-"""BERT. Reference: `transformers.BertForSequenceClassification`; paper: arXiv 1810.04805."""
+"""BERT. Reference: `transformers.BertFor...`; paper: arXiv 1810.04805."""
 
 from typing import Any
 
@@ -7,9 +7,21 @@ from flax import nnx
 
 from sft_jax.models.encoder import Encoder, EncoderConfig, limits
 from sft_jax.models.family import Family, Head, refuse
-from sft_jax.nn.heads import PooledHead
+from sft_jax.nn.heads import PooledHead, TokenHead
 from sft_jax.nn.template import Normal
 from sft_jax.weights.table import SAME, Row, Table, linear, norm, over_layers
+
+# Kind of head -> ending of its class, and the name of its last layer there.
+HEADS = {
+    "sequence_classification": "ForSequenceClassification",
+    "token_classification": "ForTokenClassification",
+    "question_answering": "ForQuestionAnswering",
+}
+OUT = {
+    "sequence_classification": "classifier",
+    "token_classification": "classifier",
+    "question_answering": "qa_outputs",
+}
 
 
 def configure(config: dict[str, Any], dropout: float | None) -> EncoderConfig:
@@ -40,9 +52,20 @@ def configure(config: dict[str, Any], dropout: float | None) -> EncoderConfig:
 
 
 def build(config: EncoderConfig, head: Head) -> nnx.Module:
-    """The encoder with BERT's pooler and classifier on the first token of each document."""
-    init = Normal(config.init_std)
-    return Encoder(config, PooledHead(config.size, head.size, init, jnp.tanh, config.head_dropout))
+    """The encoder with BERT's pooler and classifier on the first token of each document, or a linear layer on all."""
+    return Encoder(config, token_head(config, head) or pooled_head(config, head))
+
+
+def pooled_head(config: EncoderConfig, head: Head) -> nnx.Module:
+    """Pooler and classifier."""
+    return PooledHead(config.size, head.size, Normal(config.init_std), jnp.tanh, config.head_dropout)
+
+
+def token_head(config: EncoderConfig, head: Head) -> nnx.Module | None:
+    """The head on tokens, where that is what is asked for; the one for spans has no dropout."""
+    rates = {"token_classification": config.head_dropout, "question_answering": 0.0}
+    known = head.kind in rates
+    return TokenHead(config.size, head.size, Normal(config.init_std), rates[head.kind]) if known else None
 
 
 def block_rows(layer: str) -> tuple[Row, ...]:
@@ -73,26 +96,33 @@ def backbone_rows(config: EncoderConfig, prefix: str) -> tuple[Row, ...]:
 
 
 def table(config: EncoderConfig, head: Head) -> Table:
-    """All of BERT, pooler and classifier included."""
+    """All of BERT; pooler and classifier belong to the head."""
+    pooled = head.kind == "sequence_classification"
+    pooler = linear("head/dense", "bert.pooler.dense", "embed .", head=True)
     return Table(
         family="bert",
         rows=(
             *backbone_rows(config, "bert."),
-            *linear("head/dense", "bert.pooler.dense", "embed .", head=True),
-            *linear("head/out", "classifier", "embed .", head=True),
+            *(pooler if pooled else ()),
+            *linear("head/out", OUT[head.kind], "embed .", head=True),
         ),
         prefix="bert.",
         # Position numbers are not parameters; the rest are heads of pretraining and of other tasks.
-        ignore=("*embeddings.position_ids", "cls.*", "qa_outputs.*"),
+        ignore=("*embeddings.position_ids", "cls.*", *(() if pooled else ("*pooler.dense.*",)), *other_heads(head)),
         renamed=((".gamma", ".weight"), (".beta", ".bias")),
     )
+
+
+def other_heads(head: Head) -> tuple[str, ...]:
+    """Patterns of the tensors of heads of other kinds."""
+    return tuple(sorted({f"{name}.*" for name in OUT.values()} - {f"{OUT[head.kind]}.*"}))
 
 
 FAMILY = Family(
     configure=configure,
     build=build,
     table=table,
-    heads={"sequence_classification": "ForSequenceClassification"},
+    heads=HEADS,
     classes={"bert": "Bert"},
     limits=limits,
 )

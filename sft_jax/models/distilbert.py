@@ -1,6 +1,6 @@
 """DistilBERT: BERT's encoder without token types, with names of its own.
 
-Reference: `transformers.DistilBertForSequenceClassification`; paper: arXiv 1910.01108.
+Reference: `transformers.DistilBertFor...`; paper: arXiv 1910.01108.
 """
 
 from typing import Any
@@ -8,9 +8,10 @@ from typing import Any
 import jax
 from flax import nnx
 
+from sft_jax.models import bert
 from sft_jax.models.encoder import Encoder, EncoderConfig, limits
 from sft_jax.models.family import Family, Head, refuse
-from sft_jax.nn.heads import PooledHead
+from sft_jax.nn.heads import PooledHead, TokenHead
 from sft_jax.nn.template import Normal
 from sft_jax.weights.table import SAME, Row, Table, linear, norm, over_layers
 
@@ -35,18 +36,24 @@ def configure(config: dict[str, Any], dropout: float | None) -> EncoderConfig:
         dropout=hidden if dropout is None else dropout,
         attention_dropout=attention if dropout is None else dropout,
         head_dropout=head if dropout is None else dropout,
+        span_dropout=config.get("qa_dropout", 0.1) if dropout is None else dropout,
         dropout_after_attention=False,
     )
 
 
 def build(config: EncoderConfig, head: Head) -> nnx.Module:
-    """The encoder with a dense layer and a classifier on the first token of each document."""
+    """The encoder with a dense layer and a classifier on the first token of each document, or a linear layer on all."""
     init = Normal(config.init_std)
+    if head.kind != "sequence_classification":
+        rate = config.dropout if head.kind == "token_classification" else config.span_dropout
+        return Encoder(config, TokenHead(config.size, head.size, init, rate))
     return Encoder(config, PooledHead(config.size, head.size, init, jax.nn.relu, config.head_dropout))
 
 
 def table(config: EncoderConfig, head: Head) -> Table:
     """All of DistilBERT."""
+    dense = linear("head/dense", "pre_classifier", "embed .", head=True)
+    pooled = head.kind == "sequence_classification"
     layer, embeddings = "distilbert.transformer.layer.{i}", "distilbert.embeddings"
     block = (
         *linear("blocks/{i}/attn/q", f"{layer}.attention.q_lin", "embed heads"),
@@ -70,11 +77,16 @@ def table(config: EncoderConfig, head: Head) -> Table:
             ),
             *norm("embed/norm", f"{embeddings}.LayerNorm"),
             *over_layers(block, config.num_layers),
-            *linear("head/dense", "pre_classifier", "embed .", head=True),
-            *linear("head/out", "classifier", "embed .", head=True),
+            *(dense if pooled else ()),
+            *linear("head/out", bert.OUT[head.kind], "embed .", head=True),
         ),
         prefix="distilbert.",
-        ignore=("*embeddings.position_ids", "vocab_*", "qa_outputs.*"),
+        ignore=(
+            "*embeddings.position_ids",
+            "vocab_*",
+            *(() if pooled else ("pre_classifier.*",)),
+            *bert.other_heads(head),
+        ),
     )
 
 
@@ -82,7 +94,7 @@ FAMILY = Family(
     configure=configure,
     build=build,
     table=table,
-    heads={"sequence_classification": "ForSequenceClassification"},
+    heads=bert.HEADS,
     classes={"distilbert": "DistilBert"},
     limits=limits,
 )

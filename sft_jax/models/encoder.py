@@ -41,6 +41,7 @@ class EncoderConfig:
     head_dropout: float
     position_offset: int = 0  # RoBERTa's first position is number pad_token_id + 1
     dropout_after_attention: bool = True
+    span_dropout: float = 0.0  # before DistilBERT's head for spans
     embedding_noise: float = 0.0  # of training alone
 
     def __post_init__(self):
@@ -145,9 +146,9 @@ class Encoder(nnx.Module):
         self.blocks = Stack(config.num_layers, lambda: Block(config))
         self.head = head
 
-    def __call__(self, batch: dict[str, Array], *, key: Key | None = None) -> Float[Array, "r n labels"]:
-        """Logits for each of the n document slots of each row; slots without a document hold no meaning."""
+    def __call__(self, batch: dict[str, Array], *, key: Key | None = None) -> Float[Array, "r n_or_t c"]:
+        """Logits for each document slot of each row, or for each token; where there is none they hold no meaning."""
         embed_key, blocks_key, head_key = split(key, 3)
         visible = same_segment(batch["segment_ids"])
         x = self.blocks(self.embed(batch, visible, embed_key), visible, key=blocks_key)
-        return self.head(x, batch["starts"], head_key).astype(jnp.float32)
+        return self.head(x, batch, head_key).astype(jnp.float32)

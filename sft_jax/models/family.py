@@ -53,6 +53,7 @@ class Model:
 
     family: Family
     config: Any
+    head: Head
     template: Template
     table: Table
     limits: dict[str, int]
@@ -61,6 +62,10 @@ class Model:
     def max_length(self) -> int:
         """The longest document, in tokens."""
         return self.limits["position_ids"]
+
+    def is_class(self, name: str) -> bool:
+        """Whether a class of `transformers`, by its name, has a head of this kind; a bare model has none."""
+        return name.endswith(self.family.heads[self.head.kind])
 
 
 def find_family(config: dict[str, Any], where: str) -> Family:
@@ -91,7 +96,7 @@ def build_model(
         settings = replace(settings, embedding_noise=embedding_noise)
     template, table = Template.of(family.build(settings, head)), family.table(settings, head)
     check_covers(table, template.keys)
-    return Model(family, settings, template, table, family.limits(settings))
+    return Model(family, settings, head, template, table, family.limits(settings))
 
 
 def load_model(

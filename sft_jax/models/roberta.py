@@ -1,6 +1,6 @@
 """RoBERTa, XLM-RoBERTa and CamemBERT: BERT's encoder with other position numbers and another head.
 
-Reference: `transformers.RobertaForSequenceClassification`; paper: arXiv 1907.11692.
+Reference: `transformers.RobertaFor...`; paper: arXiv 1907.11692.
 """
 
 import dataclasses
@@ -27,22 +27,26 @@ def configure(config: dict[str, Any], dropout: float | None) -> EncoderConfig:
 
 
 def build(config: EncoderConfig, head: Head) -> nnx.Module:
-    """The encoder with a dense layer and a classifier on the first token, dropout before each."""
+    """The encoder with a dense layer and a classifier on the first token, dropout before each; or BERT's on tokens."""
     init, rate = Normal(config.init_std), config.head_dropout
-    return Encoder(config, PooledHead(config.size, head.size, init, jnp.tanh, rate, rate_before=rate))
+    pooled = PooledHead(config.size, head.size, init, jnp.tanh, rate, rate_before=rate)
+    return Encoder(config, bert.token_head(config, head) or pooled)
 
 
 def table(config: EncoderConfig, head: Head) -> Table:
     """All of RoBERTa; the pooler of a bare encoder is not part of this head."""
+    dense = linear("head/dense", "classifier.dense", "embed .", head=True)
+    pooled = head.kind == "sequence_classification"
+    out = "classifier.out_proj" if pooled else bert.OUT[head.kind]
     return Table(
         family="roberta",
         rows=(
             *bert.backbone_rows(config, "roberta."),
-            *linear("head/dense", "classifier.dense", "embed .", head=True),
-            *linear("head/out", "classifier.out_proj", "embed .", head=True),
+            *(dense if pooled else ()),
+            *linear("head/out", out, "embed .", head=True),
         ),
         prefix="roberta.",
-        ignore=("*embeddings.position_ids", "*pooler.dense.*", "lm_head.*", "qa_outputs.*"),
+        ignore=("*embeddings.position_ids", "*pooler.dense.*", "lm_head.*", *bert.other_heads(head)),
     )
 
 
@@ -50,7 +54,7 @@ FAMILY = Family(
     configure=configure,
     build=build,
     table=table,
-    heads={"sequence_classification": "ForSequenceClassification"},
+    heads=bert.HEADS,
     classes={"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"},
     limits=limits,
 )

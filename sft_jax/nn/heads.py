@@ -1,7 +1,13 @@
-"""Heads: from hidden states to what a task's loss reads. Their names on disk belong to the families."""
+"""Heads: from hidden states to what a task's loss reads. Their names on disk belong to the families.
 
-from collections.abc import Callable
+Letters: r rows, t tokens in a row, n document slots in a row, e size of the hidden states, c outputs, v vocabulary. A
+head takes the hidden states, the batch and a key for dropout, and picks what it needs.
+"""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -11,13 +17,51 @@ from sft_jax.nn.random import Key, split
 from sft_jax.nn.template import Init
 
 
-def gather_tokens(hidden: Float[Array, "r t e"], starts: Int[Array, "r n"]) -> Float[Array, "r n e"]:
-    """The hidden states at `starts`: for each of n documents in a row, the position of its pooled token."""
-    return jnp.take_along_axis(hidden, starts[:, :, None], axis=1)
+def gather_tokens(hidden: Float[Array, "r t e"], places: Int[Array, "r n"]) -> Float[Array, "r n e"]:
+    """The hidden states at `places`: for each of n documents in a row, the token that is pooled."""
+    return jnp.take_along_axis(hidden, places[:, :, None], axis=1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LazyLogits:
+    """Logits over a vocabulary that are not computed until they are asked for, and then for some tokens at a time.
+
+    What a head on a vocabulary returns: [r, t, v] numbers would be most of a step's memory.
+    """
+
+    hidden: Float[Array, "r t e"]
+    embedding: Float[Array, "v e"]  # of tied heads the embeddings themselves (C31)
+    bias: Float[Array, " v"] | None = None
+    softcap: float | None = field(default=None, metadata={"static": True})  # Gemma 2: cap * tanh(x / cap)
+
+    def of(self, hidden: Float[Array, "... e"]) -> Float[Array, "... v"]:
+        """The float32 logits of these hidden states."""
+        logits = jnp.einsum("...e,ve->...v", hidden, self.embedding).astype(jnp.float32)
+        if self.bias is not None:
+            logits = logits + self.bias.astype(jnp.float32)
+        return logits if self.softcap is None else self.softcap * jnp.tanh(logits / self.softcap)
+
+    def dense(self) -> Float[Array, "r t v"]:
+        """All of them."""
+        return self.of(self.hidden)
+
+
+class TokenHead(nnx.Module):
+    """Dropout and linear, on every token."""
+
+    def __init__(self, size: int, labels: int, init: Init, rate: float):
+        self.out = Linear(size, labels, init)
+        self.rate = rate
+
+    def __call__(
+        self, hidden: Float[Array, "r t e"], batch: Mapping[str, Array], key: Key | None
+    ) -> Float[Array, "r t c"]:
+        return self.out(dropout(hidden, self.rate, key))
 
 
 class PooledHead(nnx.Module):
-    """Dense, activation, dropout, linear, on one token of each document."""
+    """Dense, activation, dropout, linear, on the first token of each document."""
 
     def __init__(
         self,
@@ -34,8 +78,8 @@ class PooledHead(nnx.Module):
         self.rate, self.rate_before = rate, rate_before
 
     def __call__(
-        self, hidden: Float[Array, "r t e"], starts: Int[Array, "r n"], key: Key | None
-    ) -> Float[Array, "r n labels"]:
+        self, hidden: Float[Array, "r t e"], batch: Mapping[str, Array], key: Key | None
+    ) -> Float[Array, "r n c"]:
         before, after = split(key, 2)
-        pooled = dropout(gather_tokens(hidden, starts), self.rate_before, before)
+        pooled = dropout(gather_tokens(hidden, batch["starts"]), self.rate_before, before)
         return self.out(dropout(self.activation(self.dense(pooled)), self.rate, after))

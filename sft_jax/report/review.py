@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from sft_jax.data.prepare import Prepared
+from sft_jax.data.rows import plain
 from sft_jax.tasks.metrics import BINS
 from sft_jax.tasks.task import Review
 
@@ -27,11 +28,13 @@ def summarise(
     groups: Sequence[str] | None,
     most: int,
 ) -> dict[str, Any]:
-    """The short form of a review; `columns` names the texts of a row, `groups` the group of each, `most` mistakes."""
+    """The short form of a review; `columns` names the texts of a row, `lengths` and `groups` have an entry a row."""
+    if review.rows is not None:
+        lengths = lengths[review.rows]
     errors = _errors(review)
     by_length = (lengths, review.right) if errors is None else (lengths, np.abs(errors))
     return {
-        "rows": len(rows),
+        "rows": len(review.truth),
         "wrong": int((~review.right).sum()) if errors is None else None,
         "calibration": None if review.confidence is None else calibration(review.confidence, review.right),
         "length": {"score": "share right" if errors is None else "mean absolute error", "parts": quantiles(*by_length)},
@@ -108,10 +111,11 @@ def _numbers(review: Review, errors: Float[np.ndarray, " d"]) -> dict[str, Any]:
 def _mistake(
     review: Review, rows: Prepared, columns: Sequence[str], groups: Sequence[str] | None, row: int
 ) -> dict[str, Any]:
-    texts = [(name, column[row]) for name, column in zip(columns, rows.texts, strict=True)]
+    source = row if review.rows is None else int(review.rows[row])
+    texts = [(name, plain(column[source])) for name, column in zip(columns, rows.texts, strict=True)]
     return {
-        "place": rows.rows.place(row),
-        "group": None if groups is None else groups[row],
+        "place": rows.rows.place(source),
+        "group": None if groups is None else groups[source],
         "texts": [
             {"column": name, "text": text[:LONGEST], "more": max(0, len(text) - LONGEST)} for name, text in texts
         ],

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sft_jax.config.tasks import MultiLabelClassification
 from sft_jax.data.batch import Encoded
+from sft_jax.data.prepare import read_texts
 from sft_jax.data.rows import Rows
 from sft_jax.errors import ConfigError
 from sft_jax.models.family import Head
@@ -25,7 +26,7 @@ from sft_jax.tasks import labels as named
 from sft_jax.tasks import texts as texts_of
 from sft_jax.tasks.label_columns import Target
 from sft_jax.tasks.losses import Weights, binary_cross_entropy, label_divergence
-from sft_jax.tasks.task import Documents, Ratio, Review, Targets, Task, Texts, written
+from sft_jax.tasks.task import Documents, Examples, Ratio, Review, Targets, Task, Texts, written
 
 RARE = 10  # combinations of labels that fewer rows have are not told apart where rows are divided
 LOSSES = ("loss", "log_loss", "subset_accuracy", "hamming_loss")
@@ -80,16 +81,16 @@ def _task(section: MultiLabelClassification, labels: tuple[str, ...], weights: W
         settings = {"positive_weights": weights, "smoothing": section.label_smoothing, "gamma": gamma}
         return binary_cross_entropy(logits, batch["label"], batch["weight"], **settings)
 
-    def fit(documents: Documents) -> Task:
+    def fit(train: Encoded) -> Task:
         balanced = section.class_weights == "balanced"
-        return _task(section, labels, balanced_weights(documents["label"])) if balanced else task
+        return _task(section, labels, balanced_weights(train.documents["label"])) if balanced else task
 
     def encode(texts: Texts, targets: Sequence[Target] | None, tokenizer: Any, max_length: int) -> Encoded:
-        answers = np.asarray([] if targets is None else targets, np.int32)
-        label = np.zeros((len(texts[0]), len(labels)), np.int32) if targets is None else answers
+        given = np.zeros((len(texts[0]), len(labels))) if targets is None else targets
+        label = np.asarray(given, np.int32).reshape(-1, len(labels))
         return texts_of.encode(texts, label, tokenizer, max_length)
 
-    def read(rows: Rows) -> Targets:
+    def answers(rows: Rows) -> Targets:
         if isinstance(section.label, list):
             return columns.read_bits(rows, section.label)
         return columns.read_several(rows, section.label, section.separator, labels)
@@ -100,8 +101,9 @@ def _task(section: MultiLabelClassification, labels: tuple[str, ...], weights: W
         head=Head("sequence_classification", len(labels)),
         labels=labels,
         texts=texts,
+        read=lambda rows: read_texts(rows, texts),
         columns=(*texts, *([section.label] if isinstance(section.label, str) else section.label)),
-        targets=read,
+        targets=answers,
         classes=combinations,
         label_counts=lambda targets: dict(zip(labels, np.sum(targets, axis=0).tolist(), strict=True)),
         encode=encode,
@@ -110,14 +112,14 @@ def _task(section: MultiLabelClassification, labels: tuple[str, ...], weights: W
         divergence=lambda one, other, batch: label_divergence(one, other, batch["weight"]),
         count=lambda logits, batch: count(logits, batch, loss(logits, batch), cut),
         metrics=finish,
-        row_metrics=row_metrics,
+        row_metrics=lambda logits, examples: row_metrics(logits, examples.documents),
         metric_names=(*LOSSES, *metrics.averaged([1], [1], [1]), *BY_ROW, *metrics.RANKING),
         least_is_best=frozenset({"loss", "log_loss", "hamming_loss"}),
         headline="f1_micro",
         tables=lambda counts: tables(counts, labels),
-        review=lambda logits, documents: review(logits, documents, labels, cut),
+        review=lambda logits, examples: review(logits, examples.documents, labels, cut),
         baselines=baseline_scores,
-        decode=lambda logits: decode(logits, labels, cut),
+        decode=lambda logits, examples: [decode(row, labels, cut) for row in logits],
         to_hf=lambda: named.to_hf(
             labels, "multi_label_classification", {**texts_of.to_hf(section), "threshold": section.threshold}
         ),
@@ -193,12 +195,12 @@ def review(logits: Float[np.ndarray, "d c"], documents: Documents, labels: Seque
     )
 
 
-def baseline_scores(texts: Texts, train: Documents, test_texts: Texts, test: Documents) -> dict[str, float]:
+def baseline_scores(train: Examples, test: Examples) -> dict[str, float]:
     """Micro F1 of the commonest label alone, and of a logistic regression for each label on TF-IDF."""
-    label, test_label = train["label"], test["label"]
+    label, test_label = train.documents["label"], test.documents["label"]
     return {
         "commonest label": baselines.commonest_label(label, test_label),
-        "TF-IDF + logistic regression": baselines.linear_labels(texts, label, test_texts, test_label),
+        "TF-IDF + logistic regression": baselines.linear_labels(train.texts, label, test.texts, test_label),
     }
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from sft_jax.config.tasks import Regression
 from sft_jax.data.batch import Encoded
+from sft_jax.data.prepare import read_texts
 from sft_jax.data.rows import Bad, Rows
 from sft_jax.errors import ModelError
 from sft_jax.models.family import Head
@@ -22,7 +23,7 @@ from sft_jax.tasks import baselines, metrics
 from sft_jax.tasks import labels as named
 from sft_jax.tasks import texts as texts_of
 from sft_jax.tasks.losses import absolute_error, huber_error, squared_error
-from sft_jax.tasks.task import Documents, Ratio, Review, Targets, Task, Texts, written
+from sft_jax.tasks.task import Documents, Examples, Ratio, Review, Targets, Task, Texts, written
 
 FIGURES = {"lowest": np.min, "mean": np.mean, "highest": np.max}  # of the numbers of a split
 TENTHS = np.arange(1, 10) / 10
@@ -62,24 +63,25 @@ def _task(section: Regression, edges: Float[np.ndarray, " p-1"]) -> Task:
         head=Head("sequence_classification", 1),
         labels=(section.label,),
         texts=texts,
+        read=lambda rows: read_texts(rows, texts),
         columns=(*texts, section.label),
         targets=lambda rows: read(rows, section.label),
         classes=tenths,
         label_counts=lambda targets: {name: round(float(f(targets)), 4) for name, f in FIGURES.items()},
         encode=encode,
-        fit=lambda documents: _task(section, np.unique(np.quantile(documents["label"], TENTHS)).astype(np.float32)),
+        fit=lambda train: _task(section, np.unique(np.quantile(train.documents["label"], TENTHS)).astype(np.float32)),
         loss=loss,
         divergence=lambda one, other, batch: squared_error(one[..., 0], other[..., 0], batch["weight"]),
         count=lambda outputs, batch: count(outputs, batch, loss(outputs, batch), edges),
         metrics=finish,
-        row_metrics=lambda outputs, documents: metrics.correlation(outputs[:, 0], documents["label"]),
+        row_metrics=lambda outputs, examples: metrics.correlation(outputs[:, 0], examples.documents["label"]),
         metric_names=("loss", "mae", "mse", "rmse", *metrics.CORRELATION),
         least_is_best=frozenset({"loss", "mae", "mse", "rmse"}),
         headline="pearson",
         tables=lambda counts: tables(counts, edges),
-        review=review,
+        review=lambda outputs, examples: review(outputs, examples.documents),
         baselines=baseline_scores,
-        decode=lambda outputs: {"score": float(outputs[0])},
+        decode=lambda outputs, examples: [{"score": float(number)} for number in outputs[:, 0]],
         to_hf=lambda: named.to_hf((section.label,), "regression", {**texts_of.to_hf(section), "label": section.label}),
     )
 
@@ -149,11 +151,12 @@ def review(outputs: Float[np.ndarray, "d 1"], documents: Documents) -> Review:
     )
 
 
-def baseline_scores(texts: Texts, train: Documents, test_texts: Texts, test: Documents) -> dict[str, float]:
+def baseline_scores(train: Examples, test: Examples) -> dict[str, float]:
     """Pearson's correlation of the mean, which is none, and of ridge regression on TF-IDF."""
+    labels = train.documents["label"], test.documents["label"]
     return {
         "mean": 0.0,
-        "TF-IDF + ridge regression": baselines.linear_number(texts, train["label"], test_texts, test["label"]),
+        "TF-IDF + ridge regression": baselines.linear_number(train.texts, labels[0], test.texts, labels[1]),
     }
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from sft_jax.config.tasks import SequenceClassification
 from sft_jax.data.batch import Encoded
+from sft_jax.data.prepare import read_texts
 from sft_jax.data.rows import Rows
 from sft_jax.errors import ModelError
 from sft_jax.models.family import Head
@@ -23,7 +24,7 @@ from sft_jax.tasks import labels as named
 from sft_jax.tasks import texts as texts_of
 from sft_jax.tasks.losses import Weights, class_divergence, cross_entropy
 from sft_jax.tasks.metrics import Calibration
-from sft_jax.tasks.task import Documents, Ratio, Review, Task, Texts
+from sft_jax.tasks.task import Documents, Examples, Ratio, Review, Task, Texts
 
 
 @jax.tree_util.register_dataclass
@@ -62,9 +63,9 @@ def _task(section: SequenceClassification, labels: tuple[str, ...], weights: Wei
         settings = {"class_weights": weights, "smoothing": section.label_smoothing, "gamma": gamma}
         return cross_entropy(logits, batch["label"], batch["weight"], **settings)
 
-    def fit(documents: Documents) -> Task:
+    def fit(train: Encoded) -> Task:
         balanced = section.class_weights == "balanced"
-        return _task(section, labels, balanced_weights(documents["label"], len(labels))) if balanced else task
+        return _task(section, labels, balanced_weights(train.documents["label"], len(labels))) if balanced else task
 
     def encode(texts: Texts, targets: Sequence[int] | None, tokenizer: Any, max_length: int) -> Encoded:
         numbers = np.asarray([0] * len(texts[0]) if targets is None else targets, np.int32)
@@ -76,6 +77,7 @@ def _task(section: SequenceClassification, labels: tuple[str, ...], weights: Wei
         head=Head("sequence_classification", len(labels)),
         labels=labels,
         texts=texts,
+        read=lambda rows: read_texts(rows, texts),
         columns=(*texts, section.label),
         targets=lambda rows: columns.read_one(rows, section.label, labels),
         classes=lambda targets: targets,
@@ -86,14 +88,14 @@ def _task(section: SequenceClassification, labels: tuple[str, ...], weights: Wei
         divergence=lambda one, other, batch: class_divergence(one, other, batch["weight"]),
         count=lambda logits, batch: count(logits, batch, loss(logits, batch)),
         metrics=finish,
-        row_metrics=row_metrics,
+        row_metrics=lambda logits, examples: row_metrics(logits, examples.documents),
         metric_names=("loss", "log_loss", *metrics.classification(np.eye(2)), "ece", *metrics.RANKING),
         least_is_best=frozenset({"loss", "log_loss", "ece"}),
         headline="accuracy",
         tables=lambda counts: tables(counts, labels),
-        review=lambda logits, documents: review(logits, documents, labels),
+        review=lambda logits, examples: review(logits, examples.documents, labels),
         baselines=baseline_scores,
-        decode=lambda logits: decode(logits, labels),
+        decode=lambda logits, examples: [decode(row, labels) for row in logits],
         to_hf=lambda: named.to_hf(labels, "single_label_classification", texts_of.to_hf(section)),
     )
     return task
@@ -167,12 +169,12 @@ def review(logits: Float[np.ndarray, "d c"], documents: Documents, labels: tuple
     )
 
 
-def baseline_scores(texts: Texts, train: Documents, test_texts: Texts, test: Documents) -> dict[str, float]:
+def baseline_scores(train: Examples, test: Examples) -> dict[str, float]:
     """Accuracy of the majority class and of TF-IDF with logistic regression."""
-    label, test_label = train["label"], test["label"]
+    label, test_label = train.documents["label"], test.documents["label"]
     return {
         "majority class": baselines.commonest_class(label, test_label),
-        "TF-IDF + logistic regression": baselines.linear_classes(texts, label, test_texts, test_label),
+        "TF-IDF + logistic regression": baselines.linear_classes(train.texts, label, test.texts, test_label),
     }
 
 

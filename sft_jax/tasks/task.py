@@ -6,7 +6,7 @@ counts, from counts to metrics, from outputs to records. It asks a model for a k
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from pydantic import ValidationError
 
-from sft_jax.data.batch import Encoded
+from sft_jax.data.batch import Encoded, Grain
 from sft_jax.data.rows import Bad, Rows
 from sft_jax.errors import ModelError, listing
 from sft_jax.models.family import Head
@@ -23,8 +23,9 @@ from sft_jax.tasks.labels import names_in
 
 Counts = Any  # a pytree of arrays that add up over batches
 Table = list[list[Any]]  # rows of cells, the first is the heading
-Texts = Sequence[Sequence[str]]  # one or two columns of texts
+Texts = Sequence[Sequence[Any]]  # columns of texts, or of tuples of words
 Documents = Mapping[str, np.ndarray]  # what each document has besides tokens: [documents] or [documents, k]
+Record = dict[str, Any]
 
 
 @jax.tree_util.register_dataclass
@@ -50,43 +51,82 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Examples:
+    """Documents, with the texts and targets of the rows that they are of; in `predict` there are no targets."""
+
+    encoded: Encoded
+    texts: Texts
+    targets: Sequence[Any] | None = None
+
+    @property
+    def documents(self) -> Documents:
+        """What each document has besides tokens."""
+        return self.encoded.documents
+
+    def select(self, documents: np.ndarray) -> "Examples":
+        """These documents alone; rows stay where they are."""
+        return replace(self, encoded=self.encoded.select(documents))
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What is supervised, as the tokens say it, before anything is trained."""
+
+    rows: list[list[tuple[str, bool]]]  # of a few rows, their pieces and whether these are supervised
+    facts: dict[str, str]
+    problems: list[str]  # any of them stops the run
+
+
+@dataclass(frozen=True)
 class Review:
-    """How each document was answered, for people; every field has an entry a document."""
+    """How each row was answered, for people; every field has an entry a row."""
 
     truth: list[str]
     predicted: list[str]
     right: np.ndarray  # bool; a number is never right, only nearer
     confidence: np.ndarray | None  # probability of what was predicted, where there is such a thing
     loss: np.ndarray  # how wrong the answer is; the worst mistakes have most
+    rows: np.ndarray | None = None  # which row of the split each entry is of; None: of all rows, in order
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task on one data set, as plain functions. Outputs are float32 [r, n, c] on device, [documents, c] on host."""
+    """One task on one data set, as plain functions.
+
+    What the head makes of a batch are its outputs: float32 [r, n, c] of a head on documents, [r, t, c] of one on
+    tokens, `LazyLogits` of one on a vocabulary. `keep` makes of them what stays on the host, [r, n, k] or [r, t, k],
+    which is put together over a split as [documents, k] or [tokens, k].
+    """
 
     kind: str
     head: Head
     labels: tuple[str, ...]  # names of the c outputs; of a number, its column
     texts: tuple[str, ...]  # columns of texts
     columns: tuple[str, ...]  # columns of the rows that are read, texts first
+    read: Callable[[Rows], tuple[tuple[list[Any], ...], dict[int, Bad]]]  # texts, and what is wrong with some
     targets: Callable[[Rows], Targets]
     classes: Callable[[Sequence[Any]], Sequence[int]]  # of targets: what a stratified split is stratified by
     label_counts: Callable[[Sequence[Any]], dict[str, int | float]]  # of targets, for people: rows of each label, say
     encode: Callable[[Texts, Sequence[Any] | None, Any, int], Encoded]  # (texts, targets, tokenizer, max_length)
-    fit: Callable[[Documents], "Task"]  # the same task, knowing its training documents: class weights
+    fit: Callable[[Encoded], "Task"]  # the same task, knowing its training documents: class weights
     loss: Callable[[Any, Mapping[str, Array]], Ratio]  # (outputs, batch)
     divergence: Callable[[Any, Any, Mapping[str, Array]], Ratio]  # of two passes over a batch, for R-Drop
     count: Callable[[Any, Mapping[str, Array]], Counts]  # (outputs, batch), on device
     metrics: Callable[[Counts], dict[str, float]]  # on the host
-    row_metrics: Callable[[np.ndarray, Documents], dict[str, float]]  # those that need all outputs at once
+    row_metrics: Callable[[np.ndarray, Examples], dict[str, float]]  # (kept, examples): those that need all at once
     metric_names: tuple[str, ...]  # of both
     least_is_best: frozenset[str]  # those of them of which less is better
     headline: str  # the one that is compared with baselines
     tables: Callable[[Counts], dict[str, Table]]  # title -> table
-    review: Callable[[np.ndarray, Documents], Review]
-    baselines: Callable[[Texts, Documents, Texts, Documents], dict[str, float]]  # (train, test) -> headline metric
-    decode: Callable[[np.ndarray], dict[str, Any]]  # outputs of one document -> record
+    review: Callable[[np.ndarray, Examples], Review]  # (kept, examples)
+    baselines: Callable[[Examples, Examples], dict[str, float]]  # (train, test) -> headline metric
+    decode: Callable[[np.ndarray, Examples], list[Record]]  # (kept, examples) -> a record for each row, in order
     to_hf: Callable[[], dict[str, Any]]  # what `config.json` says of the task
+    grain: Grain = "document"  # what `keep` has an entry for
+    keep: Callable[[Any, Mapping[str, Array]], Array] = lambda outputs, batch: outputs  # (outputs, batch), on device
+    cleans: bool = True  # whether texts may be cleaned; not where targets are places in them
+    moves: bool = True  # whether tokens of a document may be moved and left out: augmentation
+    audit: Callable[[Examples, Any], Audit | None] = lambda train, tokenizer: None
 
 
 # Kind in the configuration -> the file in this folder. One line a task. The file has `build(section, rows)`, which

@@ -106,7 +106,7 @@ def average(state: TrainState, params: Params, decay: float | None) -> Params | 
 def make_eval_step(
     template: Template, task: Task, *, groups: int, compute_dtype: jnp.dtype
 ) -> Callable[[Params, Params, Arrays, Tally], tuple[Tally, Array]]:
-    """(params, frozen, batch, tally so far) -> (tally, outputs of the batch); without a tally so far, it begins one."""
+    """(params, frozen, batch, tally so far) -> (tally, what is kept of the outputs); without a tally, it begins one."""
 
     def eval_step(params: Params, frozen: Params, batch: Arrays, tally: Tally | None) -> tuple[Tally, Array]:
         outputs = bind(template, params, frozen, compute_dtype)(batch)
@@ -115,7 +115,7 @@ def make_eval_step(
             return task.count(outputs, {**batch, "weight": batch["weight"] * (batch["group"] == number)})
 
         found = Tally(task.count(outputs, batch), jax.vmap(of_group)(jnp.arange(groups)) if groups else None)
-        return found if tally is None else jax.tree.map(jnp.add, tally, found), outputs
+        return found if tally is None else jax.tree.map(jnp.add, tally, found), task.keep(outputs, batch)
 
     return eval_step
 

@@ -8,17 +8,17 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import write_tokenizer
-from tokenizers import Tokenizer
 
 from sft_jax import run
 from sft_jax.data import cache, text
 from sft_jax.data.cache import ARRAYS, CHECKSUM, key, load, store
-from sft_jax.data.text import Cached, load_tokenizer, tokenize
+from sft_jax.data.text import TextTokenizer, load_tokenizer, tokenize
 
 TEXTS = ["bara bare bari", "cela", "doro dora unknown", "漢字"]
 PAIRS = ["fena", "gula guli gulo", "hina", "jata"]
@@ -26,7 +26,7 @@ ROWS = {"ids": np.arange(1000, dtype=np.int32), "offsets": np.array([0, 3, 1000]
 
 
 @pytest.fixture
-def tokenizer(tmp_path) -> Tokenizer:
+def tokenizer(tmp_path) -> TextTokenizer:
     """The tokenizer of these tests."""
     write_tokenizer(tmp_path)
     return load_tokenizer(tmp_path)
@@ -65,14 +65,14 @@ def equal(one, other) -> bool:
 def test_what_is_found_is_what_was_made(pairs, tokenizer, home, made):
     """C22: the second time nothing is tokenised, and tokens, offsets and the count of cut documents are the same."""
     plain = tokenize(tokenizer, TEXTS, pairs, 4)
-    cached = Cached(tokenizer, home)
+    cached = replace(tokenizer, home=home)
     assert equal(tokenize(cached, TEXTS, pairs, 4), plain) and equal(tokenize(cached, TEXTS, pairs, 4), plain)
     assert made == [4, 4] and plain.truncated
 
 
 def test_misses(tokenizer, tmp_path, home, made, monkeypatch):
     """C22: another length, pair, text, order of texts, tokenizer or version of the code is another entry."""
-    cached = Cached(tokenizer, home)
+    cached = replace(tokenizer, home=home)
     tokenize(cached, TEXTS, None, 8)
     spelling = tmp_path / "tokenizer.json"
     spelling.write_text(spelling.read_text().replace('"bara"', '"para"'))
@@ -84,7 +84,7 @@ def test_misses(tokenizer, tmp_path, home, made, monkeypatch):
         lambda: tokenize(cached, [*TEXTS[:3], "漢"], None, 8),
         lambda: tokenize(cached, TEXTS[::-1], None, 8),
         lambda: tokenize(cached, ["bara bare bar", "icela", *TEXTS[2:]], None, 8),
-        lambda: tokenize(Cached(load_tokenizer(tmp_path), home), TEXTS, None, 8),
+        lambda: tokenize(replace(load_tokenizer(tmp_path), home=home), TEXTS, None, 8),
     ]
     for number, other in enumerate(others):
         other()
@@ -151,7 +151,7 @@ def test_nothing_is_forked(tokenizer, home, monkeypatch):
     monkeypatch.setattr(os, "fork", lambda: begun.append("fork"))
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", lambda self: begun.append("process"))
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: begun.append("command"))
-    found = tokenize(Cached(tokenizer, home), TEXTS * 500, None, 8)
+    found = tokenize(replace(tokenizer, home=home), TEXTS * 500, None, 8)
     assert len(found.offsets) == 2001 and begun == []
     os.fork()
     assert begun == ["fork"], "control: a fork would have been seen"
@@ -164,7 +164,7 @@ def test_nothing_is_forked(tokenizer, home, monkeypatch):
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
 def test_a_damaged_entry_is_written_anew(file, damage, tokenizer, home, made):
     """C22: an entry with a flipped byte, cut short, emptied or lost is no find, and the next run finds it mended."""
-    cached = Cached(tokenizer, home)
+    cached = replace(tokenizer, home=home)
     plain = tokenize(cached, TEXTS, None, 8)
     (entry,) = home.iterdir()
     content = (entry / file).read_bytes()
@@ -276,11 +276,11 @@ def test_a_cache_does_not_grow_without_bound(home):
 def test_a_cache_that_cannot_be_written_is_done_without(tokenizer, tmp_path, made):
     """C22: a file in the way, a full disk or a directory of someone else's costs time and nothing else."""
     (tmp_path / "file").touch()
-    cached = Cached(tokenizer, tmp_path / "file" / "tokens")
+    cached = replace(tokenizer, home=tmp_path / "file" / "tokens")
     assert equal(tokenize(cached, TEXTS, None, 8), tokenize(tokenizer, TEXTS, None, 8))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(np, "savez", full)
-        tokenize(Cached(tokenizer, tmp_path / "tokens"), TEXTS, None, 8)
+        tokenize(replace(tokenizer, home=tmp_path / "tokens"), TEXTS, None, 8)
     assert list((tmp_path / "tokens").iterdir()) == [], "and what was begun is taken away"
 
 

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sft_jax.config.data import DataSection, Split
-from sft_jax.data.prepare import Prepared, cut, prepare
+from sft_jax.data.prepare import Prepared, cut, prepare, read_texts
 from sft_jax.data.report import DataReport
 from sft_jax.data.rows import Bad, Rows
 from sft_jax.errors import DataError
@@ -120,7 +120,9 @@ def prepared(splits, seed: int = 0, **options) -> tuple[dict[str, Prepared], Dat
         for name, given in splits.items()
     }
     section = DataSection.model_validate({"source": {"kind": "files", "train": "rows.csv"}, **options})
-    return prepare(rows, section, ("text",), targets, lambda found: found, label_counts, seed)
+    return prepare(
+        rows, section, lambda rows: read_texts(rows, ("text",)), targets, lambda found: found, label_counts, seed
+    )
 
 
 def adds_up(report: DataReport) -> bool:
@@ -247,7 +249,15 @@ def test_pairs_are_equal_when_both_texts_are():
     columns["other"][3] = "x"
     rows = Rows(Dataset.from_dict(columns), "data.source.train")
     section = DataSection.model_validate({"source": {"kind": "files", "train": "x"}, "duplicates": "drop"})
-    found, _ = prepare({"train": rows}, section, ("text", "other"), targets, lambda t: t, label_counts, 0)
+    found, _ = prepare(
+        {"train": rows},
+        section,
+        lambda rows: read_texts(rows, ("text", "other")),
+        targets,
+        lambda t: t,
+        label_counts,
+        0,
+    )
     assert list(zip(*found["train"].texts, strict=True)) == [("a", "b"), ("b", "a"), ("ab", "x"), ("a", "c")]
 
 
@@ -343,7 +353,7 @@ PROCESS = """
 from types import SimpleNamespace
 from datasets import Dataset
 from sft_jax.config.data import DataSection
-from sft_jax.data.prepare import prepare
+from sft_jax.data.prepare import prepare, read_texts
 from sft_jax.data.rows import Rows
 columns = {"text": [f"text {n % 70}" for n in range(90)], "label": [f"{n % 3}" for n in range(90)]}
 options = {"duplicates": "drop", "conflicts": "drop", "split": {"validation": 0.2}, "per_class": 7}
@@ -351,7 +361,7 @@ section = DataSection.model_validate({"source": {"kind": "files", "train": "x"},
 rows = {"train": Rows(Dataset.from_dict(columns), "data.source.train")}
 targets = lambda rows: SimpleNamespace(values=rows.column("label"), bad={})
 numbers, counts = lambda found: [int(v) for v in found], lambda found: {"0": found.count("0")}
-found, report = prepare(rows, section, ("text",), targets, numbers, counts, 3)
+found, report = prepare(rows, section, lambda rows: read_texts(rows, ("text",)), targets, numbers, counts, 3)
 print([part.texts for part in found.values()], report)
 """
 

@@ -99,7 +99,7 @@ def test_settings_inside_the_tokenizer_file_are_overridden(tmp_path):
     }  # fmt: skip
     (tmp_path / "tokenizer.json").write_text(json.dumps(written))
     loaded = load_tokenizer(tmp_path)
-    assert loaded.padding and loaded.truncation, "the file does bring them along"
+    assert loaded.fast.padding and loaded.fast.truncation, "the file does bring them along"
     assert unpacked(tokenize(loaded, texts, None, 20)) == unpacked(plain)
     shorter = unpacked(tokenize(loaded, texts, None, 5))
     assert shorter[0] == [*unpacked(plain)[0][:4], unpacked(plain)[0][-1]], "the end is cut, not the beginning"

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import write_tokenizer
+from conftest import examples, one, write_tokenizer
 from datasets import ClassLabel, Dataset, Features, Value
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -237,7 +237,7 @@ def test_balanced_weights_are_those_of_scikit_learn():
 )
 def test_class_weights_weigh_the_loss(weights, shares):
     """C1: rows count in the loss by the weight of their label, by name or by how often training has it."""
-    task = task_of(labelled(["a", "b"]), class_weights=weights).fit({"label": np.array([0, 0, 0, 1])})
+    task = task_of(labelled(["a", "b"]), class_weights=weights).fit(examples(label=np.array([0, 0, 0, 1])).encoded)
     logits = np.array([[[2.0, -1.0]]] * 4, np.float32)
     batch = {"label": np.array([[0], [0], [0], [1]]), "weight": np.ones((4, 1), np.float32)}
     found = task.loss(logits, batch)
@@ -270,7 +270,7 @@ def test_rows_are_counted_by_label():
 def test_a_review_says_what_was_taken_for_what():
     """Each document has its truth, what was said instead, how surely, and the cross-entropy of the truth."""
     task = task_of(labelled(["a", "b"]))
-    found = task.review(np.array([[0.0, 2.0], [0.0, 2.0]], np.float32), {"label": np.array([0, 1])})
+    found = task.review(np.array([[0.0, 2.0], [0.0, 2.0]], np.float32), examples(label=np.array([0, 1])))
     assert (found.truth, found.predicted, found.right.tolist()) == (["a", "b"], ["b", "b"], [False, True])
     assert found.confidence == pytest.approx([1 / (1 + np.exp(-2))] * 2)
     assert found.loss == pytest.approx(np.log1p(np.exp([2.0, -2.0])))
@@ -280,11 +280,11 @@ def test_a_record_has_the_most_probable_label_and_all_probabilities():
     """Scores are the softmax of the outputs, stable however large they are, and the label is the largest."""
     task = task_of(labelled(["a", "b", "c"]))
     logits = np.array([1.0, 3.0, 2.0], np.float32)
-    record = task.decode(logits)
+    record = one(task, logits)
     expected = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum()
     assert record["label"] == "b" and list(record["scores"]) == ["a", "b", "c"]
     assert list(record["scores"].values()) == pytest.approx(expected, abs=1e-6)
-    assert task.decode(np.array([1e4, 0, -1e4], np.float32))["scores"] == {"a": 1.0, "b": 0.0, "c": 0.0}
+    assert one(task, np.array([1e4, 0, -1e4], np.float32))["scores"] == {"a": 1.0, "b": 0.0, "c": 0.0}
     json.dumps(record)
 
 
@@ -316,7 +316,7 @@ def test_a_task_comes_back_from_its_config_json(settings):
     assert again.columns[:-1] == task.columns[:-1]
     assert again.to_hf() == task.to_hf()
     logits = np.random.default_rng(0).normal(size=len(task.labels))
-    assert again.decode(logits) == task.decode(logits)
+    assert one(again, logits) == one(task, logits)
     assert restore(written).labels == list(task.labels)
 
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import examples, one
 from datasets import ClassLabel, Dataset, Features, List, Value
 from sklearn.model_selection import train_test_split
 
@@ -153,7 +154,7 @@ def test_balanced_weights_are_negatives_over_positives():
     zeros = np.zeros((1, 4, 4), np.float32)
     weights = np.array([3.0, 1.0, 1.0, 1 / 3])
     expected = (label * weights + (1 - label)).sum() * np.log(2)
-    assert float(task.fit({"label": label}).loss(zeros, batch).total) == pytest.approx(expected, rel=1e-6)
+    assert float(task.fit(examples(label=label).encoded).loss(zeros, batch).total) == pytest.approx(expected, rel=1e-6)
     assert float(task.loss(zeros, batch).total) == pytest.approx(16 * np.log(2), rel=1e-6)
 
 
@@ -161,19 +162,19 @@ def test_balanced_weights_are_negatives_over_positives():
 def test_a_record_has_the_labels_from_the_threshold_on(threshold, labels):
     """A label is said from the threshold on, in records as in counts; scores are each label's probability."""
     task, logits = task_of(labels=["a", "b", "c"], threshold=threshold), np.array([-1.0, 0.0, 1e4], np.float32)
-    record = task.decode(logits)
+    record = one(task, logits)
     assert record["labels"] == labels
     assert list(record["scores"].values()) == pytest.approx([1 / (1 + np.e), 0.5, 1.0], abs=1e-6)
     batch = {"label": np.zeros((1, 1, 3), np.int32), "weight": np.ones((1, 1), np.float32)}
     assert np.asarray(task.count(logits[None, None], batch).predicted).tolist() == [int(n in labels) for n in "abc"]
     again = restore_task(json.loads(json.dumps({"architectures": ["X"], **task.to_hf()})), "here")
-    assert again.decode(logits) == record
+    assert one(again, logits) == record
 
 
 def test_a_review_says_which_labels_were_taken_for_which():
     """Each document has its labels, those said instead, the chance of just these, and the mean cross-entropy."""
     found = task_of(labels=["a", "b"]).review(
-        np.array([[0.0, -2.0], [9.0, 1.0]]), {"label": np.array([[0, 0], [1, 1]])}
+        np.array([[0.0, -2.0], [9.0, 1.0]]), examples(label=np.array([[0, 0], [1, 1]]))
     )
     assert (found.truth, found.predicted, found.right.tolist()) == (["none", "a, b"], ["a", "a, b"], [False, True])
     no = 1 / (1 + np.exp(-2.0))

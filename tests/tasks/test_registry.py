@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import examples, one
 
 from sft_jax import tasks
 from sft_jax.config.schema import Config
@@ -79,7 +80,7 @@ def test_metric_names_are_those_of_the_metrics(task):
     outputs, batch = batch_of(task)
     found = {
         **task.metrics(task.count(outputs, batch)),
-        **task.row_metrics(outputs[0], {"label": batch["label"][0]}),
+        **task.row_metrics(outputs[0], examples(label=batch["label"][0])),
     }
     assert tuple(found) == task.metric_names
     assert all(type(value) is float for value in found.values())
@@ -110,5 +111,5 @@ def test_filler_has_no_part_in_the_loss(task):
 @each_task
 def test_a_record_is_json(task):
     """What `predict` writes for a document goes through JSON unchanged."""
-    record = task.decode(batch_of(task)[0][0, 0])
+    record = one(task, batch_of(task)[0][0, 0])
     assert json.loads(json.dumps(record)) == record

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import examples, one
 from datasets import Dataset
 
 from sft_jax.config.data import Split
@@ -63,7 +64,7 @@ def test_tenths_are_divided_alike():
 def test_a_record_is_the_number_and_comes_back_from_its_config_json():
     """R57: `predict` gives the output as it is, and `config.json` names the one output."""
     task = task_of(label="stars", text="review")
-    assert task.decode(np.array([2.5], np.float32)) == {"score": 2.5}
+    assert one(task, np.array([2.5], np.float32)) == {"score": 2.5}
     written = task.to_hf()
     assert (written["id2label"], written["problem_type"]) == ({"0": "stars"}, "regression")
     again = restore_task({"architectures": ["X"], **written}, "here")
@@ -72,7 +73,7 @@ def test_a_record_is_the_number_and_comes_back_from_its_config_json():
 
 def test_a_review_puts_the_largest_error_first():
     """Each document has its number, what was said, and how far off that is; no number is simply right."""
-    found = task_of().review(np.array([[1.0], [4.0]], np.float32), {"label": np.array([1.5, 2.0], np.float32)})
+    found = task_of().review(np.array([[1.0], [4.0]], np.float32), examples(label=np.array([1.5, 2.0], np.float32)))
     assert (found.truth, found.predicted) == (["1.5", "2"], ["1", "4"])
     assert found.loss.tolist() == [0.5, 2.0] and not found.right.any() and found.confidence is None
 
@@ -91,7 +92,7 @@ def test_the_loss_is_the_one_asked_for(settings, total):
 
 def test_errors_are_shown_by_where_the_truth_lies():
     """Rows, mean error and mean absolute error stand beside the parts of the training numbers, filler left out."""
-    task = task_of().fit({"label": np.array([1, 1, 2, 2, 3, 3], np.float32)})
+    task = task_of().fit(examples(label=np.array([1, 1, 2, 2, 3, 3], np.float32)).encoded)
     batch = {"label": np.array([[1.0, 1.0, 3.0, 9.0]]), "weight": np.array([[1, 1, 1, 0]], np.float32)}
     counts = task.count(np.array([[[2.0], [0.5], [2.0], [0.0]]], np.float32), batch)
     assert task.tables(counts)["error by truth"][1:] == [["up to 1", 2, 0.25, 0.75], ["up to 3", 1, -1.0, 1.0]]

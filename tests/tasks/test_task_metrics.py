@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -109,7 +110,7 @@ def counted(task, outputs, answers, sizes, seed: int):
 def scored(task, outputs, answers, sizes, seed: int = 0) -> dict[str, float]:
     """Every metric of a task, as a split is scored."""
     counts = counted(task, outputs, answers, sizes, seed)
-    found = {**task.metrics(counts), **task.row_metrics(outputs, {"label": answers})}
+    found = {**task.metrics(counts), **task.row_metrics(outputs, examples(label=answers))}
     assert tuple(found) == task.metric_names and np.isfinite(list(found.values())).all()
     return found
 

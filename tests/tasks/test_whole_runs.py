@@ -56,8 +56,8 @@ def test_a_whole_run(kind, configure, model, tmp_path):
     again, _ = jobs.evaluate(run.open_run(home), "test")
     assert again.metrics == pytest.approx(result.test.metrics, rel=1e-5)
     records = list(load_predictor(str(home / "model"))(built.rows["test"].rows, raw=True))
-    np.testing.assert_allclose([r["logits"] for r in records], again.outputs, atol=1e-4)
-    review = built.task.review(again.outputs, built.data["test"].documents)
+    np.testing.assert_allclose([r["logits"] for r in records], again.kept, atol=1e-4)
+    review = built.task.review(again.kept, built.examples("test"))
     said = [r["labels"] if "labels" in r else r["score"] for r in records]
     shown = [", ".join(s) or "none" if isinstance(s, list) else f"{s:.4g}" for s in said]
     assert sum(a == b for a, b in zip(shown, review.predicted, strict=True)) >= len(shown) - 1, "but for rounding"

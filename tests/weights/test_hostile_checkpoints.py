@@ -408,7 +408,7 @@ def test_a_configuration_runs_and_fetches_nothing(fast, tmp_path, monkeypatch, o
     assert not canary.exists() and "modeling_evil" not in sys.modules and not offline
     kept = open_checkpoint(home).config
     assert not set(kept) & set(HOSTILE)
-    assert load_tokenizer(home).encode("bara").tokens == ["[CLS]", "bara", "[SEP]"]
+    assert load_tokenizer(home).fast.encode("bara").tokens == ["[CLS]", "bara", "[SEP]"]
 
 
 def test_a_hostile_configuration_changes_no_number(tmp_path):
