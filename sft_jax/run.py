@@ -20,10 +20,11 @@ from sft_jax.config.data import Augment, Files, Mixture
 from sft_jax.config.read import read_config
 from sft_jax.config.schema import Config, RunSection
 from sft_jax.data.augment import augmentation
-from sft_jax.data.batch import Encoded, declare
+from sft_jax.data.batch import Encoded, Shape, declare, row_length, slots_for, up_to
 from sft_jax.data.clean import RULES
 from sft_jax.data.loader import EvalBatches, TrainBatches, padding_share
 from sft_jax.data.order import Mixing, Order
+from sft_jax.data.packs import plan as plan_packs
 from sft_jax.data.prepare import Prepared
 from sft_jax.data.prepare import prepare as prepare_rows
 from sft_jax.data.report import DataReport
@@ -257,7 +258,7 @@ def _rows(config: Config) -> tuple[Task, dict[str, Prepared], DataReport]:
 
 def _encoded(config: Config, task: Task, rows: Mapping[str, Prepared], tokenizer: TextTokenizer) -> dict[str, Encoded]:
     """The splits in tokens; from the user's cache where they are there."""
-    worker = replace(tokenizer, home=machine.cache_home() / "tokens") if config.data.cache else tokenizer
+    worker = replace(tokenizer, home=_cache(config, "tokens"))
     length = config.data.max_length
     found = {split: task.encode(part.texts, part.targets, worker, length) for split, part in rows.items()}
     for split, encoded in found.items():
@@ -357,16 +358,28 @@ def _batches(
     config: Config, mesh: Mesh, rows: Mapping[str, Prepared], data: Mapping[str, Encoded], tokenizer: TextTokenizer
 ) -> tuple[TrainBatches, dict[str, EvalBatches]]:
     train, seed = data["train"], config.seed.data
-    order = Order(len(train), config.train.batch_size, seed, _mixing(config, rows["train"], train))
-    parts = meshes.batch_parts(mesh)
-    shapes = declare(config.data.layout, train, order, parts * config.train.accumulate)
+    parts, packs = meshes.batch_parts(mesh), None
+    multiple = parts * config.train.accumulate
+    if config.data.layout.kind == "planned":
+        length = row_length(config.data.layout, train)
+        packs = plan_packs(train.lengths, length, slots_for(length), seed, _cache(config, "packs"))
+        order = Order(len(packs), packs.in_a_step(config.train.batch_size), seed)
+        shapes: tuple[Shape, ...] = (Shape(up_to(order.batch_size, multiple), length, packs.slots),)
+    else:
+        order = Order(len(train), config.train.batch_size, seed, _mixing(config, rows["train"], train))
+        shapes = declare(config.data.layout, train, order, multiple)
     steps = config.train.steps or math.ceil(config.train.epochs * order.steps_per_epoch)
     evals = {
         split: EvalBatches.of(found, shapes[-1], config.eval.batch_size, parts)
         for split, found in data.items()
         if split != "train"
     }
-    return TrainBatches(train, order, shapes, steps, augmentation(config.data.augment, seed, tokenizer)), evals
+    return TrainBatches(train, order, shapes, steps, augmentation(config.data.augment, seed, tokenizer), packs), evals
+
+
+def _cache(config: Config, name: str) -> Path | None:
+    """Where prepared data of a kind is kept in the user's cache, if it is."""
+    return machine.cache_home() / name if config.data.cache else None
 
 
 def _mixing(config: Config, train: Prepared, encoded: Encoded) -> Mixing | None:
