@@ -1,7 +1,7 @@
-"""Writes `docs/models.md` from what the parity tests measured: pytest tests/parity --junitxml=FILE, then this with FILE.
+"""Writes `docs/models.md` from what the parity tests measured, as pytest's `--junitxml=FILE` holds it.
 
-A test says what it measured by `record_property("parity", "family|head|what|error")`; of several errors for one cell the
-largest stands in the table. A cell that no test measured stays empty.
+A test says what it measured by `record_property("parity", "family|head|what|error")`; of several errors for one cell
+the largest stands in the table. A cell that no test measured stays empty.
 """
 
 import importlib.metadata
@@ -19,10 +19,10 @@ HEADER = """\
 
 Each row is a kind of model with a kind of head, each number the largest difference from the torch reference
 (`transformers`, float32, on a CPU) that a test run measured, on tiny models with odd sizes and random weights, padded
-and packed. *Logits* and *gradients* are absolute and relative to the largest; *trajectory* is the relative difference of
-20 training losses; *export* is between the logits of the model that was trained here and of the directory that
-`transformers` loads again; *generation* counts tokens that differ from `generate`, greedy and with 4 beams; *published* is
-logits at a published size. An empty cell was not measured.
+and packed. *Logits* are absolute, *gradients* relative to the largest; *trajectory* is the relative difference of 20
+training losses; *export* is between the logits of the model that was trained here and of the directory that
+`transformers` loads again; *generation* counts tokens that differ from `generate`, greedy and with 4 beams; *published*
+is logits at a published size. An empty cell was not measured.
 
 This page is made by `make models` (pytest tests/parity, then `docs/make_models.py`).
 """
