@@ -10,11 +10,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sft_jax.config.data import DataSection
-from sft_jax.config.section import NotNegative, Positive, Section, Share
+from sft_jax.config.section import NotNegative, Positive, Section, Seed, Share
 from sft_jax.config.tasks import TaskSection
 from sft_jax.config.training import CheckpointSection, EvalSection, OptimSection, TrainSection
-
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # jax would use no more of it
 
 
 class Seeds(Section):
