@@ -29,11 +29,11 @@ from sft_jax.data.prepare import prepare as prepare_rows
 from sft_jax.data.report import DataReport
 from sft_jax.data.sources import load_rows
 from sft_jax.data.text import TextTokenizer, load_tokenizer
-from sft_jax.errors import ConfigError, DataError, ModelError, RunError, did_you_mean
+from sft_jax.errors import ConfigError, DataError, ModelError, RunError, did_you_mean, listing
 from sft_jax.models.family import Model, build_model, load_model
 from sft_jax.nn.template import Params
 from sft_jax.tasks.labels import names_in
-from sft_jax.tasks.task import Examples, Task, build_task
+from sft_jax.tasks.task import Audit, Examples, Task, build_task
 from sft_jax.train import directory, optim, step, trackers
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.loop import Plan
@@ -51,6 +51,7 @@ from sft_jax.weights.files import Checkpoint, find, open_checkpoint
 from sft_jax.weights.table import Matched, match
 
 MOST_GROUPS = 100  # each is counted apart, on the device
+MOST_LOST = 0.5  # share of the documents of a split; if more are lost, it is not the documents that are wrong
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Run:
     batches: TrainBatches
     evals: dict[str, EvalBatches]
     report: DataReport
+    audit: Audit | None = None  # of the training documents, where the task has one
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -123,6 +125,7 @@ def prepare(config: Config) -> Run:
     groups, data = _grouped(config.eval.group, rows, data)
     task = task.fit(data["train"])
     _check_ids(model, data)
+    audit = _audited(task, Examples(data["train"], rows["train"].texts, rows["train"].targets), tokenizer)
     where, shapes, new_head = (
         str(checkpoint.directory),
         model.template.shapes,
@@ -152,6 +155,7 @@ def prepare(config: Config) -> Run:
         batches,
         evals,
         _with_tokens(report, data, batches, evals),
+        audit,
     )
 
 
@@ -261,12 +265,23 @@ def _encoded(config: Config, task: Task, rows: Mapping[str, Prepared], tokenizer
     length = config.data.max_length
     found = {split: task.encode(part.texts, part.targets, worker, length) for split, part in rows.items()}
     for split, encoded in found.items():
-        if not len(encoded):
+        lost = sum(encoded.lost.values())
+        if not len(encoded) or lost > MOST_LOST * (lost + len(encoded)):
             reasons = ", ".join(f"{reason}: {count}" for reason, count in encoded.lost.items())
+            few = f"only {len(encoded)}" if len(encoded) else "none"
             raise DataError(
-                f"data.{split}: of {len(rows[split])} rows none made a document ({reasons}); raise max_length"
+                f"data.{split}: of {len(rows[split])} rows {few} made a document ({reasons}); raise max_length, or "
+                f"give other rows"
             )
     return found
+
+
+def _audited(task: Task, train: Examples, tokenizer: TextTokenizer) -> Audit | None:
+    """What the task finds in the training documents; any problem in it is one of the user's."""
+    audit = task.audit(train, tokenizer)
+    if audit and audit.problems:
+        raise DataError(listing("data.train: the audit of what is supervised", audit.problems))
+    return audit
 
 
 def _with_tokens(
