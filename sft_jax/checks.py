@@ -10,11 +10,14 @@ from sft_jax.config.data import Augment, DataSection
 from sft_jax.config.schema import ModelSection
 from sft_jax.data.batch import Encoded
 from sft_jax.data.clean import RULES
-from sft_jax.errors import ConfigError, DataError, ModelError, did_you_mean
+from sft_jax.data.text import TextTokenizer
+from sft_jax.errors import ConfigError, DataError, ModelError, did_you_mean, listing
 from sft_jax.models.family import Model
 from sft_jax.tasks.labels import names_in
-from sft_jax.tasks.task import Task
+from sft_jax.tasks.task import Audit, Examples, Task
 from sft_jax.weights.table import Matched
+
+MOST_LOST = 0.5  # share of the documents of a split; if more are lost, it is the length or the rows that are wrong
 
 
 def metric(name: str, task: Task) -> None:
@@ -36,13 +39,24 @@ def changes(section: DataSection, task: Task) -> None:
 
 
 def documents(data: Mapping[str, Encoded], rows: Mapping[str, Any]) -> None:
-    """Of each split some rows must have become documents (C9)."""
+    """Most rows of each split must have become documents (C9)."""
     for split, encoded in data.items():
-        if not len(encoded):
+        lost = sum(encoded.lost.values())
+        if not len(encoded) or lost > MOST_LOST * (lost + len(encoded)):
             reasons = ", ".join(f"{reason}: {count}" for reason, count in encoded.lost.items())
+            few = f"only {len(encoded)}" if len(encoded) else "none"
             raise DataError(
-                f"data.{split}: of {len(rows[split])} rows none made a document ({reasons}); raise data.max_length"
+                f"data.{split}: of {len(rows[split])} rows {few} made a document ({reasons}); raise max_length, or "
+                f"give other rows"
             )
+
+
+def audit(task: Task, train: Examples, tokenizer: TextTokenizer) -> Audit | None:
+    """What a task finds supervised; whatever it finds wrong stops the run (C4, C5, C7)."""
+    found = task.audit(train, tokenizer)
+    if found and found.problems:
+        raise DataError(listing("data.train: the audit of what is supervised", found.problems))
+    return found
 
 
 def length(longest: int, model: Model, source: str) -> None:

@@ -8,12 +8,14 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from sft_jax.data.report import DataReport
 from sft_jax.jobs import Result, Scores
 from sft_jax.report.compare import Comparison
 from sft_jax.report.tables import figure
 from sft_jax.run import Run
+from sft_jax.tasks.task import Audit
 from sft_jax.train.report import Screen, shown
 from sft_jax.weights.files import count
 
@@ -28,6 +30,8 @@ def show_run(console: Console, run: Run) -> None:
     show_facts(console, "Model", _model(run))
     show_data(console, run.report)
     show_facts(console, "Data", _data(run))
+    if run.audit:
+        show_audit(console, run.audit)
     show_facts(console, "Training", _training(run))
     console.print()
 
@@ -38,6 +42,17 @@ def show_data(console: Console, report: DataReport) -> None:
     findings = _findings(report)
     if len(findings) > 1:
         show_table(console, "Found in the rows", findings)
+
+
+def show_audit(console: Console, audit: Audit) -> None:
+    """What is supervised: the parts of a few documents in green, or in brackets where there are no colours."""
+    show_facts(console, "Supervised", audit.facts)
+    for row in audit.rows:
+        line = Text("  ")
+        for piece, learned in row:
+            plain = "".join(c if c.isprintable() else "⏎" if c == "\n" else repr(c)[1:-1] for c in piece)
+            line.append(plain if console.is_terminal or not learned else f"⟦{plain}⟧", "green" if learned else "dim")
+        console.print(line)
 
 
 def show_result(console: Console, run: Run, result: Result) -> None:
@@ -165,7 +180,8 @@ def _findings(report: DataReport) -> list[list[Any]]:
         counted = {"duplicate": found.duplicates, "conflict": found.conflicts, "leaked": found.leaked}
         kept = {kind: count for kind, count in counted.items() if count and kind not in found.dropped}
         cut = {"for other splits": found.cut} if found.cut else {}
-        for became, kinds in (("dropped", found.dropped), ("kept", kept), ("cut", cut)):
+        lost = found.tokens.lost if found.tokens else {}
+        for became, kinds in (("dropped", found.dropped), ("kept", kept), ("cut", cut), ("lost", lost)):
             for kind, rows in kinds.items():
                 table.append([split, kind, rows, became, *found.examples.get(kind, [""])[:1]])
     return table

@@ -58,6 +58,8 @@ def export_model(
     with new_directory(out, replace=replace) as fresh:
         write_checkpoint(fresh, config, tensors)
         copy_files(tokenizer_from, FILES, fresh)
+        for name, content in task.files(tokenizer_from).items():
+            (fresh / name).write_text(content, encoding="utf-8")
         (fresh / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -73,7 +75,7 @@ def model_card(base: str, task: Task, facts: Mapping[str, str], metrics: Mapping
         f"# {Path(base).name or base}, fine-tuned",
         "",
         f"`{base}` fine-tuned for {task.kind.replace('_', ' ')} with sft_jax.",
-        f"{'Labels' if len(task.labels) > 1 else 'Output'}: {', '.join(task.labels)}.",
+        *([f"{'Labels' if len(task.labels) > 1 else 'Output'}: {', '.join(task.labels)}."] if task.labels else []),
         "",
         "| setting | value |",
         "|---|---|",

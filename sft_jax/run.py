@@ -32,7 +32,7 @@ from sft_jax.data.text import TextTokenizer, load_tokenizer
 from sft_jax.errors import ConfigError, DataError, RunError
 from sft_jax.models.family import Model, build_model, load_model
 from sft_jax.nn.template import Params
-from sft_jax.tasks.task import Examples, Task, build_task
+from sft_jax.tasks.task import Audit, Examples, Task, build_task
 from sft_jax.train import directory, optim, step, trackers
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.loop import Plan
@@ -71,6 +71,7 @@ class Run:
     batches: TrainBatches
     evals: dict[str, EvalBatches]
     report: DataReport
+    audit: Audit | None = None  # of the training documents, where the task has one
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -118,6 +119,7 @@ def prepare(config: Config) -> Run:
     groups, data = _grouped(config.eval.group, rows, data)
     task = task.fit(data["train"])
     checks.ids(model, data)
+    audit = checks.audit(task, Examples(data["train"], rows["train"].texts, rows["train"].targets), tokenizer)
     new_head = checks.begins_with_new_head(config.model, model, checkpoint.config)
     matched = match(model.table, model.template.shapes, checkpoint.shapes, str(checkpoint.directory), new_head=new_head)
     checks.head(task, matched, checkpoint.config)
@@ -143,6 +145,7 @@ def prepare(config: Config) -> Run:
         batches,
         evals,
         _with_tokens(report, data, batches, evals),
+        audit,
     )
 
 

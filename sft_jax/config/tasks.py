@@ -1,5 +1,6 @@
 """What is learned from the rows: a section for each task, told apart by `kind`."""
 
+from datetime import date
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -68,4 +69,30 @@ class Regression(Texts):
     """Where `huber` turns linear."""
 
 
-TaskSection = SequenceClassification | MultiLabelClassification | Regression
+class CausalLM(Section):
+    """The next token of each text, of answers to prompts, or of what an assistant says in conversations."""
+
+    kind: Literal["causal_lm"]
+    format: Literal["text", "completion", "chat"] = "text"
+    """Texts as they are, a prompt with its completion, or messages by the chat template of the tokenizer."""
+    text: str = "text"
+    """Column that holds the text (`text`)."""
+    prompt: str = "prompt"
+    """Column that holds the prompt (`completion`)."""
+    completion: str = "completion"
+    """Column that holds what follows the prompt (`completion`)."""
+    messages: str = "messages"
+    """Column that holds the messages, objects with `role` and `content`, the last one an assistant's (`chat`)."""
+    tools: str | None = None
+    """Column that holds the tools that the assistant may call (`chat`)."""
+    loss_on: Literal["answers", "last", "all"] = "answers"
+    """Completions and all turns of the assistant, the last turn only, or every token; a plain text is an answer."""
+    template: str | None = None
+    """File with a chat template, in place of the tokenizer's own; exported with the model."""
+    today: Annotated[date, Field(strict=False)] | None = None
+    """The day that a template is told; one that asks for it is refused without, for it would change the tokens."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target that is spread evenly over the vocabulary."""
+
+
+TaskSection = SequenceClassification | MultiLabelClassification | Regression | CausalLM

@@ -25,6 +25,7 @@ class Tokens:
     truncated_share: float
     padding_share: float  # filler among the tokens of the batches
     supervised: int  # documents that have a part in the loss
+    lost: dict[str, int]  # why others were left out -> how many
 
 
 @dataclass(frozen=True)
@@ -73,4 +74,5 @@ def _tokens(encoded: Encoded, padding: float) -> Tokens:
         truncated_share=encoded.truncated / len(encoded),
         padding_share=padding,
         supervised=len(encoded),
+        lost=encoded.lost,
     )

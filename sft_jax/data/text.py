@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -18,6 +19,7 @@ from sft_jax.data import cache
 from sft_jax.errors import ConfigError, ModelError, reason
 
 FAST, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+CONFIG = "config.json"  # of the model, which knows where texts begin and end
 VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 # Files that a tokenizer consists of; copied as they are into an export.
 FILES = (
@@ -55,7 +57,7 @@ def load_tokenizer(directory: Path) -> TextTokenizer:
     try:
         whole = (directory / FAST).is_file()
         fast = Tokenizer.from_file(str(directory / FAST)) if whole else _converted(directory)
-        return TextTokenizer(fast, *_described(directory))
+        return TextTokenizer(fast, *_described(directory, fast))
     except Exception as error:  # the tokenizer libraries raise bare Exception for broken files
         raise ModelError(
             f"{directory}: its tokenizer cannot be loaded ({reason(error)}); fetch {FAST} again, or save one there"
@@ -116,18 +118,25 @@ def _origin(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | N
     yield from pairs or ()
 
 
-def _described(directory: Path) -> tuple[dict[str, str], str | None]:
-    """(special tokens by name, chat template) as the files beside a tokenizer have them."""
-    file, template = directory / SETTINGS, directory / TEMPLATE
-    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if not isinstance(settings, dict):
-        raise ValueError(f"{SETTINGS} holds a {type(settings).__name__}, expected an object")
-    named = {name: value for name, value in settings.items() if name.endswith("_token")}
+def _described(directory: Path, fast: Tokenizer) -> tuple[dict[str, str], str | None]:
+    """(special tokens by name, chat template) as the files beside a tokenizer have them, the model's own at last."""
+    template, settings, config = directory / TEMPLATE, _object(directory / SETTINGS), _object(directory / CONFIG)
+    ids = {name: config.get(f"{name}_id") for name in ("bos_token", "eos_token")}
+    of_model = {name: fast.id_to_token(n) for name, n in ids.items() if type(n) is int and n >= 0}
+    named = {**of_model, **{name: v for name, v in settings.items() if name.endswith("_token") and v is not None}}
     special = {n: v.get("content") if isinstance(v, dict) else v for n, v in named.items()}
     written = template.read_text(encoding="utf-8") if template.is_file() else settings.get("chat_template")
     if isinstance(written, list):  # several by name
         written = next((t.get("template") for t in written if isinstance(t, dict) and t.get("name") == "default"), None)
     return {n: v for n, v in special.items() if isinstance(v, str)}, written if isinstance(written, str) else None
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """The object of a JSON file; none of a file that is not there."""
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{file.name} holds a {type(found).__name__}, expected an object")
+    return found
 
 
 def _converted(directory: Path) -> Tokenizer:

@@ -1,8 +1,10 @@
 """Losses over the documents of a batch: totals and weights in float32, filler at weight 0. Equal to torch's.
 
 All of them stay finite, and so do their gradients, for any finite outputs: probabilities are never taken the logarithm
-of. Letters: r rows of the batch, n document slots in a row, c classes or labels.
+of. Letters: r rows of the batch, t tokens in a row, n document slots in a row, c classes or labels.
 """
+
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +97,13 @@ def label_divergence(one: Float[Array, "r n c"], other: Float[Array, "r n c"], w
     a, b = one.astype(jnp.float32), other.astype(jnp.float32)
     each = 0.5 * (jax.nn.sigmoid(a) - jax.nn.sigmoid(b)) * (a - b)  # log p - log(1 - p) is the logit
     return Ratio((each * weight[..., None]).sum(), weight.sum() * a.shape[-1])
+
+
+def token_weights(batch: Mapping[str, Array]) -> Float[Array, "r t"]:
+    """What each token counts for: its own weight times that of its document, 0 for filler."""
+    document = jnp.maximum(batch["segment_ids"] - 1, 0)
+    of_document = jnp.take_along_axis(batch["weight"], document, axis=1)
+    return batch["token_weight"] * of_document * (batch["segment_ids"] > 0)
 
 
 def _log_complement(logits: Float[Array, "r n c"]) -> Float[Array, "r n c"]:

@@ -7,6 +7,7 @@ counts, from counts to metrics, from outputs to records. It asks a model for a k
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -127,6 +128,10 @@ class Task:
     cleans: bool = True  # whether texts may be cleaned; not where targets are places in them
     moves: bool = True  # whether tokens of a document may be moved and left out: augmentation
     audit: Callable[[Examples, Any], Audit | None] = lambda train, tokenizer: None
+    # Of what goes on with texts: (texts, tokenizer, max_length) -> what is to be gone on with, and where that stops.
+    prompt: Callable[[Texts, Any, int], Encoded] | None = None
+    stops: Callable[[Any], list[int]] = lambda tokenizer: []
+    files: Callable[[Path], dict[str, str]] = lambda directory: {}  # (of the tokenizer) -> more files of an export
 
 
 # Kind in the configuration -> the file in this folder. One line a task. The file has `build(section, rows)`, which
@@ -135,6 +140,7 @@ TASKS = {
     "sequence_classification": "sequence_classification",
     "multi_label_classification": "multi_label_classification",
     "regression": "regression",
+    "causal_lm": "causal_lm",
 }
 # What `transformers` calls the problems that it solves with one and the same kind of head.
 PROBLEMS = {
@@ -174,6 +180,8 @@ def written(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _foreign_kind(config: Mapping[str, Any]) -> str | None:
     classes = config.get("architectures")
     ending = "".join(map(str, classes if isinstance(classes, list) else [])).lower()
+    if ending.endswith("lmheadmodel"):  # GPT-2's name for it
+        return "causal_lm"
     kind = next((kind for kind in TASKS if ending.endswith(f"for{kind.replace('_', '')}")), None)
     if kind != "sequence_classification":
         return kind

@@ -1,0 +1,84 @@
+"""Audits: what is supervised as the tokens say it, before anything is trained. Any problem stops the run."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sft_jax.data.batch import Encoded
+from sft_jax.data.text import TextTokenizer
+from sft_jax.tasks.task import Audit
+
+ROWS = 3  # documents that are shown: the first, one in the middle, the last
+PIECE = 240  # characters of a piece that are shown
+
+
+def of_tokens(encoded: Encoded, tokenizer: TextTokenizer, stops: Sequence[int]) -> Audit:
+    """The audit of documents of which tokens are supervised by `label` and `token_weight`."""
+    learned, label = encoded.tokens["token_weight"] > 0, encoded.tokens["label"]
+    last = learned & ~np.append(learned[1:], False)  # of each answer, where its last token is predicted
+    ending = np.isin(label[last], list(stops))
+    cut = encoded.truncated
+    facts = {
+        "supervised": f"{int(learned.sum()):,} of {len(learned):,} tokens ({learned.mean():.1%}) "
+        f"of {len(encoded):,} documents",
+        "truncated": f"{cut:,} documents ({cut / len(encoded):.1%})",
+        "lost": ", ".join(f"{count:,} {why}" for why, count in encoded.lost.items()) or "none",
+        "stop": f"{int(ending.sum()):,} of {int(last.sum()):,} answers end with {_named(tokenizer, stops)}",
+    }
+    problems = []
+    if not ending.any():
+        problems.append(
+            f"no answer ends with a token that stops generation ({_named(tokenizer, stops)}), so the model would never "
+            f"stop; {_remedy(tokenizer, encoded)}"
+        )
+    begin = tokenizer.id("bos_token")
+    if begin is not None:
+        once, twice = _begins(encoded, begin)
+        facts["begin"] = f"{once:,} of {len(encoded):,} documents begin with {tokenizer.special['bos_token']}"
+        if twice:
+            problems.append(
+                f"{twice:,} documents begin with {tokenizer.special['bos_token']} twice; take it out of the texts "
+                f"or the template"
+            )
+    return Audit([pieces(encoded, number, tokenizer) for number in _shown(len(encoded))], facts, problems)
+
+
+def pieces(encoded: Encoded, document: int, tokenizer: TextTokenizer) -> list[tuple[str, bool]]:
+    """The text of a document in pieces that are supervised or not, long ones without their middle."""
+    span = slice(encoded.offsets[document], encoded.offsets[document + 1])
+    ids = encoded.tokens["input_ids"][span]
+    learned = np.concatenate([[False], encoded.tokens["token_weight"][span][:-1] > 0])  # a label is the token after
+    begins = np.flatnonzero(np.concatenate([[True], learned[1:] != learned[:-1]]))
+    found = []
+    for begin, end in zip(begins, [*begins[1:], len(ids)], strict=True):
+        text = tokenizer.fast.decode(ids[begin:end].tolist(), skip_special_tokens=False)
+        half = PIECE // 2
+        found.append((text if len(text) <= PIECE else f"{text[:half]} … {text[-half:]}", bool(learned[begin])))
+    return found
+
+
+def _shown(count: int) -> list[int]:
+    return sorted({0, count // 2, count - 1} if count > ROWS - 1 else set(range(count)))
+
+
+def _begins(encoded: Encoded, begin: int) -> tuple[int, int]:
+    """How many documents begin with this token, and how many with two of it."""
+    ids, first = encoded.tokens["input_ids"], encoded.offsets[:-1]
+    once = ids[first] == begin
+    second = np.where(encoded.lengths > 1, ids[np.minimum(first + 1, len(ids) - 1)], -1)
+    return int(once.sum()), int((once & (second == begin)).sum())
+
+
+def _named(tokenizer: TextTokenizer, stops: Sequence[int]) -> str:
+    return (
+        " or ".join(str(tokenizer.fast.id_to_token(number)) for number in stops)
+        or "a stop token, of which there is none"
+    )
+
+
+def _remedy(tokenizer: TextTokenizer, encoded: Encoded) -> str:
+    if encoded.truncated == len(encoded):
+        return "every document is cut before its end: raise data.max_length"
+    if tokenizer.id("eos_token") is None:
+        return "name an eos_token in tokenizer_config.json"
+    return "use a template that ends answers with a token of the tokenizer's own, by task.template"
