@@ -9,9 +9,9 @@ Generation, on `module = template.bind(params)` with a head of kind `causal_lm`:
     cache = empty_cache(config, batch=b, length=l, dtype=dtype)
     logits, cache = module.cached(ids, positions, cache, at)
 
-reads tokens `ids` [b, s] at `positions` [b, s] within their sequences and writes them into slots `at` .. `at + s` of the
-cache, the same in every sequence. What a token sees depends on positions alone, never on slots: its own sequence up to
-itself. So prompts of different lengths stand in one batch: filler has position -1, wherever it stands, is never seen
+reads tokens `ids` [b, s] at `positions` [b, s] within their sequences and writes them into slots `at` .. `at + s` of
+the cache, the same in every sequence. What a token sees depends on positions alone, never on slots: its own sequence up
+to itself. So prompts of different lengths stand in one batch: filler has position -1, wherever it stands, is never seen
 and sees nothing. `logits` are the `LazyLogits` of these s tokens; take the hidden state of the last real one and call
 `logits.of(hidden)`. A cache is a pytree whose every leaf begins with the axis b: beams are picked by
 `jax.tree.map(lambda leaf: leaf[chosen], cache)`. All of `at`, `ids` and `positions` may be traced.
@@ -177,7 +177,7 @@ def head_rows(config: DecoderConfig, head: Head, out: Mapping[str, str]) -> tupl
 
 
 def other_heads(config: DecoderConfig, head: Head, out: Mapping[str, str]) -> tuple[str, ...]:
-    """Patterns of the tensors of heads of other kinds, and of the copy of tied embeddings that some files hold (C31)."""
+    """Patterns of the tensors of heads of other kinds, and of the copy that some files hold of tied embeddings (C31)."""
     names = {"lm_head", "qa_outputs", *out.values()} - {out.get(head.kind, "lm_head" if not config.tied else "")}
     return tuple(sorted(f"{name}.*" for name in names))
 
