@@ -31,7 +31,7 @@ def header_questions(archive: Path, out: Path) -> None:
     The answer is the value of a header. The files `no-answer-…` hold questions about a tenth of the same mails, of each
     side, in which the header that is asked for was left out: their lists of answers are empty.
     """
-    mails = {}
+    mails: dict[tuple[object, ...], tuple[str, dict[str, str], str]] = {}
     for name, content in sorted(members(archive)):
         if mail := MAIL.fullmatch(name):
             headers, body = _read_mail(json.loads(content)["text"])
