@@ -44,6 +44,11 @@ class Header:
     tensors: dict[str, Tensor]
 
 
+def is_gguf(place: Path) -> bool:
+    """Whether this is a GGUF file, by its name."""
+    return place.suffix == ENDING and place.is_file()
+
+
 def read_header(file: Path) -> Header:
     """The header of a file; raises ModelError where it is no whole GGUF file, or larger than any honest one."""
     try:

@@ -153,7 +153,7 @@ def test_a_directory_with_files_is_not_overwritten(source, tmp_path):
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "replacing"])
-@pytest.mark.parametrize("moment", ["write_checkpoint", "copyfile", "rename", "last rename"])
+@pytest.mark.parametrize("moment", ["write_checkpoint", "tokenizer", "rename", "last rename"])
 def test_a_failed_export_leaves_no_half(moment, there, source, tmp_path, monkeypatch):
     """R57: whatever fails while writing, there is no half-written directory, and one that was there is as it was."""
     home = tmp_path / "home"
@@ -172,7 +172,7 @@ def test_a_failed_export_leaves_no_half(moment, there, source, tmp_path, monkeyp
 
     target, name, failing = {
         "write_checkpoint": (exporting, "write_checkpoint", fail),
-        "copyfile": (shutil, "copyfile", fail),
+        "tokenizer": (Path, "write_bytes", fail),
         "rename": (Path, "rename", fail),
         "last rename": (Path, "rename", fail_last),
     }[moment]

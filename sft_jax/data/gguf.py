@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file, from its metadata: byte-level BPE as `tokenizers` has it, special tokens, chat template.
+"""The tokenizer of a GGUF file, from its metadata: byte-level BPE, special tokens and the chat template.
 
 Texts are split as the model's own tokenizer splits them, which is not always how readers of GGUF files do: SmolLM2
 takes each digit alone, also after blanks. A kind of splitting that is not known is refused, since it would give other
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from sft_jax.errors import ModelError, did_you_mean
+from sft_jax.errors import ModelError, did_you_mean, reason
 from sft_jax.gguf import read_header
 
 LLAMA3 = (
@@ -85,10 +85,15 @@ def read_tokenizer(file: Path) -> tuple[Tokenizer, dict[str, str], str | None]:
     for name, key in SPECIAL.items():
         if key in said:
             if type(said[key]) is not int or not 0 <= said[key] < len(tokens):
-                raise ModelError(f"{file}: tokenizer.ggml.{key} is {said[key]!r:.40}, of {len(tokens)} tokens")
+                raise ModelError(
+                    f"{file}: tokenizer.ggml.{key} is {said[key]!r:.40}, of {len(tokens)} tokens; fetch it again"
+                )
             special[name] = tokens[said[key]]
     begins = said.get("add_bos_token", SPLITTINGS[pre].begins), said.get("add_eos_token", False)
-    tokenizer = _built(tokens, kinds, pairs, SPLITTINGS[pre])
+    try:
+        tokenizer = _built(tokens, kinds, pairs, SPLITTINGS[pre])
+    except Exception as error:  # the tokenizer library raises bare Exception for merges of what is no token
+        raise ModelError(f"{file}: its tokenizer cannot be built ({reason(error)}); fetch it again") from None
     _frame(tokenizer, special, *begins)
     template = metadata.get("tokenizer.chat_template")
     return tokenizer, special, template if isinstance(template, str) else None

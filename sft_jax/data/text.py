@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from sft_jax.data import cache
 from sft_jax.data.gguf import read_tokenizer
 from sft_jax.errors import ConfigError, ModelError, reason
-from sft_jax.gguf import ENDING as GGUF
+from sft_jax.gguf import is_gguf
 
 FAST, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
@@ -54,14 +54,12 @@ class Tokens:
 
 def load_tokenizer(directory: Path) -> TextTokenizer:
     """The tokenizer of a checkpoint, a directory or a GGUF file, from data alone: code in it is never run."""
+    if is_gguf(directory):
+        return TextTokenizer(*read_tokenizer(directory))
     try:
-        if directory.suffix == GGUF and directory.is_file():
-            return TextTokenizer(*read_tokenizer(directory))
         whole = (directory / FAST).is_file()
         fast = Tokenizer.from_file(str(directory / FAST)) if whole else _converted(directory)
         return TextTokenizer(fast, *_described(directory))
-    except ModelError:
-        raise
     except Exception as error:  # the tokenizer libraries raise bare Exception for broken files
         raise ModelError(
             f"{directory}: its tokenizer cannot be loaded ({reason(error)}); fetch {FAST} again, or save one there"
@@ -70,7 +68,7 @@ def load_tokenizer(directory: Path) -> TextTokenizer:
 
 def tokenizer_files(directory: Path) -> dict[str, bytes]:
     """The files that a checkpoint's tokenizer consists of; of a GGUF file, those that a directory would have."""
-    if not (directory.suffix == GGUF and directory.is_file()):
+    if not is_gguf(directory):
         return {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
     tokenizer = load_tokenizer(directory)
     settings = {

@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 from sft_jax.errors import ModelError, RunError, listing, reason
 from sft_jax.gguf import ENDING as GGUF
+from sft_jax.gguf import is_gguf
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 << 30
@@ -62,7 +63,7 @@ def find(source: str, revision: str | None = None, *, weights: bool = True) -> P
     local = Path(source).expanduser()
     if local.is_dir():
         return _only_gguf(local) or local
-    if local.is_file() and local.suffix == GGUF:
+    if is_gguf(local):
         return local
     if source.startswith((".", "/", "~")) or source.count("/") > 1 or local.suffix == GGUF:
         raise ModelError(f"model '{source}': no such directory; give a directory, a GGUF file, a hub name or an asset")
@@ -83,7 +84,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
     A GGUF file is opened as the directory that it was made of.
     """
-    if directory.suffix == GGUF and directory.is_file():
+    if is_gguf(directory):
         from sft_jax.weights.gguf import open_gguf
 
         return open_gguf(directory)

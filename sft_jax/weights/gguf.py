@@ -102,12 +102,12 @@ def _misfits(header: Header, names: dict[str, str], said: Said, architecture: Ar
     """Where the tensors are not those of the metadata."""
     table = header.tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2 or table.shape[1] != said["embedding_length"]:
-        return [f"token_embd.weight: expected rows of {said['embedding_length']} numbers"]
+        return [f"token_embd.weight: expected rows of {said['embedding_length']} numbers; fetch it again"]
     blocks = {int(block[1]) for ours in names.values() if (block := BLOCK.match(ours))}
     if blocks != set(range(len(blocks))) or len(blocks) != said["block_count"]:
-        return [f"tensors of {len(blocks)} blocks, where block_count is {said['block_count']}"]
+        return [f"tensors of {len(blocks)} blocks, where block_count is {said['block_count']}; fetch it again"]
     return [
-        f"{ours}: {header.tensors[ours].shape[0]} rows are not those of {heads} heads"
+        f"{ours}: {header.tensors[ours].shape[0]} rows are not those of {heads} heads; fetch it again"
         for ours in names.values()
         if (heads := heads_of(architecture, ours, said)) and header.tensors[ours].shape[0] % (2 * heads)
     ]
