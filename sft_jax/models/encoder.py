@@ -4,14 +4,14 @@ Letters: r rows of the batch, t tokens in a row, e size of the hidden states. A 
 `segment_ids` tells them apart (0 is filler) and `position_ids` begin at 0 in each.
 """
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from sft_jax.errors import ModelError, did_you_mean
+from sft_jax.errors import ModelError
+from sft_jax.models.family import check_activation, check_fields
 from sft_jax.nn.attention import attend, same_segment
 from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, dropout, noisy
 from sft_jax.nn.random import Key, split
@@ -45,23 +45,13 @@ class EncoderConfig:
     embedding_noise: float = 0.0  # of training alone
 
     def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
-            least = 1 if field.type is int and field.name not in ("num_types", "position_offset") else 0
-            kinds: tuple[Any, ...] = (int, float) if field.type is float else (field.type,)
-            most = MOST.get(field.name, 2**31)
-            if type(value) not in kinds or (field.type in (int, float) and not least <= value <= most):
-                number = f" of at least {least} and at most {most}" if field.type in (int, float) else ""
-                raise ModelError(f"config.json: {field.name} is {value!r:.60}, expected {kinds[-1].__name__}{number}")
+        check_fields(self, MOST, may_be_0=("num_types", "position_offset"))
         if self.size % self.num_heads:
             raise ModelError(
                 f"config.json: hidden size {self.size} is not divisible by {self.num_heads} heads; "
                 f"fetch the checkpoint again"
             )
-        if self.activation not in ACTIVATIONS:
-            hint = did_you_mean(self.activation, ACTIVATIONS)
-            known = ", ".join(ACTIVATIONS)
-            raise ModelError(f"config.json: activation '{self.activation}' is not supported{hint} (known: {known})")
+        check_activation(self.activation)
 
 
 def limits(config: EncoderConfig) -> dict[str, int]:
@@ -143,7 +133,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: EncoderConfig, head: nnx.Module):
         self.embed = Embeddings(config)
-        self.blocks = Stack(config.num_layers, lambda: Block(config))
+        self.blocks = Stack(config.num_layers, lambda number: Block(config))
         self.head = head
 
     def __call__(self, batch: dict[str, Array], *, key: Key | None = None) -> Float[Array, "r n_or_t c"]:

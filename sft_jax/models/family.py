@@ -6,13 +6,15 @@ the same for all and stands here. Knows no task: a head is asked for by its kind
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from types import NoneType
+from typing import Any, get_args, get_origin
 
 import numpy as np
 from flax import nnx
 
 from sft_jax.errors import ModelError, did_you_mean
+from sft_jax.nn.layers import ACTIVATIONS
 from sft_jax.nn.template import Template
 from sft_jax.weights.files import Checkpoint
 from sft_jax.weights.table import Matched, Table, check_covers, load, match
@@ -24,6 +26,12 @@ FAMILIES = {
     "roberta": "roberta",
     "xlm-roberta": "roberta",
     "camembert": "roberta",
+    "gpt2": "gpt2",
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "llama",
+    "qwen3": "llama",
+    "phi3": "llama",
 }
 
 
@@ -106,6 +114,37 @@ def load_model(
     where = str(checkpoint.directory)
     matched = match(model.table, model.template.shapes, checkpoint.shapes, where, new_head=new_head)
     return matched, load(model.table, matched, checkpoint.read)
+
+
+def check_fields(config: Any, most: dict[str, float], may_be_0: tuple[str, ...] = ()) -> None:
+    """Numbers and words of a family's configuration must be such; whole numbers at least 1, unless they may be 0."""
+    for field in fields(config):
+        value, kinds = getattr(config, field.name), get_args(field.type) or (field.type,)
+        if get_origin(field.type) is tuple or (value is None and NoneType in kinds):
+            continue
+        kind = kinds[0]
+        least, highest = 1 if kind is int and field.name not in may_be_0 else 0, most.get(field.name, 2**31)
+        fitting = type(value) in ((int, float) if kind is float else (kind,))
+        if not fitting or (kind in (int, float) and not least <= value <= highest):
+            number = f" of at least {least} and at most {highest}" if kind in (int, float) else ""
+            raise ModelError(f"config.json: {field.name} is {value!r:.60}, expected {kind.__name__}{number}")
+
+
+def check_activation(name: str) -> None:
+    """An activation must be among those there are."""
+    if name not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        hint = did_you_mean(name, ACTIVATIONS)
+        raise ModelError(f"config.json: activation '{name}' is not supported{hint} (known: {known})")
+
+
+def whole(config: dict[str, Any], key: str, default: int | None = None, most: int = 2**31) -> int:
+    """A whole number of a `config.json` that others are computed from; null and, given a default, missing is that."""
+    value = config.get(key)
+    value = (config[key] if default is None else default) if value is None else value
+    if type(value) is not int or not 1 <= value <= most:
+        raise ModelError(f"config.json: {key} is {value!r:.60}, expected int of at least 1 and at most {most}")
+    return value
 
 
 def refuse(config: dict[str, Any], where: str, expected: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """Attention that cannot leak: every query sees only the keys of its own segment.
 
-Letters: r rows, q and k tokens, h heads, d size of a head. Segment 0 is filler: its queries see nothing and return
-zeros, with zero gradient (C34). Other backends (cuDNN, Pallas) will stand beside `attend` under the same contract, and
-one that cannot keep segments apart must refuse.
+Letters: r rows, q and k tokens, h heads, g heads of keys and values, d size of a head. Segment 0 is filler: its queries
+see nothing and return zeros, with zero gradient (C34). Other backends (cuDNN, Pallas) will stand beside `attend` under
+the same contract, and one that cannot keep segments apart must refuse.
 """
 
 import jax
@@ -18,22 +18,39 @@ def same_segment(segments: Int[Array, "r t"]) -> Bool[Array, "r t t"]:
     return (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] > 0)
 
 
+def earlier(queries: Int[Array, "r q"], keys: Int[Array, "r k"], window: int | None = None) -> Bool[Array, "r q k"]:
+    """Which key each query may see by their positions: itself and those before it, the last `window` of these."""
+    behind = queries[:, :, None] - keys[:, None, :]
+    return behind >= 0 if window is None else (behind >= 0) & (behind < window)
+
+
 def attend(
     queries: Float[Array, "r q h d"],
-    keys: Float[Array, "r k h d"],
-    values: Float[Array, "r k h d"],
+    keys: Float[Array, "r k g d"],
+    values: Float[Array, "r k g d"],
     visible: Bool[Array, "r q k"],
     *,
+    scale: float | None = None,
+    softcap: float | None = None,
     rate: float = 0.0,
     key: Key | None = None,
 ) -> Float[Array, "r q h d"]:
-    """Scaled dot-product attention, softmax in float32. Source: Vaswani et al., 2017, arXiv 1706.03762."""
-    mask = visible[:, None]
-    scores = jnp.einsum("rqhd,rkhd->rhqk", queries, keys) * queries.shape[-1] ** -0.5
-    scores = jnp.where(mask, scores.astype(jnp.float32), -jnp.inf)
+    """Scaled dot-product attention, softmax in float32. Source: Vaswani et al., 2017, arXiv 1706.03762.
+
+    Each head of keys and values serves h / g neighbouring heads of queries (arXiv 2305.13245). The scale is
+    1 / sqrt(d) unless given; `softcap` bounds the scores (Gemma 2): cap * tanh(x / cap).
+    """
+    size = queries.shape[-1]
+    mask = visible[:, None, None]
+    grouped = queries.reshape(*queries.shape[:2], keys.shape[2], -1, size)
+    scores = jnp.einsum("rqgnd,rkgd->rgnqk", grouped, keys) * (size**-0.5 if scale is None else scale)
+    scores = scores.astype(jnp.float32)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    scores = jnp.where(mask, scores, -jnp.inf)
     # A query that sees nothing has no finite maximum; 0 keeps exp and its gradient finite.
     peak = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.exp(scores - jnp.where(jnp.isfinite(peak), peak, 0))
     total = weights.sum(axis=-1, keepdims=True)
     probabilities = (weights / jnp.where(total > 0, total, 1)).astype(values.dtype)
-    return jnp.einsum("rhqk,rkhd->rqhd", dropout(probabilities, rate, key), values)
+    return jnp.einsum("rgnqk,rkgd->rqgnd", dropout(probabilities, rate, key), values).reshape(queries.shape)

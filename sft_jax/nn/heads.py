@@ -83,3 +83,15 @@ class PooledHead(nnx.Module):
         before, after = split(key, 2)
         pooled = dropout(gather_tokens(hidden, batch["starts"]), self.rate_before, before)
         return self.out(dropout(self.activation(self.dense(pooled)), self.rate, after))
+
+
+class LastTokenHead(nnx.Module):
+    """Linear without a bias, on the last token of each document: the only one that has seen all of it (C24)."""
+
+    def __init__(self, size: int, labels: int, init: Init):
+        self.out = Linear(size, labels, init, bias=False)
+
+    def __call__(
+        self, hidden: Float[Array, "r t e"], batch: Mapping[str, Array], key: Key | None
+    ) -> Float[Array, "r n c"]:
+        return self.out(gather_tokens(hidden, batch["ends"]))

@@ -22,14 +22,15 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias`; the kernel is [inputs, outputs]."""
+    """`x @ kernel + bias`, or without a bias; the kernel is [inputs, outputs]."""
 
-    def __init__(self, inputs: int, outputs: int, init: Init):
+    def __init__(self, inputs: int, outputs: int, init: Init, *, bias: bool = True):
         self.kernel = param((inputs, outputs), init)
-        self.bias = param((outputs,), zeros)
+        self.bias = param((outputs,), zeros) if bias else None
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
-        return x @ self.kernel[...] + self.bias[...]
+        out = x @ self.kernel[...]
+        return out if self.bias is None else out + self.bias[...]
 
 
 class Embed(nnx.Module):
@@ -56,6 +57,24 @@ class LayerNorm(nnx.Module):
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
         normal = centred * jax.lax.rsqrt(variance + self.eps)
         return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Division by the root mean square of the last axis, computed in float32. Source: arXiv 1910.07467.
+
+    `centred`: Gemma's form, which scales by 1 + scale, and in float32; the others round before they scale.
+    """
+
+    def __init__(self, size: int, eps: float, *, centred: bool = False):
+        self.scale = param((size,), zeros if centred else ones)
+        self.eps, self.centred = eps, centred
+
+    def __call__(self, x: Float[Array, "... size"]) -> Float[Array, "... size"]:
+        wide = x.astype(jnp.float32)
+        normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.eps)
+        if self.centred:
+            return (normal * (1 + self.scale[...].astype(jnp.float32))).astype(x.dtype)
+        return (normal.astype(x.dtype) * self.scale[...]).astype(x.dtype)
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: Key | None) -> Float[Array, "..."]:

@@ -6,7 +6,7 @@ table. Knows no family: a table is a tuple of rows handed in.
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -30,6 +30,20 @@ TRANSPOSE = Layout(np.transpose, np.transpose, lambda s: s[::-1])
 
 
 @dataclass(frozen=True)
+class Part:
+    """Where a parameter stands in a tensor that holds several."""
+
+    axis: int  # of the tensor in the checkpoint
+    begin: int
+    size: int
+    whole: int  # of the tensor along that axis
+
+    def cut(self, array: np.ndarray) -> np.ndarray:
+        """This part of the tensor."""
+        return array[(slice(None),) * self.axis + (slice(self.begin, self.begin + self.size),)]
+
+
+@dataclass(frozen=True)
 class Row:
     """One parameter. `{i}` in both names stands for the number of a layer."""
 
@@ -38,6 +52,14 @@ class Row:
     layout: Layout
     axes: str  # logical name of each of our dimensions, '.' for none
     head: bool = False  # made anew where a checkpoint does not hold it
+    part: Part | None = None  # of the tensor, where other rows have the rest; these stand in its order
+
+    def shape(self, found: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of ours that a tensor of this shape gives; one that has not all the parts is left as it is."""
+        part = self.part
+        if part and len(found) > part.axis and found[part.axis] == part.whole:
+            found = (*found[: part.axis], part.size, *found[part.axis + 1 :])
+        return self.layout.shape(found)
 
 
 @dataclass(frozen=True)
@@ -65,26 +87,36 @@ class Matched:
     ignored: tuple[str, ...] = field(default=())  # names in the checkpoint that are not used
 
 
-def linear(ours: str, theirs: str, axes: str, *, head: bool = False) -> tuple[Row, Row]:
+def linear(
+    ours: str, theirs: str, axes: str, *, head: bool = False, bias: bool = True, layout: Layout = TRANSPOSE
+) -> tuple[Row, ...]:
     """Kernel and bias of a torch Linear, whose weight is [outputs, inputs]; `axes` are those of our kernel."""
-    return (
-        Row(f"{ours}/kernel", f"{theirs}.weight", TRANSPOSE, axes, head),
-        Row(f"{ours}/bias", f"{theirs}.bias", SAME, axes.split()[-1], head),
-    )
+    kernel = Row(f"{ours}/kernel", f"{theirs}.weight", layout, axes, head)
+    return (kernel, Row(f"{ours}/bias", f"{theirs}.bias", SAME, axes.split()[-1], head)) if bias else (kernel,)
 
 
-def norm(ours: str, theirs: str) -> tuple[Row, Row]:
-    """Scale and bias of a torch LayerNorm."""
-    return (
-        Row(f"{ours}/scale", f"{theirs}.weight", SAME, "."),
-        Row(f"{ours}/bias", f"{theirs}.bias", SAME, "."),
-    )
+def norm(ours: str, theirs: str, *, bias: bool = True) -> tuple[Row, ...]:
+    """Scale and bias of a torch LayerNorm, or the scale of an RMSNorm."""
+    scale = Row(f"{ours}/scale", f"{theirs}.weight", SAME, ".")
+    return (scale, Row(f"{ours}/bias", f"{theirs}.bias", SAME, ".")) if bias else (scale,)
+
+
+def fused(parts: Iterable[tuple[Sequence[Row], int]]) -> tuple[Row, ...]:
+    """Linear layers whose outputs stand side by side in one tensor of the checkpoint: (rows, outputs) of each."""
+    parts = tuple(parts)
+    whole, begin, found = sum(size for _, size in parts), 0, []
+    for rows, size in parts:
+        for row in rows:
+            outputs_first = row.layout is TRANSPOSE or row.ours.endswith("/bias")
+            found.append(replace(row, part=Part(0 if outputs_first else 1, begin, size, whole)))
+        begin += size
+    return tuple(found)
 
 
 def over_layers(rows: Iterable[Row], count: int) -> tuple[Row, ...]:
     """The rows of a block, once for each of `count` layers."""
     return tuple(
-        Row(r.ours.replace("{i}", str(i)), r.theirs.replace("{i}", str(i)), r.layout, r.axes, r.head)
+        replace(r, ours=r.ours.replace("{i}", str(i)), theirs=r.theirs.replace("{i}", str(i)))
         for i in range(count)
         for r in rows
     )
@@ -108,15 +140,18 @@ def match(
     spare = [name for name in names if name not in known]  # what a missing one may be a misspelling of
     loaded: dict[str, str] = {}
     initialised, problems = [], []
+    used: set[str] = set()
     for row in table.rows:
-        name = names.pop(row.theirs, None) or names.pop(row.theirs.removeprefix(table.prefix), None)
+        key = row.theirs if row.theirs in names else row.theirs.removeprefix(table.prefix)
+        name = names.get(key)
+        used.add(key)
         if name is None or (row.head and new_head):
             initialised.append(row.ours)
             if not row.head:
                 near = did_you_mean(row.theirs, spare) if len(problems) < MOST_SHOWN else ""
                 problems.append(f"{row.theirs}: not in the checkpoint (needed for {row.ours}){near}")
-        elif row.layout.shape(found[name]) != shapes[row.ours]:
-            ours, theirs = shapes[row.ours], row.layout.shape(found[name])
+        elif row.shape(found[name]) != shapes[row.ours]:
+            ours, theirs = shapes[row.ours], row.shape(found[name])
             remedy = "; set model.head=new to begin with a fresh one" if row.head else ""
             problems.append(f"{name}: shape {theirs} for {row.ours}, expected {ours}{remedy}")
         else:
@@ -126,6 +161,7 @@ def match(
         for row in table.rows
         if row.head and row.ours in initialised and any(p.startswith(f"{row.ours.rpartition('/')[0]}/") for p in loaded)
     ]
+    names = {key: name for key, name in names.items() if key not in used}
     ignored = [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in table.ignore)]
     wanted = [row.theirs for row in table.rows if row.ours not in loaded]
     for name in sorted(set(names) - set(ignored)):
@@ -140,13 +176,25 @@ def match(
 
 def load(table: Table, matched: Matched, read: Callable[[str], np.ndarray]) -> Arrays:
     """The loaded parameters in our layout, in the type that the checkpoint has."""
-    layouts = {row.ours: row.layout for row in table.rows}
-    return {ours: layouts[ours].load(read(theirs)) for ours, theirs in matched.loaded.items()}
+    rows = {row.ours: row for row in table.rows}
+    return {ours: _read(rows[ours], read(theirs)) for ours, theirs in matched.loaded.items()}
 
 
 def save(table: Table, params: Mapping[str, np.ndarray]) -> Arrays:
     """Parameters under their Hugging Face names and in that layout."""
-    return {row.theirs: np.ascontiguousarray(row.layout.save(params[row.ours])) for row in table.rows}
+    tensors: dict[str, list[tuple[Row, np.ndarray]]] = {}
+    for row in table.rows:
+        tensors.setdefault(row.theirs, []).append((row, row.layout.save(params[row.ours])))
+    return {theirs: _whole(parts) for theirs, parts in tensors.items()}
+
+
+def _read(row: Row, tensor: np.ndarray) -> np.ndarray:
+    return row.layout.load(row.part.cut(tensor) if row.part else tensor)
+
+
+def _whole(parts: Sequence[tuple[Row, np.ndarray]]) -> np.ndarray:
+    (row, array), *more = parts
+    return np.concatenate([a for _, a in parts], row.part.axis) if row.part and more else np.ascontiguousarray(array)
 
 
 def _canonical(name: str, table: Table) -> str:

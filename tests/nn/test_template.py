@@ -15,7 +15,7 @@ class Wrapped(nnx.Module):
     """A module with a stack of more than ten layers, so that 10 sorts before 2 as a text."""
 
     def __init__(self, count: int = 12, width: int = 3):
-        self.stack = Stack(count, lambda: Linear(width, width, Normal(0.5)))
+        self.stack = Stack(count, lambda number: Linear(width, width, Normal(0.5)))
         self.scale = param((width,), ones)
         self.note = "static"
 
