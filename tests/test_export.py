@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import yaml
 from conftest import TINY, write_model
+from made_gguf import TEMPLATE, write_gguf
 
 from sft_jax import export as exporting
 from sft_jax.config.tasks import SequenceClassification
+from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import RunError
 from sft_jax.export import export_model, model_card
 from sft_jax.infer.predict import load_predictor
@@ -153,7 +155,7 @@ def test_a_directory_with_files_is_not_overwritten(source, tmp_path):
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "replacing"])
-@pytest.mark.parametrize("moment", ["write_checkpoint", "copyfile", "rename", "last rename"])
+@pytest.mark.parametrize("moment", ["write_checkpoint", "tokenizer", "rename", "last rename"])
 def test_a_failed_export_leaves_no_half(moment, there, source, tmp_path, monkeypatch):
     """R57: whatever fails while writing, there is no half-written directory, and one that was there is as it was."""
     home = tmp_path / "home"
@@ -172,7 +174,7 @@ def test_a_failed_export_leaves_no_half(moment, there, source, tmp_path, monkeyp
 
     target, name, failing = {
         "write_checkpoint": (exporting, "write_checkpoint", fail),
-        "copyfile": (shutil, "copyfile", fail),
+        "tokenizer": (Path, "write_bytes", fail),
         "rename": (Path, "rename", fail),
         "last rename": (Path, "rename", fail_last),
     }[moment]
@@ -184,6 +186,33 @@ def test_a_failed_export_leaves_no_half(moment, there, source, tmp_path, monkeyp
     assert [p.name for p in home.iterdir()] == (["model"] if there else [])
     exported(source, out, replace=True)
     assert open_checkpoint(out).shapes
+
+
+def test_a_gguf_file_becomes_a_directory(tmp_path):
+    """R57: a model out of a GGUF file is exported as any other, with the files of its tokenizer and its template."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    write_gguf(tmp_path / "model.gguf", tokenizer={"pre": "smollm"})
+    before, task = open_checkpoint(tmp_path / "model.gguf"), task_of()
+    model = build_model(before.config, task.head, "model.gguf")
+    matched, params = load_model(model, before, new_head=True)
+    head = {path: np.ones(model.template.shapes[path], np.float32) for path in matched.initialised}
+    export_model(tmp_path / "out", model, {**params, **head}, before.config, task, before.directory, 24, "card")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    after = open_checkpoint(tmp_path / "out")
+    assert set(after.shapes) - set(before.shapes) == {"score.weight"}
+    assert all(before.read(name).tobytes() == after.read(name).tobytes() for name in before.shapes)
+    assert AutoConfig.from_pretrained(tmp_path / "out").rope_parameters["rope_theta"] == 5000.0
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs("hello  12")["input_ids"] == load_tokenizer(tmp_path / "model.gguf").fast.encode("hello  12").ids
+    assert theirs.chat_template == TEMPLATE and theirs.eos_token == "<|end|>"
+    assert len(list(load_predictor(str(tmp_path / "out"))(["hello"]))) == 1
 
 
 def test_numbers_of_any_type_are_written_as_float32(source, tmp_path):

@@ -20,6 +20,7 @@ from sft_jax import assets
 from sft_jax.config.schema import Config, Seeds
 from sft_jax.config.section import Section
 from sft_jax.errors import ConfigError, did_you_mean, listing, reason
+from sft_jax.gguf import is_gguf
 
 MAX_BYTES = 1 << 20
 MOST_EXPLAINED = 50  # problems of one message; the rest is counted
@@ -332,8 +333,8 @@ def _missing_files(tree: Tree) -> Iterator[str]:
     if isinstance(source, str):
         if source.startswith(assets.SCHEME):
             yield from _missing_asset("model.source", source)
-        elif source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
-            yield f"model.source: no directory '{source}'; give a directory, a hub name or an asset"
+        elif source.startswith((".", "/", "~")) and not ((p := Path(source).expanduser()).is_dir() or is_gguf(p)):
+            yield f"model.source: no directory '{source}'; give a directory, a GGUF file, a hub name or an asset"
     yield from _missing_in(_at(tree, "data", "source"), "data.source")
 
 

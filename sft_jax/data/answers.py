@@ -104,7 +104,8 @@ def inside(offsets: Sequence[tuple[int, int]], answers: Sequence[tuple[int, int]
     """
     places = np.asarray(offsets, np.int64).reshape(-1, 2)
     ends = np.maximum.accumulate(places[:, 1])
-    begins = np.minimum(places[:, 0], np.concatenate([[0], ends[:-1]]))
+    before = np.concatenate([[0], ends[:-1]])
+    begins = np.where(places[:, 0] == places[:, 1], before, np.minimum(places[:, 0], before))
     found = np.zeros(len(places), bool)
     for begin, end in answers:
         found |= (begins < end) & (ends > begin)

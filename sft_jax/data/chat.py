@@ -8,7 +8,7 @@ exactly what a model sees when it is to give the answers in it. Knows no task an
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from typing import Any, Literal, NamedTuple
 
@@ -18,15 +18,12 @@ from sft_jax.data.text import TextTokenizer
 from sft_jax.errors import DataError, ModelError
 
 ASSISTANT = "assistant"
-REFUSED, OTHERWISE = "refused by the template", "the template asks for its answer otherwise than it writes it"
+REFUSED = "refused by the template"
+OTHERWISE = "the template asks for its answer otherwise than it writes it"
+NOTHING = "the template writes nothing of its answer"
 MOST_REASONS = 5  # that are told apart
 CALL = {"type": "function", "function": {"name": "f", "arguments": {}}}
 SAY, ANSWER = {"role": "user", "content": "a"}, {"role": ASSISTANT, "content": "b"}
-# What is rendered to see how answers end: a plain one, and a call of a tool.
-PROBES = (
-    ([SAY, ANSWER], None),
-    ([SAY, {"role": ASSISTANT, "content": "", "tool_calls": [CALL]}], [CALL | {"function": {"name": "f"}}]),
-)
 
 
 class Conversation(NamedTuple):
@@ -92,16 +89,11 @@ def passages(
     found: list[Passage] = []
     rows: list[int] = []
     lost: Counter[str] = Counter()
-    turns = [_turns(conversation, last=learned != "answers") for conversation in conversations]
-    for row, rendered in enumerate(_rendered(tokenizer, conversations, turns, today)):
-        if isinstance(rendered, Refused):
-            lost[f"{REFUSED}: {rendered.why}"] += 1
+    for row, made in enumerate(_answered(tokenizer, conversations, today, last=learned != "answers")):
+        if isinstance(made, str):
+            lost[made] += 1
             continue
-        made = _documents(rendered, _special(tokenizer))
-        if made is None:
-            lost[OTHERWISE] += 1
-            continue
-        found += [Passage(p.text, ((0, p.answers[-1][1]),)) for p in made] if learned == "all" else made
+        found += [Passage(text, ((0, len(text)),)) for text, _ in made] if learned == "all" else made
         rows += [row] * len(made)
     return found, rows, _told_apart(lost)
 
@@ -124,41 +116,64 @@ def stop_tokens(tokenizer: TextTokenizer, today: date | None) -> list[int]:
     """The ids at which an answer ends: the tokenizer's end of text, and what the template ends answers with."""
     found = [tokenizer.id("eos_token")]
     if tokenizer.template is not None:
-        probes = [Conversation(list(messages), tools) for messages, tools in PROBES]
-        special = _special(tokenizer)
-        for rendered in _rendered(tokenizer, probes, [[1], [1]], today):
-            for text, answers in (isinstance(rendered, list) and _documents(rendered, special)) or []:
-                token = max((token for token in special if text[: answers[-1][1]].endswith(token)), key=len, default="")
-                found.append(tokenizer.fast.token_to_id(token))
+        calling = Conversation([SAY, {"role": ASSISTANT, "content": "", "tool_calls": [CALL]}], [CALL])
+        for made in _answered(tokenizer, [Conversation([SAY, ANSWER]), calling], today, last=True):
+            if not isinstance(made, str):
+                ending = [token for token in _special(tokenizer) if made[0].text.endswith(token)]
+                found += [tokenizer.fast.token_to_id(max(ending, key=len))] if ending else []
     return sorted({number for number in found if number is not None})
 
 
-def _turns(conversation: Conversation, *, last: bool) -> list[int]:
-    """Which messages are the assistant's."""
-    found = [n for n, message in enumerate(conversation.messages) if message["role"] == ASSISTANT]
-    return found[-1:] if last else found
+def _answered(
+    tokenizer: TextTokenizer, conversations: Sequence[Conversation], today: date | None, *, last: bool
+) -> Iterator[list[Passage] | str]:
+    """The documents of each conversation with all answers in it or the last one, or why there are none."""
+    requests = [Request([SAY, ANSWER, SAY], None, [(2, False), (3, True)])]
+    for conversation in conversations:
+        turns = [n for n, message in enumerate(conversation.messages) if message["role"] == ASSISTANT]
+        cuts = [cut for turn in turns[-1 if last else 0 :] for cut in ((turn, True), (turn + 1, False))]
+        requests.append(Request(*conversation, cuts))
+    probed, *rendered = render(_template(tokenizer), tokenizer.special, requests, today)
+    special = _special(tokenizer)
+    tail = "" if isinstance(probed, Refused) else _tail(*probed, special)
+    for texts in rendered:
+        yield f"{REFUSED}: {texts.why}" if isinstance(texts, Refused) else _documents(texts, special, tail)
 
 
-def _rendered(
-    tokenizer: TextTokenizer, conversations: Sequence[Conversation], turns: Sequence[Sequence[int]], today: date | None
-) -> list[list[str] | Refused]:
-    """For each turn in order, the text that asks for it and the text with it."""
-    cuts = [[cut for turn in found for cut in ((turn, True), (turn + 1, False))] for found in turns]
-    requests = [Request(*conversation, one) for conversation, one in zip(conversations, cuts, strict=True)]
-    return render(_template(tokenizer), tokenizer.special, requests, today)
+def _tail(ended: str, continued: str, special: tuple[str, ...]) -> str:
+    """What a template writes at the end of a conversation alone, not of each turn: special tokens and blanks."""
+    end = len(ended)
+    while not continued.startswith(ended[:end]):
+        piece = next((token for token in special if ended[:end].endswith(token)), ended[end - 1])
+        if piece not in special and not piece.isspace():
+            return ""  # the turn itself is written otherwise once there are later ones
+        end -= len(piece)
+    return ended[end:]
 
 
-def _documents(rendered: Sequence[str], special: tuple[str, ...]) -> list[Passage] | None:
-    """The answers of a conversation, those together that one text has as they are asked for; None if none is."""
+def _documents(rendered: Sequence[str], special: tuple[str, ...], tail: str) -> list[Passage] | str:
+    """The answers of a conversation, those together that one text has as they are asked for; or why there are none.
+
+    `rendered` has for each answer the text that asks for it and the text with it.
+    """
     made: list[Passage] = []
-    for asked, whole in zip(rendered[::2], rendered[1::2], strict=True):
-        if not whole.startswith(asked) or len(whole) == len(asked):
-            return None
+    for asked, ended in zip(rendered[::2], rendered[1::2], strict=True):
+        whole = ended.removesuffix(tail)
+        if not whole.startswith(asked):
+            return OTHERWISE
         bare = whole.rstrip()  # blanks behind the end of a turn are those of the next one
-        end = len(bare) if bare.endswith(special) and len(bare) > len(asked) else len(whole)
-        before = made.pop().answers if made and whole.startswith(made[-1].text) else ()
-        made.append(Passage(whole, (*before, (len(asked), end))))
+        text = bare if bare.endswith(special) and len(bare) > len(asked) else whole
+        if not _without(text[len(asked) :], special).strip():
+            return NOTHING
+        before = made.pop().answers if made and text.startswith(made[-1].text) else ()
+        made.append(Passage(text, (*before, (len(asked), len(text)))))
     return made
+
+
+def _without(text: str, special: tuple[str, ...]) -> str:
+    for token in special:
+        text = text.replace(token, "")
+    return text
 
 
 def _special(tokenizer: TextTokenizer) -> tuple[str, ...]:

@@ -16,7 +16,9 @@ import tokenizers
 from tokenizers import Tokenizer
 
 from sft_jax.data import cache
+from sft_jax.data.gguf import read_tokenizer
 from sft_jax.errors import ConfigError, ModelError, reason
+from sft_jax.gguf import is_gguf
 
 FAST, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 CONFIG = "config.json"  # of the model, which knows where texts begin and end
@@ -53,7 +55,9 @@ class Tokens:
 
 
 def load_tokenizer(directory: Path) -> TextTokenizer:
-    """The tokenizer of a checkpoint directory, from data alone: code that comes with it is never run."""
+    """The tokenizer of a checkpoint, a directory or a GGUF file, from data alone: code in it is never run."""
+    if is_gguf(directory):
+        return TextTokenizer(*read_tokenizer(directory))
     try:
         whole = (directory / FAST).is_file()
         fast = Tokenizer.from_file(str(directory / FAST)) if whole else _converted(directory)
@@ -64,12 +68,27 @@ def load_tokenizer(directory: Path) -> TextTokenizer:
         ) from None
 
 
+def tokenizer_files(directory: Path) -> dict[str, bytes]:
+    """The files that a checkpoint's tokenizer consists of; of a GGUF file, those that a directory would have."""
+    if not is_gguf(directory):
+        return {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
+    tokenizer = load_tokenizer(directory)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        **tokenizer.special,
+    }
+    if tokenizer.template is not None:
+        settings["chat_template"] = tokenizer.template
+    said = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return {FAST: tokenizer.fast.to_str(pretty=True).encode(), SETTINGS: said.encode()}
+
+
 def fingerprint(directory: Path) -> str:
     """The sha256 of the files that `load_tokenizer` reads."""
-    digest = hashlib.sha256()
-    whole = (directory / FAST).is_file()
-    for name in [f for f in ((FAST, SETTINGS, TEMPLATE) if whole else FILES) if (directory / f).is_file()]:
-        digest.update(name.encode() + b"\0" + (directory / name).read_bytes())
+    digest, files = hashlib.sha256(), tokenizer_files(directory)
+    for name in [f for f in ((FAST, SETTINGS, TEMPLATE) if FAST in files else FILES) if f in files]:
+        digest.update(name.encode() + b"\0" + files[name])
     return digest.hexdigest()
 
 

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sft_jax.errors import ModelError, RunError, listing, reason
+from sft_jax.gguf import ENDING as GGUF
+from sft_jax.gguf import is_gguf
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 << 30
@@ -35,23 +37,17 @@ WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened directory: its configuration and where each tensor lies. Tensors are read one at a time."""
+    """An opened checkpoint: its configuration and where each tensor lies. Tensors are read one at a time."""
 
-    directory: Path
+    directory: Path  # or the GGUF file, which holds everything
     config: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
     files: dict[str, Path]  # tensor -> the file that holds it
+    reader: Callable[[Path, str], np.ndarray]  # (file, tensor) -> its numbers
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor in the type that the file has."""
-        file = self.files[name]
-        with safe_open(file, framework="np") as tensors:
-            kind = tensors.get_slice(name).get_dtype()
-            if kind not in READABLE:
-                raise ModelError(
-                    f"{file}: {name} has type {kind}, not one of {', '.join(READABLE)}; give the unquantised checkpoint"
-                )
-            return tensors.get_tensor(name)
+        """One tensor in the type that the file has; in float32 where it is quantised."""
+        return self.reader(self.files[name], name)
 
     def digest(self) -> dict[str, str]:
         """The sha256 of each weight file."""
@@ -63,12 +59,14 @@ class Checkpoint:
 
 
 def find(source: str, revision: str | None = None, *, weights: bool = True) -> Path:
-    """The local directory of a checkpoint: itself, or a snapshot of the hub repository of that name."""
+    """The local place of a checkpoint: a directory, a GGUF file, or a snapshot of the hub repository of that name."""
     local = Path(source).expanduser()
     if local.is_dir():
+        return _only_gguf(local) or local
+    if is_gguf(local):
         return local
-    if source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise ModelError(f"model '{source}': no such directory; give a directory, a hub name or an asset")
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or local.suffix == GGUF:
+        raise ModelError(f"model '{source}': no such directory; give a directory, a GGUF file, a hub name or an asset")
     from huggingface_hub import snapshot_download
 
     wanted = [pattern for pattern in WANTED if weights or pattern != "*.safetensors"]
@@ -82,7 +80,14 @@ def find(source: str, revision: str | None = None, *, weights: bool = True) -> P
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
-    """Open a directory, reading headers only; raises ModelError for pickles, broken files and names that escape."""
+    """Open a directory, reading headers only; raises ModelError for pickles, broken files and names that escape.
+
+    A GGUF file is opened as the directory that it was made of.
+    """
+    if is_gguf(directory):
+        from sft_jax.weights.gguf import open_gguf
+
+        return open_gguf(directory)
     check_links(directory, WANTED)
     config = read_config(directory)
     if (directory / INDEX).is_file():
@@ -103,7 +108,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     held = {file: _header(file) for file in sorted(set(files.values()))}
     check_shards(directory, files, held)
     shapes = {name: held[file][name] for name, file in files.items()}
-    return Checkpoint(directory, config, dict(sorted(shapes.items())), files)
+    return Checkpoint(directory, config, dict(sorted(shapes.items())), files, _read_safetensors)
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -214,7 +219,7 @@ def read_index(index: Path, ending: str) -> dict[str, Path]:
         if not isinstance(file, str) or os.path.basename(file) != file or not file.endswith(ending)
     ]
     if problems:
-        raise ModelError(_some(str(index), problems))
+        raise ModelError(some(str(index), problems))
     return {name: index.parent / file for name, file in weight_map.items()}
 
 
@@ -231,7 +236,7 @@ def check_shards(where: Path, files: Mapping[str, Path], held: Mapping[Path, Ite
     ]
     problems += [f"{n!r:.80}: in {holders[n][0].name}, not in the index" for n in sorted(holders.keys() - files.keys())]
     if problems:
-        raise ModelError(_some(str(where), problems))
+        raise ModelError(some(str(where), problems))
 
 
 def check_links(directory: Path, patterns: Sequence[str]) -> None:
@@ -248,11 +253,34 @@ def check_links(directory: Path, patterns: Sequence[str]) -> None:
         if file.is_symlink() and not any(file.resolve().is_relative_to(place) for place in (home, blobs))
     ]
     if problems:
-        raise ModelError(_some(str(directory), problems))
+        raise ModelError(some(str(directory), problems))
 
 
-def _some(where: str, problems: Sequence[str]) -> str:
+def some(where: str, problems: Sequence[str]) -> str:
+    """A listing of the first problems, in which the others are counted."""
     return listing(where, problems[:MOST_SHOWN], max(0, len(problems) - MOST_SHOWN))
+
+
+def _only_gguf(directory: Path) -> Path | None:
+    """The GGUF file of a directory that holds no safetensors; which of several must be said."""
+    found = sorted(directory.glob(f"*{GGUF}"))
+    if not found or (directory / SINGLE).is_file() or (directory / INDEX).is_file():
+        return None
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found[:MOST_SHOWN])
+        raise ModelError(f"{directory}: holds {len(found)} GGUF files ({names}); give the one that is meant")
+    check_links(directory, [f"*{GGUF}"])
+    return found[0]
+
+
+def _read_safetensors(file: Path, name: str) -> np.ndarray:
+    with safe_open(file, framework="np") as tensors:
+        kind = tensors.get_slice(name).get_dtype()
+        if kind not in READABLE:
+            raise ModelError(
+                f"{file}: {name} has type {kind}, not one of {', '.join(READABLE)}; give the unquantised checkpoint"
+            )
+        return tensors.get_tensor(name)
 
 
 def _header(file: Path) -> dict[str, tuple[int, ...]]:

@@ -86,7 +86,7 @@ OVERRIDES = {
     "missing file of several": (["data.source.test=[/nowhere/b.csv]"], "data.source.test: no file '/nowhere/b.csv'"),
     "missing directory": (
         ["model.source=./nowhere"],
-        "model.source: no directory './nowhere'; give a directory, a hub",
+        "model.source: no directory './nowhere'; give a directory, a GGUF file",
     ),
     "unknown asset": (["model.source=asset:minilmm"], "model.source: no asset 'minilmm'; did you mean 'minilm'?"),
     "unknown file of an asset": (

@@ -1,0 +1,132 @@
+"""Chat templates: the text that `transformers` renders, and nothing else that a template may try."""
+
+import resource
+import time
+from datetime import date
+
+import pytest
+from chats import CONVERSATIONS, FAMILIES, said, tokenizer_of
+
+from sft_jax.data.templates import Refused, Request, render
+from sft_jax.errors import ModelError
+
+TALK = [said("user", "hi"), said("assistant", "yo")]
+WHOLE = Request(TALK, None, [(2, False)])
+RICH = """\
+{% for m in messages if m.role == 'user' %}{{ loop.index }}{% endfor %}
+{{ messages | tojson }} {{ messages | tojson(indent=2) }} {{ {'b': '<é&>', 'a': 1} | tojson(sort_keys=True) }}
+{% generation %}{% set x = 1 %}{{ messages[-1].content }}{% endgeneration %}{{ x }}
+{% for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ m.role }}{% endfor %}
+{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}
+  {% if tools is not none %}{{ tools | length }}{% else %}no tools{% endif %}
+{{ eos_token }}{{ nothing }}{{ messages[0].reasoning_content }}{{ messages[0].thinking }}{{ 'a b'.split() | join('-') }}
+"""
+# What a template may try (the usual ways out of a sandbox, and ways to take time and memory), and what is said.
+HOSTILE = {
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}": "unsafe",
+    "{{ ().__class__.__base__.__subclasses__() }}": "unsafe",
+    "{{ cycler.__init__.__globals__.os.popen('id').read() }}": "unsafe",
+    "{{ lipsum.__globals__['os'].system('id') }}": "unsafe",
+    "{{ raise_exception.__globals__['os'] }}": "unsafe",
+    "{{ self._TemplateReference__context.environment.globals }}": "unsafe",
+    "{{ messages.append(1) }}": "unsafe",
+    "{{ messages[0].update({}) }}": "unsafe",
+    "{{ '{0.__class__.__mro__}'.format(1)[0].x.y }}": "",
+    "{{ 'a' * 10**9 }}": "MemoryError",
+    "{{ [1] * 10**9 }}": "MemoryError",
+    "{{ '%0999999999d' % 1 }}": "MemoryError",
+    "{{ range(10**9) | list }}": "Range too big",
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(9) %}{% endfor %}{% endfor %}{% endfor %}": (
+        "takes it more than 2 s"
+    ),
+    "{% for a in range(99999) %}{% for b in range(99999) %}aaaaaaaaaaaaaaaaa{% endfor %}{% endfor %}": "characters",
+    "{% set ns = namespace(a='x') %}{% for i in range(60) %}{% set ns.a = ns.a ~ ns.a %}{% endfor %}": "MemoryError",
+    "{{ messages | length ** 99999999999 }}{{ 7 ** (10 ** messages | length ** 9) }}": "",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "recursion",
+    "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}": "cannot be read",
+    "{{ (2**100000000) | string }}": "cannot be read",
+    "{% for %}": "cannot be read",
+}
+
+
+@pytest.mark.parametrize("prompt", [False, True], ids=["whole", "prompt"])
+@pytest.mark.parametrize("kind", CONVERSATIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_text_is_that_of_transformers(family, kind, prompt, tmp_path):
+    """C7: every family's template gives what `apply_chat_template` gives, or is refused where that refuses."""
+    transformers = pytest.importorskip("transformers")
+    ours = tokenizer_of(family, tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    messages, tools = CONVERSATIONS[kind]
+    (found,) = render(str(ours.template), ours.special, [Request(messages, tools, [(len(messages), prompt)])], None)
+    settings = {"tools": tools, "add_generation_prompt": prompt, "tokenize": False}
+    if isinstance(found, Refused):
+        with pytest.raises(Exception, match=found.why):
+            theirs.apply_chat_template(messages, **settings)
+    else:
+        assert found == [theirs.apply_chat_template(messages, **settings)]
+
+
+def test_globals_and_filters_are_those_of_transformers(tmp_path):
+    """C7: tojson, generation, break, namespace, undefined names and reasoning fields render the same characters."""
+    transformers = pytest.importorskip("transformers")
+    ours = tokenizer_of("chatml", tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path), chat_template=RICH)
+    messages = [said("user", "<ü> 'quoted' \"twice\"\n", reasoning="why"), *TALK]
+    (found,) = render(RICH, ours.special, [Request(messages, None, [(3, False)])], None)
+    assert found == [theirs.apply_chat_template(messages, tokenize=False)]
+    assert "no tools" in found[0] and "whywhy" in found[0]
+
+
+@pytest.mark.parametrize("template", HOSTILE)
+def test_a_hostile_template_is_contained(template):
+    """R34: what reaches out of the sandbox, or for all time and memory, is one line within 5 s, and we live on."""
+    begin = time.monotonic()
+    try:
+        found = render(template, {}, [WHOLE], None)
+    except ModelError as error:
+        assert str(error).startswith("chat template: ") and "\n" not in str(error) and HOSTILE[template] in str(error)
+        assert str(error).endswith("; do not trust it, or give another one by task.template")
+    else:
+        assert HOSTILE[template] == "" and isinstance(found[0], Refused), f"rendered {str(found)[:200]}"
+    assert time.monotonic() - begin < 5
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 512 << 10, "KiB of the largest child so far"
+
+
+def test_files_and_the_environment_are_out_of_reach(monkeypatch):
+    """R34: even outside the sandbox there would be nothing to take: the process has no environment of ours."""
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 30)
+    (found,) = render("{% include '/etc/passwd' %}", {}, [WHOLE], None)
+    assert isinstance(found, Refused) and "loader" in found.why
+    from sft_jax.data import templates
+
+    monkeypatch.setattr(templates, "RENDERER", "import os, json; print(json.dumps({'texts': sorted(os.environ)}))")
+    (names,) = render("", {}, [WHOLE], None)
+    assert "HF_TOKEN" not in names and "HOME" not in names
+
+
+def test_thousands_are_rendered_in_one_process(monkeypatch):
+    """Conversations share one process, and come back in their order, those that are refused in their places."""
+    from sft_jax.data import templates
+
+    started = []
+    real = templates.subprocess.run
+    monkeypatch.setattr(templates.subprocess, "run", lambda *a, **k: started.append(1) or real(*a, **k))
+    template = "{% if messages[0].content == 7 %}{{ raise_exception('seven') }}{% endif %}{{ messages[0].content }}"
+    requests = [Request([said("user", number)], None, [(1, False)]) for number in range(3000)]
+    found = render(template, {}, requests, None)
+    assert found == [Refused("seven") if n == 7 else [str(n)] for n in range(3000)] and len(started) == 1
+
+
+def test_the_day_is_said_and_not_asked():
+    """A template that asks for the day is refused without one, and gets the one that the configuration says."""
+    template = "{{ strftime_now('%d %b %Y') }}"
+    assert render(template, {}, [WHOLE], date(2026, 1, 2)) == [["02 Jan 2026"]]
+    with pytest.raises(ModelError, match=r"strftime_now\), which would change from run to run; set task.today"):
+        render(template, {}, [WHOLE], None)
+
+
+def test_chance_is_not_left_to_chance():
+    """A template that draws (jinja2's `random`) draws the same each time, or tokens would change from run to run."""
+    template = "{% for i in range(20) %}{{ range(9) | random }}{% endfor %}"
+    assert render(template, {}, [WHOLE] * 2, None) == render(template, {}, [WHOLE] * 2, None)
