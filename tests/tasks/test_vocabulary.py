@@ -77,7 +77,9 @@ def test_chunks_that_nothing_is_wanted_of_are_skipped(monkeypatch):
     poisoned = LazyLogits(jnp.where(wanted[..., None], logits.hidden, jnp.nan), logits.embedding, logits.bias)
     loss, _ = jax.jit(token_scores)(poisoned, label, wanted)
     assert np.isfinite(loss).all() and (np.asarray(loss) > 0).sum() == 6
-    gradient = jax.grad(lambda e: token_scores(LazyLogits(poisoned.hidden, e), label, wanted)[0].sum())(logits.embedding)
+    gradient = jax.grad(lambda e: token_scores(LazyLogits(poisoned.hidden, e), label, wanted)[0].sum())(
+        logits.embedding
+    )
     assert np.isfinite(gradient).all(), "a chunk that were computed would be NaN"
 
 
