@@ -84,8 +84,8 @@ class TokenClassification(Section):
     align: Literal["first", "all", "average"] = "first"
     """Which tokens of a word are trained on and read: its first one; all, of which the first is read (after a B- the
     others are I-); or the mean of the outputs of all."""
-    stride: Annotated[int, Field(ge=0)] = 32
-    """Tokens by which the windows of a row that is longer than `data.max_length` overlap."""
+    stride: Annotated[int, Field(ge=0)] | None = None
+    """Tokens by which the windows of a row that is longer than `data.max_length` overlap; null: a quarter of it."""
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     """`focal` weighs words down that are already right."""
     focal_gamma: NotNegative = 2.0
