@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from chats import CHATML, said, write_decoder
 from conftest import ONE_SHAPE, SMALL, WORDS, one, write_model
 from datasets import Dataset
 from pydantic import BaseModel
@@ -99,6 +100,11 @@ def initial_head(run: Run) -> np.ndarray:
 def tokens(run: Run) -> list[int]:
     """The training documents in tokens."""
     return run.data["train"].tokens["input_ids"].tolist()
+
+
+def supervised(run: Run) -> list[float]:
+    """What the tokens of the training documents weigh."""
+    return run.data["train"].tokens["token_weight"].tolist()
 
 
 def labels(run: Run) -> tuple[list[int], tuple[str, ...]]:
@@ -269,6 +275,10 @@ HEAD = ("model.source=HEAD",)
 WIDE = ("data.source.train=WIDE", "data.source.validation=WIDE", "data.source.test=null")
 SEVERAL = (*WIDE, "task.kind=multi_label_classification", "task.label=several", "eval.best_metric=loss")
 NUMBER = (*WIDE, "task.kind=regression", "task.label=label", "eval.best_metric=loss")
+TALKS = ("data.source.train=TALKS", "data.source.validation=TALKS", "data.source.test=null")
+DECODING = ("model.source=DECODER", "task.kind=causal_lm", "data.max_length=120", "eval.best_metric=loss", *TALKS)
+COMPLETING, TALKING = (*DECODING, "task.format=completion"), (*DECODING, "task.format=chat")
+DATED = (*TALKING, "task.template=TEMPLATE", "task.today=2025-01-01")
 HUB = ("data.source={kind: hub, name: some/data, validation: valid}",)
 TFDS = ("data.source={kind: tfds, name: reviews, validation: valid}",)
 PARTS = """data.source.parts=[
@@ -330,6 +340,16 @@ EFFECTS = {
     "Regression.label": Effect("second", labels, NUMBER),
     "Regression.loss": Effect("huber", loss, NUMBER),
     "Regression.huber_delta": Effect("0.2", loss, (*NUMBER, "task.loss=huber")),
+    "CausalLM.format": Effect("completion", tokens, DECODING),
+    "CausalLM.text": Effect("prompt", tokens, DECODING),
+    "CausalLM.prompt": Effect("text", tokens, COMPLETING),
+    "CausalLM.completion": Effect("text", tokens, COMPLETING),
+    "CausalLM.messages": Effect("others", tokens, TALKING),
+    "CausalLM.tools": Effect("tools", tokens, TALKING),
+    "CausalLM.loss_on": Effect("last", supervised, TALKING),
+    "CausalLM.template": Effect("TEMPLATE", tokens, (*TALKING, "task.today=2025-01-01")),
+    "CausalLM.today": Effect("2026-12-31", tokens, DATED),
+    "CausalLM.label_smoothing": Effect("0.1", step_text, DECODING),
     "Files.train": Effect("[TRAIN, TEST]", rows),
     "Files.validation": Effect("TEST", rows),
     "Files.test": Effect("null", rows),
@@ -441,7 +461,17 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with open(home / "dirty.csv", "w", newline="") as sink:
         texts = ["<b>bara</b>", "ｂare", " bari  baro ", "cela", "cela", "cele", "cele", "celi", "dora " * 9]
         csv.writer(sink).writerows([["text", "label"], *zip(texts, (0, 1, 0, 1, 1, 0, 1, 0, 1), strict=True)])
+    talk = [said("user", "a"), said("assistant", "b"), said("user", "c"), said("assistant", "d")]
+    talks = [
+        {"messages": talk[: 2 + 2 * (n % 2)], "others": talk[2:], "tools": [{"name": f"f{n}"}], "text": f"t{n}",
+         "prompt": f"p{n}", "completion": f"c{n}"} for n in range(16)
+    ]  # fmt: skip
+    (home / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talks))
+    (home / "dated.jinja").write_text("{{ strftime_now('%d %b %Y') }}" + CHATML)
     return {
+        "DECODER": write_decoder(home / "decoder"),
+        "TALKS": home / "talks.jsonl",
+        "TEMPLATE": home / "dated.jinja",
         "SMALL": write_model(home / "small", SMALL),
         "HEAD": write_model(home / "head", SMALL, seed=1, head=2),
         "WIDE": home / "wide.csv",
