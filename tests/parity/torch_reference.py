@@ -181,6 +181,12 @@ CASES: dict[str, tuple[str, dict]] = {
 # One case of each family, the deep ones; `DECODERS` one of each model type that has a head on the vocabulary.
 FAMILIES = ("bert", "distilbert", "roberta", "gpt2", "llama")
 DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "gemma3")
+# Model type -> its rates of dropout; those that are not here are named as BERT's are.
+RATES = {
+    "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
+    "distilbert": ("dropout", "attention_dropout", "seq_classif_dropout", "qa_dropout"),
+    "gpt2": ("embd_pdrop", "resid_pdrop", "attn_pdrop", "classifier_dropout"),
+}
 # Kind of head -> what reads it, and how its classes end.
 KINDS = {
     "sequence_classification": (transformers.AutoModelForSequenceClassification, "ForSequenceClassification"),
@@ -216,15 +222,7 @@ def reference_model(
 ) -> "torch.nn.Module":
     """A reference of a case with a head of this kind, every number drawn at random, dropout 0."""
     family, settings = CASES[name]
-    nothing = {
-        "distilbert": {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0, "qa_dropout": 0.0},
-        "gpt2": {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0, "classifier_dropout": 0.0},
-    }.get(
-        family,
-        {"classifier_dropout": 0.0}
-        if name in DECODERS
-        else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-    )
+    nothing = dict.fromkeys(RATES.get(family, RATES["bert"]), 0.0)
     labels = 2 if kind == "question_answering" else LABELS
     return randomised(family, {**settings, **nothing, "num_labels": labels}, seed, spread, kind)
 
@@ -326,18 +324,17 @@ def torch_outputs(reference: "torch.nn.Module", encoded: Encoded) -> "torch.Tens
     Each document is alone in a batch where the batch's longest one would change the rotary positions of all.
     """
     ropes = getattr(reference.config, "rope_parameters", None) or {}
-    together = ropes.get("rope_type") not in ("dynamic", "longrope")
-    batches = [range(len(encoded))] if together else [[document] for document in range(len(encoded))]
+    alone, kind = ropes.get("rope_type") in ("dynamic", "longrope"), kind_of(reference)
     parts = []
-    for chosen in batches:
+    for chosen in [[d] for d in range(len(encoded))] if alone else [range(len(encoded))]:
+        if alone:
+            reference(input_ids=torch.ones((1, 1), dtype=torch.int64))  # it would remember the longest one so far
         fields = torch_batch(reference, encoded, chosen)
-        found, kind = reference(**fields), kind_of(reference)
-        if kind == "question_answering":
-            parts.append(torch.stack([found.start_logits, found.end_logits], dim=-1)[fields["attention_mask"] > 0])
-        else:
-            parts.append(
-                found.logits if kind == "sequence_classification" else found.logits[fields["attention_mask"] > 0]
-            )
+        found = reference(**fields)
+        outputs = (
+            torch.stack([found.start_logits, found.end_logits], -1) if kind == "question_answering" else found.logits
+        )
+        parts.append(outputs if kind == "sequence_classification" else outputs[fields["attention_mask"] > 0])
     return torch.cat(parts)
 
 
