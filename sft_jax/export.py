@@ -52,6 +52,8 @@ def export_model(
     config = {k: v for k, v in base_config.items() if k not in STALE} | task.to_hf()
     name = model.family.classes[config["model_type"]] + model.family.heads[task.head.kind]
     config |= {"architectures": [name], "dtype": "float32"}
+    if "causal_lm" in model.family.heads and config.get("pad_token_id") is None:
+        config["pad_token_id"] = _end_of_text(config)
     rules = clean.model_dump(mode="json", include=set(RULES)) if clean else {}
     config["sft_jax_task"] = {**config["sft_jax_task"], "max_length": max_length, "clean": rules}
     tensors = save(model.table, {p: np.asarray(a, np.float32) for p, a in params.items()})
@@ -60,6 +62,12 @@ def export_model(
         for name, content in tokenizer_files(tokenizer_from).items():
             (fresh / name).write_bytes(content)
         (fresh / "README.md").write_text(card, encoding="utf-8")
+
+
+def _end_of_text(config: Mapping[str, Any]) -> int | None:
+    """What a decoder without a padding id is padded with: `transformers` classifies no batch without one."""
+    end = config.get("eos_token_id")
+    return end[0] if isinstance(end, list) and end else end
 
 
 def model_card(base: str, task: Task, facts: Mapping[str, str], metrics: Mapping[str, float]) -> str:
