@@ -25,6 +25,7 @@ from sft_jax.data.tfds import load_tfds
 from sft_jax.errors import DataError, reason
 
 SPLITS = ("train", "validation", "test")
+CONLL = (".conll", ".iob", ".iob2", ".bio")
 Reader = Callable[[Sequence[str], str], Rows]  # (files, where)
 
 
@@ -120,22 +121,12 @@ READERS: dict[str, Reader] = {
     ".jsonl": read_json,
     ".json": read_json,
     ".txt": read_lines,
-    **dict.fromkeys((".conll", ".iob", ".iob2", ".bio"), read_conll),
+    **dict.fromkeys(CONLL, read_conll),
     ".parquet": partial(_load_built, builder="parquet"),
     ".arrow": partial(_load_built, builder="arrow"),
     "folder": read_folders,
 }
-PACKED = (
-    ".csv",
-    ".tsv",
-    ".jsonl",
-    ".json",
-    ".txt",
-    ".conll",
-    ".iob",
-    ".iob2",
-    ".bio",
-)  # which may be packed by gzip: `reviews.csv.gz`
+PACKED = (".csv", ".tsv", ".jsonl", ".json", ".txt", *CONLL)  # which may be packed by gzip: `reviews.csv.gz`
 
 
 def _load_hub(source: Hub, split: str, where: str) -> Dataset:

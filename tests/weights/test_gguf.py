@@ -9,6 +9,7 @@ from made_gguf import EACH, GROUPS, HEADS, MORE, WIDTH, WORDS, tensors, write_gg
 
 from sft_jax.errors import ConfigError, ModelError
 from sft_jax.gguf import read_header
+from sft_jax.models.family import Head, build_model, load_model
 from sft_jax.run import prepare
 from sft_jax.weights.files import find, open_checkpoint
 from sft_jax.weights.gguf import READABLE
@@ -196,6 +197,16 @@ def test_opening_reads_the_header_alone(architecture, tmp_path):
     with pytest.raises(ModelError, match=rf"model\.gguf: ends within {last[0]}; fetch it again"):
         for name in checkpoint.shapes:
             checkpoint.read(name)
+
+
+@pytest.mark.parametrize("architecture", list(MORE))
+def test_every_architecture_is_a_family_of_ours(architecture, tmp_path):
+    """R57: of each architecture that is read, a model of ours takes all tensors, and nothing is left over."""
+    write_gguf(tmp_path / "model.gguf", architecture)
+    checkpoint = open_checkpoint(tmp_path / "model.gguf")
+    matched, params = load_model(build_model(checkpoint.config, Head("causal_lm", 0), "model.gguf"), checkpoint)
+    assert not matched.initialised and not matched.ignored
+    assert set(matched.loaded.values()) == set(checkpoint.shapes) and len(params) == len(matched.loaded)
 
 
 def test_a_run_begins_with_a_file(tmp_path, configure):

@@ -165,6 +165,7 @@ def test_little_memory_is_needed_to_refuse(tmp_path):
             {"pre": "qwen35"},
             "a tokenizer that splits texts as 'qwen35' is not read; did you mean 'qwen2'? (known: gpt-2",
         ),
+        ({"pre": None}, "a tokenizer that splits texts as None is not read"),
         ({"pre": 7}, "a tokenizer that splits texts as 7"),
         ({"tokens": None}, "its tokenizer has no list of tokens with the kind of each"),
         ({"tokens": 5}, "its tokenizer has no list of tokens with the kind of each"),
