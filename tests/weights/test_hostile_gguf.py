@@ -111,6 +111,7 @@ def tensor(shape: tuple[int, ...], kind: int = 0, begin: int = 0) -> bytes:
         (header(0, 2, tensor((2,)) * 2), "tensor 'a' is there twice"),
         (header(0, 1, tensor((2,), kind=99)), "a tensor of type 99"),
         (header(0, 1, tensor((33,), kind=2)), "a tensor with rows of 33 numbers in blocks of 32"),
+        (header(0, 1, tensor((0, 1 << 63))), "a tensor without numbers"),
         (header(0, 1, tensor(())), "a tensor of 0 dimensions"),
         (header(0, 1, tensor((1,) * 5)), "a tensor of 5 dimensions"),
         *((header(0, 1, tensor((size, size))), "the file at") for size in HUGE),
