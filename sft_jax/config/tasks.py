@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from sft_jax.config.generation import Generation
 from sft_jax.config.section import NotNegative, Section, Share
 
 
@@ -120,6 +121,8 @@ class CausalLM(Section):
     """The day that a template is told; one that asks for it is refused without, for it would change the tokens."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the target that is spread evenly over the vocabulary."""
+    generate: Generation = Generation()
+    """How answers are written, in samples while training and in `predict`."""
 
 
 TaskSection = SequenceClassification | MultiLabelClassification | Regression | TokenClassification | CausalLM
