@@ -138,7 +138,9 @@ def test_reasons_are_counted_and_not_without_end(tmp_path):
     talks = [Conversation([said("user", f"{min(n, 9)}"), said("assistant", "b")]) for n in range(12)]
     found = encoded(tokenizer, talks)
     assert sum(found.lost.values()) == 12 and len(found.lost) == 6
-    assert found.lost["refused by the template: no 9"] == 3 and found.lost["refused by the template: other reasons"] == 5
+    assert (
+        found.lost["refused by the template: no 9"] == 3 and found.lost["refused by the template: other reasons"] == 5
+    )
     with pytest.raises(DataError, match=r"conversation 1: the chat template refuses it \(no 0\); change its messages"):
         chat.prompts(tokenizer, talks, None)
 

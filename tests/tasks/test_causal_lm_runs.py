@@ -50,7 +50,7 @@ def prepared(configure, talks, models):
 
 @pytest.mark.parametrize("model", ["gpt2", "llama"])
 def test_a_whole_run(model, prepared):
-    """C5, C31, R57: answers are learned, beat the commonest token, and are exported with their stops and one embedding."""
+    """C5, C31, R57: answers are learned and beat the commonest token; an export has their stops, one tied tensor."""
     settings = ("task.format=chat", "train.epochs=10", "optim.lr=2e-2", "eval.best_metric=loss", "eval.baselines=true")
     built = prepared(model, *settings, ONE_SHAPE)
     result = jobs.train(built)
@@ -63,7 +63,10 @@ def test_a_whole_run(model, prepared):
 
     home = result.directory / "model"
     tokenizer, stops = load_tokenizer(home), json.loads((home / "generation_config.json").read_text())["eos_token_id"]
-    assert stops == built.task.stops(tokenizer) and tokenizer.template == load_tokenizer(built.checkpoint.directory).template
+    assert (
+        stops == built.task.stops(tokenizer)
+        and tokenizer.template == load_tokenizer(built.checkpoint.directory).template
+    )
     learned, label = (built.data["train"].tokens[name] for name in ("token_weight", "label"))
     last = label[(learned > 0) & ~np.append(learned[1:] > 0, False)]
     assert np.isin(last, stops).all() and len(last) > 48
@@ -172,8 +175,7 @@ def test_the_audit_is_shown():
     """What is supervised stands in green, or in brackets where there are no colours; a line break is no line break."""
     audit = Audit([[("user: a\n\x1b[2J", False), ("[b]!", True)]], {"supervised": "half"}, [])
     plain, coloured = (
-        Console(width=80, record=True, file=io.StringIO(), force_terminal=on, highlight=False)
-        for on in (False, True)
+        Console(width=80, record=True, file=io.StringIO(), force_terminal=on, highlight=False) for on in (False, True)
     )
     show_audit(plain, audit)
     assert "user: a⏎\\x1b[2J⟦[b]!⟧" in plain.export_text()

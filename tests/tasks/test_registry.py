@@ -19,7 +19,18 @@ from sft_jax.nn.heads import LazyLogits
 from sft_jax.tasks.task import PROBLEMS, TASKS, Ratio, Task, build_task, restore_task
 
 # Files of the folder that are no task.
-OTHERS = {"__init__", "task", "texts", "labels", "label_columns", "losses", "vocabulary", "audits", "metrics", "baselines"}
+OTHERS = {
+    "__init__",
+    "task",
+    "texts",
+    "labels",
+    "label_columns",
+    "losses",
+    "vocabulary",
+    "audits",
+    "metrics",
+    "baselines",
+}
 NAMES = ["a", "b", "c"]
 EACH = {
     task.kind: task

@@ -35,7 +35,7 @@ def chunk(request, monkeypatch) -> int:
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_the_loss_in_chunks_is_the_dense_one(chunk, smoothing, softcap):
-    """C30: loss of each wanted token and the gradients of hidden states, embeddings and bias are those of all logits."""
+    """C30: loss of each wanted token and gradients of hidden states, embeddings and bias are the dense ones."""
     logits, label, wanted = drawn(softcap=softcap)
     pull = jnp.asarray(np.random.default_rng(1).random((R, T)), jnp.float32)
 
@@ -77,7 +77,9 @@ def test_chunks_that_nothing_is_wanted_of_are_skipped(monkeypatch):
     poisoned = LazyLogits(jnp.where(wanted[..., None], logits.hidden, jnp.nan), logits.embedding, logits.bias)
     loss, _ = jax.jit(token_scores)(poisoned, label, wanted)
     assert np.isfinite(loss).all() and (np.asarray(loss) > 0).sum() == 6
-    gradient = jax.grad(lambda e: token_scores(LazyLogits(poisoned.hidden, e), label, wanted)[0].sum())(logits.embedding)
+    gradient = jax.grad(lambda e: token_scores(LazyLogits(poisoned.hidden, e), label, wanted)[0].sum())(
+        logits.embedding
+    )
     assert np.isfinite(gradient).all(), "a chunk that were computed would be NaN"
 
 
