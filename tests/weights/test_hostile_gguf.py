@@ -13,7 +13,7 @@ from made_gguf import write_gguf
 
 from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import ModelError
-from sft_jax.gguf import MOST_KEYS, MOST_TENSORS, MOST_TEXTS, read_header
+from sft_jax.gguf import MOST_KEYS, MOST_TENSORS, read_header
 from sft_jax.weights.files import open_checkpoint
 
 HUGE = (1 << 32, 1 << 48, (1 << 63) - 1, (1 << 64) - 1)
@@ -111,6 +111,7 @@ def tensor(shape: tuple[int, ...], kind: int = 0, begin: int = 0) -> bytes:
         (header(0, 2, tensor((2,)) * 2), "tensor 'a' is there twice"),
         (header(0, 1, tensor((2,), kind=99)), "a tensor of type 99"),
         (header(0, 1, tensor((33,), kind=2)), "a tensor with rows of 33 numbers in blocks of 32"),
+        (header(0, 1, tensor((0, 1 << 63))), "a tensor without numbers"),
         (header(0, 1, tensor(())), "a tensor of 0 dimensions"),
         (header(0, 1, tensor((1,) * 5)), "a tensor of 5 dimensions"),
         *((header(0, 1, tensor((size, size))), "the file at") for size in HUGE),
@@ -122,10 +123,11 @@ def test_malformed_headers_are_refused(content, said, tmp_path):
     assert said in message(tmp_path / "model.gguf", content)
 
 
-BOMBS = {
-    "texts": header(8, 0, b"".join(text(f"k{i}") + struct.pack("<IIQ", 9, 8, MOST_TEXTS // 4) for i in range(8))),
+BOMBS = {  # with 2 GiB of zeros behind each
+    "texts": header(1, 0, text("k") + struct.pack("<IIQ", 9, 8, 1 << 27)),
+    "text": header(1, 0, text("k") + struct.pack("<IQ", 8, 3 << 29)),
+    "numbers": header(1, 0, text("k") + struct.pack("<IIQ", 9, 0, 3 << 29)),
     "terabytes": header(0, 1, tensor((1 << 20, 1 << 20))),
-    "numbers": header(1, 0, text("k") + struct.pack("<IIQ", 9, 10, 1 << 40)),
 }
 BOUNDED = """
 import json, resource, sys
@@ -165,6 +167,7 @@ def test_little_memory_is_needed_to_refuse(tmp_path):
             {"pre": "qwen35"},
             "a tokenizer that splits texts as 'qwen35' is not read; did you mean 'qwen2'? (known: gpt-2",
         ),
+        ({"pre": None}, "a tokenizer that splits texts as None is not read"),
         ({"pre": 7}, "a tokenizer that splits texts as 7"),
         ({"tokens": None}, "its tokenizer has no list of tokens with the kind of each"),
         ({"tokens": 5}, "its tokenizer has no list of tokens with the kind of each"),
