@@ -8,7 +8,7 @@ from sft_jax.config.section import NotNegative, Positive, Section, Seed
 
 
 class Generation(Section):
-    """How answers are written, token by token: the likeliest one each time, drawn, or the likeliest of several beams."""
+    """How answers are written, token by token: the likeliest each time, drawn, or the likeliest of several beams."""
 
     max_new_tokens: Positive = 64
     """Tokens of an answer at most."""
