@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-newer lint docs clean
+.PHONY: quickstart test test-newer lint docs models clean
 
 quickstart: $(VENV)/user  ## fine-tune a real encoder on real sentences
 	$(BIN)/sft-jax train configs/quickstart.yaml
@@ -21,6 +21,10 @@ lint: $(VENV)/developer  ## format, lint and types, as pre-commit and CI run the
 
 docs: $(VENV)/developer  ## docs/configuration.md from the schema
 	$(BIN)/python docs/make_configuration.py
+
+models: $(VENV)/developer  ## docs/models.md from what the parity tests measure
+	$(BIN)/python -m pytest tests/parity -n 2 --dist loadfile --junitxml=build/parity.xml
+	$(BIN)/python docs/make_models.py build/parity.xml
 
 clean:  ## remove the virtual environment
 	rm -rf $(VENV)

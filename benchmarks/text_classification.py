@@ -98,7 +98,12 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/quickstart.yaml")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--ours", type=names, default="float32,bfloat16", help="types that ours computes in")
+    parser.add_argument(
+        "--ours",
+        type=names,
+        default="float32,bfloat16",
+        help="types that ours computes in; add +planned, +bucketed or +padded to a type for another layout",
+    )
     parser.add_argument(
         "--peers",
         type=names,
@@ -145,12 +150,14 @@ def measure(options: argparse.Namespace, report: Tree, directory: Path, console:
         save(options.out, report)
 
 
-def run_ours(options: argparse.Namespace, dtype: str, seed: int, directory: Path) -> Tree:
+def run_ours(options: argparse.Namespace, variant: str, seed: int, directory: Path) -> Tree:
     """One training run of ours and its figures."""
+    dtype, _, layout = variant.partition("+")
     settings = [
         f"run.dir={directory}",
         "run.resume=never",
         f"train.compute_dtype={dtype}",
+        *([f"data.layout.kind={layout}"] if layout else []),
         f"train.epochs={options.epochs:g}",
         f"seed={seed}",
         *EQUAL_WORK,

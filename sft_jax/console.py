@@ -205,7 +205,7 @@ def _training(run: Run) -> dict[str, str]:
     axes = " × ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
     device = jax.devices()[0]
     return {
-        "steps": f"{run.batches.steps:,} of {config.train.batch_size} documents "
+        "steps": f"{run.batches.steps:,} of {'about ' if run.batches.packs else ''}{config.train.batch_size} documents "
         f"({order.steps_per_epoch:,} an epoch, {config.train.accumulate} microbatches)",
         "optimizer": f"{optim.name}, rate {optim.lr:g} {schedule.kind}, warmup {schedule.warmup:g}, "
         f"decay {optim.weight_decay:g}, clip {optim.clip}",

@@ -14,25 +14,24 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from sft_jax import assets, machine
+from sft_jax import assets, checks, machine
 from sft_jax import mesh as meshes
-from sft_jax.config.data import Augment, Files, Mixture
+from sft_jax.config.data import Files, Mixture
 from sft_jax.config.read import read_config
 from sft_jax.config.schema import Config, RunSection
 from sft_jax.data.augment import augmentation
-from sft_jax.data.batch import Encoded, declare
-from sft_jax.data.clean import RULES
+from sft_jax.data.batch import Encoded, Shape, declare, row_length, slots_for, up_to
 from sft_jax.data.loader import EvalBatches, TrainBatches, padding_share
 from sft_jax.data.order import Mixing, Order
+from sft_jax.data.packs import plan as plan_packs
 from sft_jax.data.prepare import Prepared
 from sft_jax.data.prepare import prepare as prepare_rows
 from sft_jax.data.report import DataReport
 from sft_jax.data.sources import load_rows
 from sft_jax.data.text import TextTokenizer, load_tokenizer
-from sft_jax.errors import ConfigError, DataError, ModelError, RunError, did_you_mean, listing
+from sft_jax.errors import ConfigError, DataError, RunError
 from sft_jax.models.family import Model, build_model, load_model
 from sft_jax.nn.template import Params
-from sft_jax.tasks.labels import names_in
 from sft_jax.tasks.task import Audit, Examples, Task, build_task
 from sft_jax.train import directory, optim, step, trackers
 from sft_jax.train.checkpoint import Checkpoints, Progress
@@ -51,7 +50,6 @@ from sft_jax.weights.files import Checkpoint, find, open_checkpoint
 from sft_jax.weights.table import Matched, match
 
 MOST_GROUPS = 100  # each is counted apart, on the device
-MOST_LOST = 0.5  # share of the documents of a split; if more are lost, it is not the documents that are wrong
 
 
 @dataclass(frozen=True)
@@ -115,24 +113,16 @@ def prepare(config: Config) -> Run:
     checkpoint = open_checkpoint(find(assets.resolve(config.model.source), config.model.revision))
     noise = config.model.embedding_noise
     model = build_model(checkpoint.config, task.head, config.model.source, config.model.dropout, noise)
-    if config.data.max_length > model.max_length:
-        raise ConfigError(
-            f"data.max_length: {config.data.max_length} tokens, but {config.model.source} has positions for "
-            f"{model.max_length}; lower it"
-        )
+    checks.length(config.data.max_length, model, config.model.source)
     tokenizer = load_tokenizer(checkpoint.directory)
     data = _encoded(config, task, rows, tokenizer)
     groups, data = _grouped(config.eval.group, rows, data)
     task = task.fit(data["train"])
-    _check_ids(model, data)
-    audit = _audited(task, Examples(data["train"], rows["train"].texts, rows["train"].targets), tokenizer)
-    where, shapes, new_head = (
-        str(checkpoint.directory),
-        model.template.shapes,
-        begins_with_new_head(config, model, checkpoint),
-    )
-    matched = match(model.table, shapes, checkpoint.shapes, where, new_head=new_head)
-    _check_head(task, matched, checkpoint)
+    checks.ids(model, data)
+    audit = checks.audit(task, Examples(data["train"], rows["train"].texts, rows["train"].targets), tokenizer)
+    new_head = checks.begins_with_new_head(config.model, model, checkpoint.config)
+    matched = match(model.table, model.template.shapes, checkpoint.shapes, str(checkpoint.directory), new_head=new_head)
+    checks.head(task, matched, checkpoint.config)
     batches, evals = _batches(config, mesh, rows, data, tokenizer)
     paths = model.template.keys
     frozen = frozen_paths(config.train.freeze, paths)
@@ -179,7 +169,7 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> Run:
 
 def initial(run: Run) -> tuple[TrainState, Params]:
     """(state, frozen parameters) before the first step: the weights are read here."""
-    new_head = begins_with_new_head(run.config, run.model, run.checkpoint)
+    new_head = checks.begins_with_new_head(run.config.model, run.model, run.checkpoint.config)
     _, arrays = load_model(run.model, run.checkpoint, new_head=new_head)
     return initial_state(
         run.model.template,
@@ -190,12 +180,6 @@ def initial(run: Run) -> tuple[TrainState, Params]:
         run.config.seed.init,
         run.dtype,
     )
-
-
-def begins_with_new_head(config: Config, model: Model, checkpoint: Checkpoint) -> bool:
-    """Whether the head of a checkpoint, if it has one, is not for this task: by request, or by its class."""
-    classes = checkpoint.config.get("architectures") or []
-    return config.model.head == "new" or not all(model.is_class(str(name)) for name in classes)
 
 
 def restore(run: Run, checkpoints: Checkpoints, number: int) -> tuple[TrainState, Progress]:
@@ -253,35 +237,19 @@ def _rows(config: Config) -> tuple[Task, dict[str, Prepared], DataReport]:
     """(task, the rows that are used, what became of all of them)."""
     found = load_rows(_local(config.data.source))
     task = build_task(config.task, found)
-    _check_metric(config, task)
-    _check_changes(config, task)
+    checks.metric(_best_metric(config, task), task)
+    checks.changes(config.data, task)
     functions = (task.read, task.targets, task.classes, task.label_counts)
     return task, *prepare_rows(found, config.data, *functions, config.seed.data)
 
 
 def _encoded(config: Config, task: Task, rows: Mapping[str, Prepared], tokenizer: TextTokenizer) -> dict[str, Encoded]:
     """The splits in tokens; from the user's cache where they are there."""
-    worker = replace(tokenizer, home=machine.cache_home() / "tokens") if config.data.cache else tokenizer
+    worker = replace(tokenizer, home=_cache(config, "tokens"))
     length = config.data.max_length
     found = {split: task.encode(part.texts, part.targets, worker, length) for split, part in rows.items()}
-    for split, encoded in found.items():
-        lost = sum(encoded.lost.values())
-        if not len(encoded) or lost > MOST_LOST * (lost + len(encoded)):
-            reasons = ", ".join(f"{reason}: {count}" for reason, count in encoded.lost.items())
-            few = f"only {len(encoded)}" if len(encoded) else "none"
-            raise DataError(
-                f"data.{split}: of {len(rows[split])} rows {few} made a document ({reasons}); raise max_length, or "
-                f"give other rows"
-            )
+    checks.documents(found, rows)
     return found
-
-
-def _audited(task: Task, train: Examples, tokenizer: TextTokenizer) -> Audit | None:
-    """What the task finds in the training documents; any problem in it is one of the user's."""
-    audit = task.audit(train, tokenizer)
-    if audit and audit.problems:
-        raise DataError(listing("data.train: the audit of what is supervised", audit.problems))
-    return audit
 
 
 def _with_tokens(
@@ -321,67 +289,32 @@ def _grouped(
     return names, {s: replace(e, documents={**e.documents, "group": parts[s][e.rows]}) for s, e in data.items()}
 
 
-def _check_metric(config: Config, task: Task) -> None:
-    name = _best_metric(config, task)
-    if name not in task.metric_names:
-        hint = did_you_mean(name, task.metric_names)
-        raise ConfigError(
-            f"eval.best_metric: {task.kind} has no metric '{name}'{hint} (known: {', '.join(task.metric_names)})"
-        )
-
-
-def _check_changes(config: Config, task: Task) -> None:
-    """Texts must stay as they are where targets are places in them, tokens where they are answers."""
-    changed = [rule for rule in RULES if getattr(config.data.clean, rule)]
-    if changed and not task.cleans:
-        raise ConfigError(f"data.clean.{changed[0]}: {task.kind} needs texts as they are written; leave it out")
-    if config.data.augment != Augment() and not task.moves:
-        raise ConfigError(f"data.augment: {task.kind} needs tokens where they are; leave it out")
-
-
-def _check_ids(model: Model, data: Mapping[str, Encoded]) -> None:
-    """Tokenizer and model must fit: a lookup beyond a table would be NaN, and nobody would know why."""
-    for split, found in data.items():
-        for name, limit in model.limits.items():
-            largest = int(found.tokens[name].max()) if name in found.tokens else 0
-            if largest >= limit:
-                raise DataError(
-                    f"data.{split}: the tokenizer gives {name} up to {largest}, the model has {limit} of them; "
-                    f"use the tokenizer that belongs to the model"
-                )
-
-
-def _check_head(task: Task, matched: Matched, checkpoint: Checkpoint) -> None:
-    """A head that was trained for other labels, or for these in another order, must not be taken for this one."""
-    config = checkpoint.config
-    if "head/out/kernel" not in matched.loaded or not task.labels:
-        return
-    theirs, ours = config.get("problem_type"), task.to_hf().get("problem_type")
-    if theirs not in (None, ours):
-        raise ModelError(f"model.head: the checkpoint's head is for {theirs}, the task is {ours}; set model.head=new")
-    names = names_in(config) if config.get("id2label") else []
-    plain = [f"LABEL_{number}" for number in range(len(names))]  # what transformers calls them for want of names
-    if len(task.labels) > 1 and names not in ([], plain, list(task.labels)):
-        raise ModelError(
-            f"model.head: the checkpoint's head is for {', '.join(names)}, the task has {', '.join(task.labels)}; "
-            f"set task.labels to the checkpoint's, or model.head=new"
-        )
-
-
 def _batches(
     config: Config, mesh: Mesh, rows: Mapping[str, Prepared], data: Mapping[str, Encoded], tokenizer: TextTokenizer
 ) -> tuple[TrainBatches, dict[str, EvalBatches]]:
     train, seed = data["train"], config.seed.data
-    order = Order(len(train), config.train.batch_size, seed, _mixing(config, rows["train"], train))
-    parts = meshes.batch_parts(mesh)
-    shapes = declare(config.data.layout, train, order, parts * config.train.accumulate)
+    parts, packs = meshes.batch_parts(mesh), None
+    multiple = parts * config.train.accumulate
+    if config.data.layout.kind == "planned":
+        length = row_length(config.data.layout, train)
+        packs = plan_packs(train.lengths, length, slots_for(length), seed, _cache(config, "packs"))
+        order = Order(len(packs), packs.in_a_step(config.train.batch_size), seed)
+        shapes: tuple[Shape, ...] = (Shape(up_to(order.batch_size, multiple), length, packs.slots),)
+    else:
+        order = Order(len(train), config.train.batch_size, seed, _mixing(config, rows["train"], train))
+        shapes = declare(config.data.layout, train, order, multiple)
     steps = config.train.steps or math.ceil(config.train.epochs * order.steps_per_epoch)
     evals = {
         split: EvalBatches.of(found, shapes[-1], config.eval.batch_size, parts)
         for split, found in data.items()
         if split != "train"
     }
-    return TrainBatches(train, order, shapes, steps, augmentation(config.data.augment, seed, tokenizer)), evals
+    return TrainBatches(train, order, shapes, steps, augmentation(config.data.augment, seed, tokenizer), packs), evals
+
+
+def _cache(config: Config, name: str) -> Path | None:
+    """Where prepared data of a kind is kept in the user's cache, if it is."""
+    return machine.cache_home() / name if config.data.cache else None
 
 
 def _mixing(config: Config, train: Prepared, encoded: Encoded) -> Mixing | None:

@@ -15,7 +15,7 @@ RANKS = {
     **dict.fromkeys(("models", "adapt"), 3),
     "tasks": 4,
     "train": 5,
-    **dict.fromkeys(("infer", "export", "convert", "report", "study"), 6),
+    **dict.fromkeys(("checks", "infer", "export", "convert", "report", "study"), 6),
     "run": 7,
     "jobs": 8,
     "console": 9,

@@ -125,8 +125,9 @@ class Split(Section):
 class Layout(Section):
     """How the documents of a batch become a rectangle of tokens, from a declared set of shapes."""
 
-    kind: Literal["packed", "bucketed", "padded"] = "packed"
-    """`packed`: several documents a row, isolated; `bucketed`: a few lengths; `padded`: one length."""
+    kind: Literal["packed", "planned", "bucketed", "padded"] = "packed"
+    """`packed`: several documents a row, isolated; `planned`: the same over all documents, before training, and a step
+    reads whole rows that hold about `train.batch_size` documents; `bucketed`: a few lengths; `padded`: one length."""
     length: Positive | None = None
     """Tokens in a row; null takes the longest document, rounded up to a multiple of 8."""
     buckets: Positive = 2

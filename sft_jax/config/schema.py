@@ -10,11 +10,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sft_jax.config.data import DataSection
-from sft_jax.config.section import NotNegative, Positive, Section, Share
+from sft_jax.config.section import NotNegative, Positive, Section, Seed, Share
 from sft_jax.config.tasks import TaskSection
 from sft_jax.config.training import CheckpointSection, EvalSection, OptimSection, TrainSection
-
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # jax would use no more of it
 
 
 class Seeds(Section):
@@ -122,6 +120,8 @@ class Config(Section):
                 f"data.layout.length: {data.layout.length} tokens cannot hold a document of "
                 f"data.max_length ({data.max_length}); lower max_length or leave length out"
             )
+        if data.layout.kind == "planned" and data.source.kind == "mixture":
+            raise ValueError("data.layout.kind: planned packs know no shares of a mixture; set it to packed")
         if train.r_drop and self.model.dropout == 0 and not self.model.embedding_noise:
             raise ValueError("train.r_drop: two passes are equal without dropout; raise model.dropout, or leave r_drop")
         named = data.source.validation not in (None, False) or data.split.validation > 0

@@ -14,30 +14,47 @@ import numpy as np
 from sft_jax.data.augment import Augmentation
 from sft_jax.data.batch import Batch, Encoded, Row, Shape, collate, lay_out, place, up_to
 from sft_jax.data.order import Order
+from sft_jax.data.packs import Packs
 
 
 @dataclass(frozen=True)
 class TrainBatches:
-    """The batch of every step of a run; the shapes hold any batch of documents as they are, or shorter."""
+    """The batch of every step of a run; the shapes hold any batch of documents as they are, or shorter.
+
+    Where there are packs, it is these that the order counts, and a step reads whole ones.
+    """
 
     encoded: Encoded
     order: Order
     shapes: tuple[Shape, ...]
     steps: int
     augmentation: Augmentation | None = None
+    packs: Packs | None = None
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
-        documents, visits = self.order.visits(step)
-        if self.augmentation is None:
-            rows, shape = place(self.encoded, documents, self.shapes)
-            return collate(self.encoded, rows, shape)
-        changed = self.augmentation(self.encoded, documents, visits)
-        rows, shape = place(changed, np.arange(len(documents)), self.shapes)
-        batch = collate(changed, rows, shape)
+        documents, visits, ends = self._read(step)
+        encoded, numbers = self.encoded, documents
+        if self.augmentation is not None:
+            encoded, numbers = self.augmentation(encoded, documents, visits), np.arange(len(documents))
+        if ends is None:
+            rows, shape = place(encoded, numbers, self.shapes)
+        else:
+            rows, shape = [row.tolist() for row in np.split(numbers, ends)], self.shapes[0]
+        batch = collate(encoded, rows, shape)
+        if encoded is self.encoded:
+            return batch
         return {**batch, "index": np.where(batch["index"] < 0, -1, documents[batch["index"]]).astype(np.int32)}
+
+    def _read(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """(documents of a step, how often each was read before, where packs end among them if they are planned)."""
+        read, visits = self.order.visits(step)
+        if self.packs is None:
+            return read, visits, None
+        sizes = np.diff(self.packs.offsets)[read]
+        return self.packs.of(read), np.repeat(visits, sizes), np.cumsum(sizes)[:-1]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from datasets import Dataset
 from pydantic import ValidationError
 
 from sft_jax.config.data import Clean
-from sft_jax.data.batch import Encoded, Shape, collect, room_for, up_to
+from sft_jax.data.batch import Encoded, Shape, collect, room_for, slots_for, up_to
 from sft_jax.data.clean import clean
 from sft_jax.data.loader import EvalBatches
 from sft_jax.data.rows import Rows, refuse
@@ -48,7 +48,7 @@ class Predictor:
         texts = [clean(column, self.clean) for column in columns]
         examples = Examples(self.task.encode(texts, None, self.tokenizer, self.max_length), texts)
         length = up_to(int(examples.encoded.lengths.max()), 8)
-        shape = Shape(batch_size, length, max(1, length // 8))
+        shape = Shape(batch_size, length, slots_for(length))
         # A window of rows at a time, each with all of its documents: outputs do not pile up.
         for begin in range(0, len(rows), 64 * batch_size):
             ends = np.searchsorted(examples.encoded.rows, (begin, begin + 64 * batch_size))

@@ -186,7 +186,8 @@ def test_counting_filler_would_be_seen(ready):
     wrong = _FillerCounts(batches.encoded, batches.rows, batches.shape)
     program = eval_program(run, state.params, frozen)
     assert [
-        evaluate(program, state.params, frozen, given, run.put, 2).counts.confusion.sum() for given in (batches, wrong)
+        evaluate(program, state.params, frozen, given, run.put, 2, "document").counts.confusion.sum()
+        for given in (batches, wrong)
     ] == [ROWS, 24]
 
 
@@ -206,7 +207,7 @@ def device_memory(run: Run, times: int, *, hoard: bool = False) -> int:
         kept.extend([found] if hoard else [])
         return found
 
-    evaluate(program, state.weights, frozen, batches, put, 2)
+    evaluate(program, state.weights, frozen, batches, put, 2, "document")
     assert len(held) == len(batches)
     return max(held)
 

@@ -1,0 +1,102 @@
+"""What must fit together across rooms before a run begins: task, rows, tokenizer, checkpoint and model.
+
+Each check looks at two or three of them and raises what the user can mend. Builds nothing, and sees no device.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sft_jax.config.data import Augment, DataSection
+from sft_jax.config.schema import ModelSection
+from sft_jax.data.batch import Encoded
+from sft_jax.data.clean import RULES
+from sft_jax.data.text import TextTokenizer
+from sft_jax.errors import ConfigError, DataError, ModelError, did_you_mean, listing
+from sft_jax.models.family import Model
+from sft_jax.tasks.labels import names_in
+from sft_jax.tasks.task import Audit, Examples, Task
+from sft_jax.weights.table import Matched
+
+MOST_LOST = 0.5  # share of the documents of a split; if more are lost, it is the length or the rows that are wrong
+
+
+def metric(name: str, task: Task) -> None:
+    """The metric that picks the best step must be one that evaluation gives (C18)."""
+    if name not in task.metric_names:
+        hint = did_you_mean(name, task.metric_names)
+        raise ConfigError(
+            f"eval.best_metric: {task.kind} has no metric '{name}'{hint} (known: {', '.join(task.metric_names)})"
+        )
+
+
+def changes(section: DataSection, task: Task) -> None:
+    """Texts must stay as they are where targets are places in them, tokens where they are answers."""
+    changed = [rule for rule in RULES if getattr(section.clean, rule)]
+    if changed and not task.cleans:
+        raise ConfigError(f"data.clean.{changed[0]}: {task.kind} needs texts as they are written; leave it out")
+    if section.augment != Augment() and not task.moves:
+        raise ConfigError(f"data.augment: {task.kind} needs tokens where they are; leave it out")
+
+
+def documents(data: Mapping[str, Encoded], rows: Mapping[str, Any]) -> None:
+    """Most rows of each split must have become documents (C9)."""
+    for split, encoded in data.items():
+        lost = sum(encoded.lost.values())
+        if not len(encoded) or lost > MOST_LOST * (lost + len(encoded)):
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in encoded.lost.items())
+            few = f"only {len(encoded)}" if len(encoded) else "none"
+            raise DataError(
+                f"data.{split}: of {len(rows[split])} rows {few} made a document ({reasons}); raise max_length, or "
+                f"give other rows"
+            )
+
+
+def audit(task: Task, train: Examples, tokenizer: TextTokenizer) -> Audit | None:
+    """What a task finds supervised; whatever it finds wrong stops the run (C4, C5, C7)."""
+    found = task.audit(train, tokenizer)
+    if found and found.problems:
+        raise DataError(listing("data.train: the audit of what is supervised", found.problems))
+    return found
+
+
+def length(longest: int, model: Model, source: str) -> None:
+    """The model must have a position for each token of the longest document."""
+    if longest > model.max_length:
+        raise ConfigError(
+            f"data.max_length: {longest} tokens, but {source} has positions for {model.max_length}; lower it"
+        )
+
+
+def ids(model: Model, data: Mapping[str, Encoded]) -> None:
+    """Tokenizer and model must fit: a lookup beyond a table would be NaN, and nobody would know why."""
+    for split, found in data.items():
+        for name, limit in model.limits.items():
+            largest = int(found.tokens[name].max()) if name in found.tokens else 0
+            if largest >= limit:
+                raise DataError(
+                    f"data.{split}: the tokenizer gives {name} up to {largest}, the model has {limit} of them; "
+                    f"use the tokenizer that belongs to the model"
+                )
+
+
+def begins_with_new_head(section: ModelSection, model: Model, config: Mapping[str, Any]) -> bool:
+    """Whether the head of a checkpoint, if it has one, is not for this task: by request, or by its class."""
+    classes = config.get("architectures")
+    other = isinstance(classes, list) and not all(model.is_class(str(name)) for name in classes)
+    return section.head == "new" or other
+
+
+def head(task: Task, matched: Matched, config: Mapping[str, Any]) -> None:
+    """A head that was trained for other labels, or for these in another order, must not be taken for this one."""
+    if "head/out/kernel" not in matched.loaded or not task.labels:
+        return
+    theirs, ours = config.get("problem_type"), task.to_hf().get("problem_type")
+    if theirs not in (None, ours):
+        raise ModelError(f"model.head: the checkpoint's head is for {theirs}, the task is {ours}; set model.head=new")
+    names = names_in(config) if config.get("id2label") else []
+    plain = [f"LABEL_{number}" for number in range(len(names))]  # what transformers calls them for want of names
+    if len(task.labels) > 1 and names not in ([], plain, list(task.labels)):
+        raise ModelError(
+            f"model.head: the checkpoint's head is for {', '.join(names)}, the task has {', '.join(task.labels)}; "
+            f"set task.labels to the checkpoint's, or model.head=new"
+        )

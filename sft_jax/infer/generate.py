@@ -1,0 +1,99 @@
+"""Answers of a decoder to prompts: batches of like lengths, each declared shape compiled once."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from sft_jax.config.generation import Generation
+from sft_jax.data.batch import Encoded, thresholds, up_to
+from sft_jax.errors import ConfigError
+from sft_jax.infer.search import Cache, Found, search
+from sft_jax.models.decoder import empty_cache
+from sft_jax.models.family import Model
+from sft_jax.nn.template import Params
+
+BUCKETS = 2  # lengths of prompts that are compiled for
+MULTIPLE = 16  # of the lengths
+
+
+class Answer(NamedTuple):
+    """What a model says to a prompt."""
+
+    ids: list[int]  # without the token that ended it
+    stopped: bool  # by such a token, and not by the length
+    score: float  # mean log-probability of a token, that one included
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A decoder that answers prompts."""
+
+    model: Model
+    section: Generation
+    stop: tuple[int, ...]  # tokens that end an answer
+
+    def __call__(self, params: Params, prompts: Encoded, batch_size: int) -> Iterator[Answer]:
+        """An answer to each prompt, in order; raises ConfigError where one is too long for the model's positions."""
+        most = int(prompts.lengths.max()) + self.section.max_new_tokens
+        if most > self.model.max_length:
+            raise ConfigError(
+                f"max_new_tokens: a prompt of {prompts.lengths.max()} tokens and an answer of "
+                f"{self.section.max_new_tokens} are more than the model's {self.model.max_length} positions; lower it"
+            )
+        sizes = thresholds([up_to(int(size), MULTIPLE) for size in prompts.lengths], BUCKETS)
+        rows = min(batch_size, len(prompts))
+        order = np.argsort(prompts.lengths, kind="stable")
+        found: dict[int, Answer] = {}
+        for begin in range(0, len(order), rows):
+            batch = order[begin : begin + rows]
+            size = next(size for size in sizes if size >= prompts.lengths[batch].max())
+            answers = jax.device_get(self._answers(params, *_laid_out(prompts, batch, rows, size)))
+            for row, prompt in enumerate(batch.tolist()):
+                found[prompt] = self._read(answers, row)
+        yield from (found[prompt] for prompt in range(len(prompts)))
+
+    @partial(jax.jit, static_argnums=0)
+    def _answers(
+        self, params: Params, ids: Int[Array, "b s"], lengths: Int[Array, " b"], numbers: Int[Array, " b"]
+    ) -> Found:
+        rows, size = ids.shape
+        module = self.model.template.bind(params)
+        dtype = jax.tree.leaves(params)[0].dtype
+        cache = empty_cache(self.model.config, rows, size + self.section.max_new_tokens, dtype)
+        places = jnp.arange(size)[None, :]
+        positions = jnp.where(places < lengths[:, None], places, -1)
+        lazy, cache = module.cached(ids, positions, cache, 0)
+        last = jnp.take_along_axis(lazy.hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
+
+        def forward(token: Array, position: Array, count: Array, cache: Cache) -> tuple[Array, Cache]:
+            lazy, cache = module.cached(token[:, None], position[:, None], cache, size + count)
+            return lazy.of(lazy.hidden[:, 0]), cache
+
+        return search(forward, lazy.of(last), cache, lengths, numbers, self.section, self.stop)
+
+    def _read(self, found: Any, row: int) -> Answer:
+        length = int(found.lengths[row])
+        ids = found.tokens[row, :length].tolist()
+        stopped = bool(ids) and ids[-1] in self.stop
+        score = float(found.scores[row])
+        if self.section.num_beams > 1:
+            score *= length**self.section.length_penalty  # the sum, as without beams
+        return Answer(ids[:-1] if stopped else ids, stopped, score / max(length, 1))
+
+
+def _laid_out(
+    prompts: Encoded, batch: Sequence[int] | np.ndarray, rows: int, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(tokens [rows, size], lengths, numbers) of these prompts; rows without one repeat the first."""
+    chosen = np.resize(np.asarray(batch), rows)
+    chosen[len(batch) :] = batch[0]
+    ids = np.zeros((rows, size), np.int32)
+    for row, prompt in enumerate(chosen):
+        ids[row, : prompts.lengths[prompt]] = prompts.tokens["input_ids"][prompts.places([prompt])]
+    return ids, prompts.lengths[chosen].astype(np.int32), chosen.astype(np.int32)
