@@ -146,7 +146,8 @@ def score(run: Run, split: str, program: step.Program, params: Params, frozen: P
             picked = members if task.grain == "document" else examples.encoded.places(members)
             groups[name] = {**task.metrics(counts), **task.row_metrics(found.kept[picked], examples.select(members))}
     metrics = {**task.metrics(found.counts), **task.row_metrics(found.kept, examples)}
-    return Scores(metrics, groups, task.tables(found.counts), found.kept)
+    tables = {**task.tables(found.counts), **task.row_tables(found.kept, examples)}
+    return Scores(metrics, groups, tables, found.kept)
 
 
 def trained(run: Run, at: str, tell: Tell = _to_stderr) -> tuple[TrainState, Params, int]:

@@ -69,6 +69,33 @@ class Regression(Texts):
     """Where `huber` turns linear."""
 
 
+class TokenClassification(Section):
+    """A tag for each word of each row: named entities, parts of speech."""
+
+    kind: Literal["token_classification"]
+    words: str = "tokens"
+    """Column that holds the words, a list; a text is split at white space."""
+    tags: str = "tags"
+    """Column that holds the tags, a list with a name, or a number from 0, for each word."""
+    labels: list[str] | None = None
+    """Names of the tags in the order of their numbers; null takes them from the source or the sorted values."""
+    scheme: Literal["auto", "BIO", "BIOES", "IO", "none"] = "auto"
+    """How tags mean spans; `none` for tags that do not, such as parts of speech; `auto` tells by their names."""
+    align: Literal["first", "all", "average"] = "first"
+    """Which tokens of a word are trained on and read: its first one; all, of which the first is read (after a B- the
+    others are I-); or the mean of the outputs of all."""
+    stride: Annotated[int, Field(ge=0)] | None = None
+    """Tokens by which the windows of a row that is longer than `data.max_length` overlap; null: a quarter of it."""
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """`focal` weighs words down that are already right."""
+    focal_gamma: NotNegative = 2.0
+    """How steeply `focal` weighs down; 0 is cross-entropy."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target that is spread evenly over all tags."""
+    class_weights: Literal["balanced"] | dict[str, NotNegative] | None = None
+    """Weight of each tag's words in the loss: by name (1 where not named), or inverse to how often it occurs."""
+
+
 class CausalLM(Section):
     """The next token of each text, of answers to prompts, or of what an assistant says in conversations."""
 
@@ -95,4 +122,4 @@ class CausalLM(Section):
     """Share of the target that is spread evenly over the vocabulary."""
 
 
-TaskSection = SequenceClassification | MultiLabelClassification | Regression | CausalLM
+TaskSection = SequenceClassification | MultiLabelClassification | Regression | TokenClassification | CausalLM

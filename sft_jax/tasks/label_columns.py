@@ -80,6 +80,25 @@ def read_several(rows: Rows, column: str, separator: str, labels: Sequence[str])
     return Targets(found, bad)
 
 
+def read_each(rows: Rows, column: str, labels: Sequence[str], counts: Sequence[int | None]) -> Targets:
+    """The number of the label of each word of each row; `counts` are the words of each, None for none."""
+    values, numbers = rows.column(column), LabelNumbers(labels, _feature(rows, column))
+    found: list[Target | None] = []
+    bad: dict[int, Bad] = {}
+    for row, (value, count) in enumerate(zip(values, counts, strict=True)):
+        parts = value.split() if isinstance(value, str) else value
+        picked = [numbers.of(part) for part in parts] if isinstance(parts, list) else []
+        where = rows.place(row)
+        if not isinstance(parts, list) or (count is not None and len(parts) != count):
+            said = f"{len(parts)} tags" if isinstance(parts, list) else repr(value)[:60]
+            bad[row] = Bad(where, "no tag for each word", f"{column} has {said}, expected {count}, one for each word")
+        elif None in picked:
+            wrong = parts[picked.index(None)]
+            bad[row] = Bad(where, "unknown label", f"{column} has {wrong!r:.60}{numbers.expected(wrong)}")
+        found.append(None if row in bad or count is None else tuple(number for number in picked if number is not None))
+    return Targets(found, bad)
+
+
 def read_bits(rows: Rows, names: Sequence[str]) -> Targets:
     """A 0 or 1 for each label of each row, from a column for each label."""
     columns = [rows.column(name) for name in names]
@@ -126,6 +145,22 @@ def names_of_several(train: Rows, column: str, separator: str) -> tuple[str, ...
             f"joined by {separator!r}; name another column in task.label"
         )
     return _in_order(parts)
+
+
+def names_of_each(train: Rows, column: str) -> tuple[str, ...]:
+    """Names of the tags in a column of lists; `O`, which is no span, comes first."""
+    feature = _feature(train, column)
+    if isinstance(feature, ClassLabel):
+        return tuple(feature.names)
+    lists = (value.split() if isinstance(value, str) else value for value in train.column(column))
+    parts = {part for found in lists if isinstance(found, list) for part in found if isinstance(part, str | int)}
+    if len(parts) < 2:
+        raise DataError(
+            f"data.source.train: column '{column}' holds {len(parts)} tags; expected lists with a tag for each word, "
+            f"of two kinds or more; name another column in task.tags"
+        )
+    names = _in_order(parts)
+    return tuple(sorted(names, key=lambda name: name != "O"))
 
 
 def _in_order(values: set[Any]) -> tuple[str, ...]:

@@ -123,6 +123,7 @@ class Task:
     baselines: Callable[[Examples, Examples], dict[str, float]]  # (train, test) -> headline metric
     decode: Callable[[np.ndarray, Examples], list[Record]]  # (kept, examples) -> a record for each row, in order
     to_hf: Callable[[], dict[str, Any]]  # what `config.json` says of the task
+    row_tables: Callable[[np.ndarray, Examples], dict[str, Table]] = lambda kept, examples: {}  # as `row_metrics`
     grain: Grain = "document"  # what `keep` has an entry for
     keep: Callable[[Any, Mapping[str, Array]], Array] = lambda outputs, batch: outputs  # (outputs, batch), on device
     cleans: bool = True  # whether texts may be cleaned; not where targets are places in them
@@ -140,6 +141,7 @@ TASKS = {
     "sequence_classification": "sequence_classification",
     "multi_label_classification": "multi_label_classification",
     "regression": "regression",
+    "token_classification": "token_classification",
     "causal_lm": "causal_lm",
 }
 # What `transformers` calls the problems that it solves with one and the same kind of head.

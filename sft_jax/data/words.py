@@ -1,0 +1,107 @@
+"""Rows of words in tokens: which word each token is of, and in which window each word is answered. Holds numpy only.
+
+A row that is longer than a document may be becomes several, windows that overlap by `stride` tokens, so that no word is
+lost. Each word is answered in one of them: the one in which it is whole and has most context on its narrower side; of
+equal ones, the first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tokenizers
+from tokenizers import Tokenizer, pre_tokenizers
+
+from sft_jax.data import cache
+from sft_jax.data.text import FAST, TextTokenizer
+from sft_jax.errors import ConfigError, ModelError, reason
+
+VERSION = "1"  # of `tokenize_words`: another one, and what is in caches is not found any more
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of rows of words, one after the other."""
+
+    fields: dict[str, np.ndarray]  # int32 [tokens of all windows]: input_ids, token_type_ids
+    word: np.ndarray  # int32 [tokens]: the word of its row that a token answers for; -1: none
+    first: np.ndarray  # bool [tokens]: whether it is the first token of its word
+    offsets: np.ndarray  # int64 [windows + 1]
+    rows: np.ndarray  # int64 [windows]: the row that each is of
+
+
+def tokenize_words(tokenizer: TextTokenizer, rows: Sequence[Sequence[str]], max_length: int, stride: int) -> Windows:
+    """Windows of at most `max_length` tokens, special ones included; from the tokenizer's cache if they are there."""
+    worker = split_already(tokenizer.fast)
+    special = worker.num_special_tokens_to_add(False)
+    if stride >= max_length - special:
+        raise ConfigError(
+            f"task.stride: windows of {max_length} tokens, {special} of them special, cannot overlap by {stride}; "
+            f"lower it, or raise data.max_length"
+        )
+    worker.no_padding()
+    worker.enable_truncation(max_length, stride=stride)
+    if tokenizer.home is None:
+        return _windows(worker, rows)
+    origin = (VERSION, tokenizers.__version__, worker.to_str(), f"{max_length} {stride}")
+    name = cache.key((*origin, *(part for row in rows for part in (*row, "\n"))))
+    found = cache.load(tokenizer.home, name)
+    if found is None:
+        made = _windows(worker, rows)
+        kept = {"word": made.word, "first": made.first, "offsets": made.offsets, "rows": made.rows}
+        cache.store(tokenizer.home, name, {**made.fields, **kept})
+        return made
+    kept = {key: found.pop(key) for key in ("word", "first", "offsets", "rows")}
+    return Windows(found, **kept)
+
+
+def split_already(tokenizer: Tokenizer) -> Tokenizer:
+    """A tokenizer for words by themselves: one that tells words apart by the blank before them puts one there."""
+    ours = Tokenizer.from_str(tokenizer.to_str())
+    if isinstance(ours.pre_tokenizer, pre_tokenizers.ByteLevel):
+        ours.pre_tokenizer.add_prefix_space = True
+    return ours
+
+
+def _windows(tokenizer: Tokenizer, rows: Sequence[Sequence[str]]) -> Windows:
+    try:
+        encoded = tokenizer.encode_batch([list(row) for row in rows], is_pretokenized=True)
+    except BaseException as error:  # a panic in the library is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(f"{FAST}: it cannot be used ({reason(error)}); fetch it again") from None
+    every = [[found, *found.overflowing] for found in encoded]
+    words = [[_numbers(window.word_ids) for window in windows] for windows in every]
+    for windows in words:
+        if len(windows) > 1:
+            _answer_once(windows)
+    flat = [window for windows in every for window in windows]
+    word = np.concatenate([np.zeros(0, np.int32), *(window for windows in words for window in windows)])
+    lengths = [len(window.ids) for window in flat]
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    before = np.concatenate([[-1], word[:-1]])
+    before[offsets[:-1][np.asarray(lengths, np.int64) > 0]] = -1  # the last word of the window before
+    fields = {
+        "input_ids": np.concatenate([np.zeros(0, np.int32), *(np.asarray(w.ids, np.int32) for w in flat)]),
+        "token_type_ids": np.concatenate([np.zeros(0, np.int32), *(np.asarray(w.type_ids, np.int32) for w in flat)]),
+    }
+    of = np.repeat(np.arange(len(every)), [len(windows) for windows in every])
+    return Windows(fields, word, (word >= 0) & (word != before), offsets, of)
+
+
+def _numbers(words: Sequence[int | None]) -> np.ndarray:
+    return np.asarray([-1 if word is None else word for word in words], np.int32)
+
+
+def _answer_once(windows: list[np.ndarray]) -> None:
+    """Leave each word to the window in which it is whole and has most context on its narrower side."""
+    best: dict[int, tuple[int, int, int]] = {}  # word -> (tokens of it, context, minus the window)
+    for number, window in enumerate(windows):
+        places = np.flatnonzero(window >= 0)
+        for word in np.unique(window[places]).tolist():
+            own = places[window[places] == word]
+            context = min(own[0] - places[0], places[-1] - own[-1])
+            best[word] = max(best.get(word, (0, 0, -len(windows))), (len(own), int(context), -number))
+    for number, window in enumerate(windows):
+        others = [word for word in np.unique(window[window >= 0]).tolist() if best[word][2] != -number]
+        window[np.isin(window, others)] = -1
