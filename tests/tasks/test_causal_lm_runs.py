@@ -50,7 +50,7 @@ def prepared(configure, talks, models):
 
 @pytest.mark.parametrize("model", ["gpt2", "llama"])
 def test_a_whole_run(model, prepared):
-    """C5, C31, R57: answers are learned, beat the commonest token, and are exported with their stops and one embedding."""
+    """C5, C31, R57: answers are learned and beat the commonest token; an export has their stops, one tied tensor."""
     settings = ("task.format=chat", "train.epochs=10", "optim.lr=2e-2", "eval.best_metric=loss", "eval.baselines=true")
     built = prepared(model, *settings, ONE_SHAPE)
     result = jobs.train(built)

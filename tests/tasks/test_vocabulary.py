@@ -35,7 +35,7 @@ def chunk(request, monkeypatch) -> int:
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_the_loss_in_chunks_is_the_dense_one(chunk, smoothing, softcap):
-    """C30: loss of each wanted token and the gradients of hidden states, embeddings and bias are those of all logits."""
+    """C30: loss of each wanted token and gradients of hidden states, embeddings and bias are the dense ones."""
     logits, label, wanted = drawn(softcap=softcap)
     pull = jnp.asarray(np.random.default_rng(1).random((R, T)), jnp.float32)
 
