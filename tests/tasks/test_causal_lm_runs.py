@@ -72,8 +72,13 @@ def test_a_whole_run(model, prepared):
     assert np.isin(last, stops).all() and len(last) > 48
     names = load_file(home / "model.safetensors")
     assert ("lm_head.weight" in names) == (model == "llama"), "a tied head is no second tensor (C31)"
-    records = list(load_predictor(str(home))(built.rows["test"].rows))
+    predictor = load_predictor(str(home))
+    records = list(predictor(built.rows["test"].rows, score=True))
     assert len(records) == 14 and all(np.isfinite(record["loss"]) and record["tokens"] > 1 for record in records)
+    answers = list(predictor(built.rows["test"].rows))
+    assert len(answers) == 14 and all(record["stopped"] for record in answers), "it was overfit, and stops (C5)"
+    samples = [json.loads(line) for line in (result.directory / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 30 and samples[-1]["step"] == result.steps and samples[-1]["stopped"]
     review = json.loads((result.directory / "review.json").read_text())
     assert review["rows"] == 14 and "report.html" in [file.name for file in result.directory.iterdir()]
     assert "pipeline_tag: text-generation" in (home / "README.md").read_text()
@@ -130,7 +135,7 @@ def test_rows_of_several_documents_are_scored(prepared, tmp_path):
     assert len(built.data["test"]) > len(built.rows["test"]) == 14
     result = jobs.train(built)
     assert load_tokenizer(result.directory / "model").template == QWEN3
-    records = list(load_predictor(str(result.directory / "model"))(built.rows["test"].rows))
+    records = list(load_predictor(str(result.directory / "model"))(built.rows["test"].rows, score=True))
     assert len(records) == 14
 
 
