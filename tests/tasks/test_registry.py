@@ -9,14 +9,21 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import examples, one
+from conftest import examples
 
 from sft_jax import tasks
 from sft_jax.config.schema import Config
-from sft_jax.config.tasks import CausalLM, MultiLabelClassification, Regression, SequenceClassification
+from sft_jax.config.tasks import (
+    CausalLM,
+    MultiLabelClassification,
+    Regression,
+    SequenceClassification,
+    TokenClassification,
+)
+from sft_jax.data.batch import Encoded
 from sft_jax.models.family import FAMILIES, find_family
 from sft_jax.nn.heads import LazyLogits
-from sft_jax.tasks.task import PROBLEMS, TASKS, Ratio, Task, build_task, restore_task
+from sft_jax.tasks.task import PROBLEMS, TASKS, Examples, Ratio, Task, build_task, restore_task
 
 # Files of the folder that are no task.
 OTHERS = {
@@ -25,6 +32,7 @@ OTHERS = {
     "texts",
     "labels",
     "label_columns",
+    "tag_schemes",
     "losses",
     "vocabulary",
     "audits",
@@ -38,6 +46,7 @@ EACH = {
         build_task(SequenceClassification(kind="sequence_classification", labels=NAMES), {}),
         build_task(MultiLabelClassification(kind="multi_label_classification", labels=NAMES), {}),
         build_task(Regression(kind="regression"), {}),
+        build_task(TokenClassification(kind="token_classification", labels=["O", "B-X", "I-X"]), {}),
         build_task(CausalLM(kind="causal_lm"), {}),
     )
 }
@@ -55,10 +64,31 @@ def batch_of(task: Task) -> tuple[Any, dict[str, np.ndarray]]:
     """(outputs, batch) of two documents; on a vocabulary, of two tokens each."""
     if task.head.kind == "causal_lm":
         return lazy_batch()
+    if task.grain == "token":
+        return token_batch(task.head.size)
     answers = {"multi_label_classification": np.array([[[0, 1, 1], [0, 0, 0]]]), "regression": np.array([[0.5, 2.0]])}
     label = answers.get(task.kind, np.array([[0, 1]]))
     outputs = np.random.default_rng(0).normal(size=(1, 2, task.head.size)).astype(np.float32)
     return outputs, {"label": label, "weight": np.ones((1, 2), np.float32)}
+
+
+def token_batch(outputs: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(outputs, batch) of two documents of two tokens each, all of which answer."""
+    ones = np.ones((1, 4), np.float32)
+    tokens = {"segment_ids": np.array([[1, 1, 2, 2]]), "label": np.array([[0, 1, 2, 0]])}
+    draw = np.random.default_rng(0).normal(size=(1, 4, outputs)).astype(np.float32)
+    return draw, {**tokens, "token_weight": ones, "answers": ones, "weight": np.ones((1, 2), np.float32)}
+
+
+def kept_of(task: Task) -> tuple[np.ndarray, Examples]:
+    """(what is kept, examples) of the two documents."""
+    outputs, batch = batch_of(task)
+    kept = np.asarray(task.keep(outputs, batch))[0]
+    if task.grain == "document":
+        return kept, examples(label=batch["label"][0][:2])
+    tokens = {name: values[0] for name, values in batch.items() if name != "weight"}
+    encoded = Encoded(tokens, np.array([0, 2, 4]), {}, beside={"word": np.array([0, 1, 0, 1])})
+    return kept, Examples(encoded, ([("a", "b"), ("c", "d")],), [(0, 1), (2, 0)])
 
 
 def lazy_batch() -> tuple[LazyLogits, dict[str, np.ndarray]]:
@@ -110,10 +140,7 @@ def test_a_task_is_named_by_its_kind(task):
 def test_metric_names_are_those_of_the_metrics(task):
     """C18: the names that a configuration may ask for are exactly those that evaluation gives, in their order."""
     outputs, batch = batch_of(task)
-    found = {
-        **task.metrics(task.count(outputs, batch)),
-        **task.row_metrics(np.asarray(task.keep(outputs, batch))[0], examples(label=batch["label"][0][:2])),
-    }
+    found = {**task.metrics(task.count(outputs, batch)), **task.row_metrics(*kept_of(task))}
     assert tuple(found) == task.metric_names
     assert all(type(value) is float for value in found.values())
     assert task.headline in found and task.least_is_best < set(found) and task.headline not in task.least_is_best
@@ -145,5 +172,5 @@ def test_filler_has_no_part_in_the_loss(task):
 @each_task
 def test_a_record_is_json(task):
     """What `predict` writes for a document goes through JSON unchanged."""
-    record = one(task, np.asarray(task.keep(*batch_of(task)))[0, 0])
-    assert json.loads(json.dumps(record)) == record
+    records = task.decode(*kept_of(task))
+    assert len(records) == 2 and json.loads(json.dumps(records)) == records
