@@ -58,7 +58,7 @@ def turns(rope: Rope, positions: Int[Array, "r t"], lengths: Int[Array, "r t"], 
         grown = rope.growth * jnp.maximum(lengths, rope.usual) / rope.usual - (rope.growth - 1)
         frequencies = frequencies * grown[..., None] ** -(jnp.arange(pairs) / max(pairs - 1, 1))
     angles = positions[..., None].astype(jnp.float32) * frequencies
-    cosine, sine = (rope.scale * part[:, :, None].astype(dtype) for part in (jnp.cos(angles), jnp.sin(angles)))
+    cosine, sine = ((rope.scale * part)[:, :, None].astype(dtype) for part in (jnp.cos(angles), jnp.sin(angles)))
     return cosine, sine
 
 
@@ -113,7 +113,7 @@ def _yarn_scale(factor: float, parameters: Mapping[str, Any]) -> float:
 
 
 def _longrope(plain: Rope, parameters: Mapping[str, Any], num_positions: int) -> Rope:
-    """A factor for each pair, of one set for usual documents and of another for longer ones. Source: 2402.13753."""
+    """A factor for each pair, of one set for usual documents and of another for longer ones. Source: arXiv 2402.13753."""
     original = int(_number(parameters, "original_max_position_embeddings", num_positions))
     factor = _number(parameters, "factor", num_positions / original)
     stretched = 1.0 if factor <= 1 or original < 2 else math.sqrt(1 + math.log(factor) / math.log(original))
