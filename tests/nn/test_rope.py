@@ -82,7 +82,7 @@ def test_tables_have_the_type_of_the_computation():
     [
         ({"rope_type": "mrope"}, "rope type 'mrope' is not supported"),
         ({"type": "dynamik"}, "did you mean 'dynamic'?"),
-        ({"rope_theta": 0}, "rope rope_theta is 0, expected a number above 0"),
+        ({"rope_theta": 0}, "rope rope_theta is 0, expected a number above 1"),
         ({"rope_theta": "1e4"}, "rope rope_theta is '1e4'"),
         ({"rope_type": "llama3", "factor": 8}, "rope low_freq_factor is None"),
         ({"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 1}, "expected less than"),

@@ -175,7 +175,7 @@ def test_decoders_with_heads_on_the_vocabulary_read_back(name, tmp_path, record_
     assert model.config.architectures == [type(model).__name__]
     before = pair.reference.state_dict()
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
-    encoded = documents(model, 4)
+    encoded = documents(model, 6)
     ours, theirs = our_logits(pair, several_a_row(encoded)), torch_logits(model.eval(), encoded)
     record_property("parity", f"{CASES[name][0]}|causal_lm|export|{np.abs(ours - theirs).max():.1e}")
     assert np.abs(ours - theirs).max() < TOLERANCE
