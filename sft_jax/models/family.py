@@ -126,11 +126,13 @@ def check_fields(config: Any, most: Mapping[str, float], may_be_0: tuple[str, ..
         kinds: tuple[Any, ...] = get_args(field.type) or (field.type,)
         if get_origin(field.type) is tuple or (value is None and NoneType in kinds):
             continue
-        kind = kinds[0]
-        least, highest = 1 if kind is int and field.name not in may_be_0 else 0, most.get(field.name, 2**31)
+        kind, number = kinds[0], ""
         fitting = type(value) in ((int, float) if kind is float else (kind,))
-        if not fitting or (kind in (int, float) and not least <= value <= highest):
-            number = f" of at least {least} and at most {highest}" if kind in (int, float) else ""
+        if kind in (int, float):
+            least, highest = 1 if kind is int and field.name not in may_be_0 else 0, most.get(field.name, 2**31)
+            number = f" of at least {least} and at most {highest}"
+            fitting = fitting and value >= least and value <= highest
+        if not fitting:
             raise ModelError(f"config.json: {field.name} is {value!r:.60}, expected {kind.__name__}{number}")
 
 
