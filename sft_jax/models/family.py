@@ -124,15 +124,13 @@ def check_fields(config: Any, most: Mapping[str, float], may_be_0: tuple[str, ..
     for field in fields(config):
         value: Any = getattr(config, field.name)
         kinds: tuple[Any, ...] = get_args(field.type) or (field.type,)
-        if get_origin(field.type) is tuple or (value is None and NoneType in kinds):
+        if get_origin(field.type) is tuple or (NoneType in kinds and getattr(config, field.name) is None):
             continue
-        kind, number = kinds[0], ""
+        kind = kinds[0]
+        least, highest = 1 if kind is int and field.name not in may_be_0 else 0, most.get(field.name, 2**31)
         fitting = type(value) in ((int, float) if kind is float else (kind,))
-        if kind in (int, float):
-            least, highest = 1 if kind is int and field.name not in may_be_0 else 0, most.get(field.name, 2**31)
-            number = f" of at least {least} and at most {highest}"
-            fitting = fitting and value >= least and value <= highest
-        if not fitting:
+        if not fitting or (kind in (int, float) and not least <= value <= highest):
+            number = f" of at least {least} and at most {highest}" if kind in (int, float) else ""
             raise ModelError(f"config.json: {field.name} is {value!r:.60}, expected {kind.__name__}{number}")
 
 
