@@ -114,9 +114,9 @@ def test_rows_that_cannot_be_used_are_told_apart(format, columns, reasons):
 
 
 @pytest.mark.parametrize("format", ["text", "completion", "chat"])
-def test_prediction_begins_as_training_does(format, chatml, plain):
-    """C7: without targets a row is the prompt as training has it, up to where the answer begins."""
-    task, tokenizer = task_of(format=format), chatml if format == "chat" else plain
+def test_prediction_begins_as_training_does(format, tmp_path):
+    """C7: without targets a row is the prompt as training has it, with one beginning, up to where the answer begins."""
+    task, tokenizer = task_of(format=format), tokenizer_of("llama3", tmp_path, puts_begin=True)
     columns = {
         "text": {"text": TEXTS},
         "completion": PROMPTS,
@@ -129,7 +129,7 @@ def test_prediction_begins_as_training_does(format, chatml, plain):
         whole, given = (
             e.tokens["input_ids"][slice(*e.offsets[row : row + 2])].tolist() for e in (examples.encoded, prompts)
         )
-        assert whole[: len(given)] == given
+        assert whole[: len(given)] == given and given.count(tokenizer.id("bos_token")) == 1
         answers = tokenizer.fast.decode(whole[len(given) :], skip_special_tokens=False)
         assert learned(examples, tokenizer)[row].endswith(answers) and answers
 
