@@ -91,17 +91,14 @@ def _task(section: CausalLM, template: str | None) -> Task:
     def stops(tokenizer: TextTokenizer) -> list[int]:
         return chat.stop_tokens(of(tokenizer) if is_chat else replace(tokenizer, template=None), section.today)
 
-    def scored(logits: LazyLogits, batch: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-        loss, right = token_scores(logits, batch["label"], batch["token_weight"] > 0, section.label_smoothing)
-        return loss, right, token_weights(batch)
-
     def loss(logits: LazyLogits, batch: Mapping[str, Array]) -> Ratio:
-        each, _, weight = scored(logits, batch)
+        each, _ = token_scores(logits, batch["label"], batch["token_weight"] > 0, section.label_smoothing)
+        weight = token_weights(batch)
         return Ratio((each * weight).sum(), weight.sum())
 
     def divergence(one: LazyLogits, other: LazyLogits, batch: Mapping[str, Array]) -> Ratio:
-        weight = token_weights(batch)
-        return Ratio((token_divergence(one, other, batch["token_weight"] > 0) * weight).sum(), weight.sum())
+        each, weight = token_divergence(one, other, batch["token_weight"] > 0), token_weights(batch)
+        return Ratio((each * weight).sum(), weight.sum())
 
     task = Task(
         kind=section.kind,
