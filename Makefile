@@ -23,7 +23,7 @@ docs: $(VENV)/developer  ## docs/configuration.md from the schema
 	$(BIN)/python docs/make_configuration.py
 
 models: $(VENV)/developer  ## docs/models.md from what the parity tests measure
-	$(BIN)/python -m pytest tests/parity -n 2 --dist loadfile --junitxml=build/parity.xml
+	$(BIN)/python -m pytest tests/parity -n 2 --dist loadfile -o junit_family=xunit1 --junitxml=build/parity.xml
 	$(BIN)/python docs/make_models.py build/parity.xml
 
 clean:  ## remove the virtual environment

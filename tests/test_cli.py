@@ -386,6 +386,8 @@ def test_example_runs(file, home, tmp_path):
     config = read_config([file])
     if config.task.kind == "causal_lm":
         rows, model = write_talks(tmp_path / "rows.jsonl", len(WORDS)), write_decoder(tmp_path / "decoder")
+    elif config.task.kind == "token_classification":
+        rows, model = write_tagged(config, tmp_path / "rows.jsonl"), home / "tiny"
     else:
         rows, model = write_labelled(config, tmp_path / "rows.csv"), home / "tiny"
     given = {split: str(rows) for split in ("train", "validation", "test") if getattr(config.data.source, split)}
@@ -411,9 +413,17 @@ def test_example_runs(file, home, tmp_path):
         "sequence_classification": "label",
         "multi_label_classification": "labels",
         "regression": "score",
-        "causal_lm": "loss",
+        "token_classification": "tags",
+        "causal_lm": "answer",
     }
     assert len(found) == len(WORDS) and all(answers[config.task.kind] in record for record in found)
+
+
+def write_tagged(config: Config, rows: Path) -> Path:
+    """JSON lines of short rows of words, with the columns that a configuration names."""
+    lines = [{config.task.words: [word, "bara"], config.task.tags: ["B-X", "O"]} for word in WORDS]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return rows
 
 
 def write_labelled(config: Config, rows: Path) -> Path:

@@ -27,12 +27,12 @@ def batches_of(encoded) -> TrainBatches:
     return TrainBatches(encoded, Order(len(encoded), 6, seed=1), (Shape(6, LONGEST + 3, 4),), STEPS)
 
 
-def our_losses(pair, batches, section=SECTION) -> tuple[np.ndarray, np.ndarray]:
-    """(loss, gradient norm) of every step, by the training step of a run."""
+def our_losses(pair, batches, section=SECTION, task=None) -> tuple[np.ndarray, np.ndarray]:
+    """(loss, gradient norm) of every step, by the training step of a run; of sequence classification unless said."""
     model, mesh = pair.model, make_mesh(MeshSection(data=1))
     paths = model.template.keys
     labels = [str(i) for i in range(pair.reference.config.num_labels)]
-    task = build_task(SequenceClassification(kind="sequence_classification", labels=labels), {})
+    task = task or build_task(SequenceClassification(kind="sequence_classification", labels=labels), {})
     optimizer = build_optimizer(section, STEPS, paths)
     begin = beginning(optimizer, TrainSection())
     placement = place(mesh, model.template, model.table.axes, paths, begin)
@@ -49,7 +49,12 @@ def our_losses(pair, batches, section=SECTION) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(losses), np.asarray(norms)
 
 
-def torch_losses(reference, encoded, batches) -> tuple[np.ndarray, np.ndarray]:
+def document_labels(encoded, chosen: np.ndarray) -> np.ndarray:
+    """What the reference takes for the labels of documents: one each."""
+    return encoded.documents["label"][chosen]
+
+
+def torch_losses(reference, encoded, batches, labels_of=document_labels) -> tuple[np.ndarray, np.ndarray]:
     """The same of a plain torch loop on the documents that our batches name."""
     plain = [p for p in reference.parameters() if p.ndim > 1]
     others = [p for p in reference.parameters() if p.ndim == 1]  # biases and the scales of norms
@@ -60,7 +65,7 @@ def torch_losses(reference, encoded, batches) -> tuple[np.ndarray, np.ndarray]:
     for number in range(len(batches)):
         index = batches[number]["index"]
         chosen = index[index >= 0]
-        labels = torch.from_numpy(encoded.documents["label"][chosen].astype(np.int64))
+        labels = torch.from_numpy(labels_of(encoded, chosen).astype(np.int64))
         loss = reference(**torch_batch(reference, encoded, chosen), labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
