@@ -52,6 +52,8 @@ def export_model(
     config = {k: v for k, v in base_config.items() if k not in STALE} | task.to_hf()
     name = model.family.classes[config["model_type"]] + model.family.heads[task.head.kind]
     config |= {"architectures": [name], "dtype": "float32"}
+    if "causal_lm" in model.family.heads and config.get("pad_token_id") is None:
+        config["pad_token_id"] = _end_of_text(config)
     rules = clean.model_dump(mode="json", include=set(RULES)) if clean else {}
     config["sft_jax_task"] = {**config["sft_jax_task"], "max_length": max_length, "clean": rules}
     tensors = save(model.table, {p: np.asarray(a, np.float32) for p, a in params.items()})
@@ -62,6 +64,12 @@ def export_model(
         for name, content in task.files(tokenizer_from).items():
             (fresh / name).write_text(content, encoding="utf-8")
         (fresh / "README.md").write_text(card, encoding="utf-8")
+
+
+def _end_of_text(config: Mapping[str, Any]) -> int | None:
+    """What a decoder without a padding id is padded with: `transformers` classifies no batch without one."""
+    end = config.get("eos_token_id")
+    return end[0] if isinstance(end, list) and end else end
 
 
 def model_card(base: str, task: Task, facts: Mapping[str, str], metrics: Mapping[str, float]) -> str:

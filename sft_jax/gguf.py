@@ -156,7 +156,7 @@ def _list(cursor: _Cursor) -> Any:
         return [cursor.text() for _ in range(count)]
     if kind not in SCALARS:
         raise _Broken(f"a list of values of type {kind} at byte {cursor.position}")
-    form = np.dtype(f"<{SCALARS[kind]}" if SCALARS[kind] not in "Qq" else {"Q": "<u8", "q": "<i8"}[SCALARS[kind]])
+    form = np.dtype(f"<{SCALARS[kind]}")
     return np.frombuffer(cursor.bytes(cursor.number("Q") * form.itemsize), form)
 
 
@@ -168,6 +168,8 @@ def _tensor(cursor: _Cursor) -> Tensor:
     if not 1 <= dimensions <= MOST_DIMENSIONS:
         raise _Broken(f"a tensor of {dimensions} dimensions before byte {cursor.position}")
     shape = tuple(cursor.number("Q") for _ in range(dimensions))[::-1]
+    if not all(shape):
+        raise _Broken(f"a tensor without numbers before byte {cursor.position}")
     number, begin = cursor.number("I"), cursor.number("Q")
     kinds = {kind.value: kind for kind in GGML_QUANT_SIZES}
     if number not in kinds:

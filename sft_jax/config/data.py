@@ -10,7 +10,7 @@ Paths = str | list[str]
 
 
 class Files(Section):
-    """Local CSV, TSV, JSON lines, Parquet, Arrow or text files, or folders (also packed) with a folder a label."""
+    """Local CSV, TSV, JSON, CoNLL, Parquet, Arrow or text files, or folders (also packed) with a folder a label."""
 
     kind: Literal["files"]
     train: Paths

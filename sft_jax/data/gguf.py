@@ -67,7 +67,7 @@ def read_tokenizer(file: Path) -> tuple[Tokenizer, dict[str, str], str | None]:
     """(tokenizer, special tokens by name, chat template) of a GGUF file; a ModelError where it is not understood."""
     metadata = read_header(file).metadata
     said = {k.removeprefix("tokenizer.ggml."): v for k, v in metadata.items() if k.startswith("tokenizer.ggml.")}
-    kind, pre = said.get("model"), said.get("pre", "gpt-2")
+    kind, pre = said.get("model"), said.get("pre")
     if kind != "gpt2":
         raise ModelError(f"{file}: a tokenizer of kind {kind!r:.40}; only 'gpt2', which is byte-level BPE, is read")
     if not isinstance(pre, str) or pre not in SPLITTINGS:

@@ -1,4 +1,4 @@
-"""Text files record by record: CSV, TSV, JSON lines and plain lines, each with the line that it begins on, from 1.
+"""Text files record by record: CSV, TSV, JSON, CoNLL and plain lines, each with the line that it begins on, from 1.
 
 Nothing is lost in silence: each line that is no record comes as a `Problem`. Memory is bounded by the longest line that
 is read, and a line has a bound. Knows no table and no type of column.
@@ -13,6 +13,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from sft_jax.errors import DataError, reason
 
 MOST_CHARS = 1 << 24  # in a line, and in a cell that goes over several
 MOST_LIST = 1 << 31  # characters of a JSON file that is one list, which is read at once
+MOST_WORDS = 1 << 16  # in a sentence
 TOO_LONG = "\0"  # stands for a line that was skipped
 
 
@@ -74,6 +76,28 @@ def text_records(file: str, where: str) -> Iterator[tuple[int, str | Problem]]:
     """Each line, without its end; a line may be empty."""
     for number, line in enumerate(_lines(file, where), 1):
         yield number, _problem([line], number) or line.rstrip("\r\n")
+
+
+def conll_records(file: str, where: str) -> Iterator[tuple[int, tuple[list[str], list[str]] | Problem]]:
+    """(words, tags) of each sentence: the first and the last column of its lines, as many columns in all of the file.
+
+    Blank lines end a sentence. A line that is wrong costs its sentence, and is what is said of it; lines that begin a
+    document, and comments before a sentence, are no words.
+    """
+    words, tags = list[str](), list[str]()
+    begin, columns, wrong = 0, 0, None
+    for number, line in chain(enumerate(_lines(file, where), 1), [(0, "")]):
+        if line.strip() and not line.startswith(DOCUMENT) and not (COMMENT.match(line) and not words):
+            cells = [cell.strip() for cell in line.split("\t")] if "\t" in line else line.split()
+            begin, columns = begin if words else number, columns or len(cells)
+            if wrong is None:
+                words.append(cells[0])
+                tags.append(cells[-1])
+                problem = _problem([line], number) or _broken_word(cells, columns, len(words))
+                wrong = (number, problem) if problem else None
+        elif words:
+            yield wrong or (begin, (words, tags))
+            words, tags, wrong = [], [], None
 
 
 def read_text(content: bytes) -> str | Problem:
@@ -147,6 +171,23 @@ def _broken_csv(error: str, delimiter: str) -> Problem:
     if "limit" in error:
         return Problem("line too long", f"a cell of more than {MOST_CHARS} characters, or an open quote; close it")
     return Problem("broken CSV", f"not CSV ({error}); mend the line")
+
+
+# Lines of CoNLL files that hold no word: `-DOCSTART- -X- O`, and `# id 7` or `# sent_id = 7` before a sentence.
+DOCUMENT, COMMENT = "-DOCSTART-", re.compile(r"# (id |\w+ ?= ?)")
+
+
+def _broken_word(cells: list[str], columns: int, words: int) -> Problem | None:
+    """What is wrong with a line of a sentence that has so many words by now."""
+    if len(cells) < 2 or not cells[-1]:
+        return Problem("word without tag", f"{cells[0]!r:.40} has no tag; write it in the last column")
+    if not cells[0]:
+        return Problem("tag without word", f"{cells[-1]!r:.40} has no word; write it in the first column")
+    if len(cells) != columns:
+        return Problem("wrong number of columns", f"columns: {len(cells)}, expected {columns} as in the first line")
+    if words > MOST_WORDS:
+        return Problem("sentence too long", f"more than {MOST_WORDS} words; put a blank line after each sentence")
+    return None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

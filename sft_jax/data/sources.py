@@ -20,11 +20,12 @@ from sft_jax.data.folders import is_folder, read_folders
 from sft_jax.data.gather import shown
 from sft_jax.data.mixture import mix
 from sft_jax.data.rows import Rows, numbered, refuse
-from sft_jax.data.tables import read_csv, read_json, read_lines
+from sft_jax.data.tables import read_conll, read_csv, read_json, read_lines
 from sft_jax.data.tfds import load_tfds
 from sft_jax.errors import DataError, reason
 
 SPLITS = ("train", "validation", "test")
+CONLL = (".conll", ".iob", ".iob2", ".bio")
 Reader = Callable[[Sequence[str], str], Rows]  # (files, where)
 
 
@@ -120,11 +121,12 @@ READERS: dict[str, Reader] = {
     ".jsonl": read_json,
     ".json": read_json,
     ".txt": read_lines,
+    **dict.fromkeys(CONLL, read_conll),
     ".parquet": partial(_load_built, builder="parquet"),
     ".arrow": partial(_load_built, builder="arrow"),
     "folder": read_folders,
 }
-PACKED = (".csv", ".tsv", ".jsonl", ".json", ".txt")  # which may be packed by gzip: `reviews.csv.gz`
+PACKED = (".csv", ".tsv", ".jsonl", ".json", ".txt", *CONLL)  # which may be packed by gzip: `reviews.csv.gz`
 
 
 def _load_hub(source: Hub, split: str, where: str) -> Dataset:

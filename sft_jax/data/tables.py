@@ -1,4 +1,4 @@
-"""CSV, TSV, JSON lines and text as rows: records gathered in blocks, each column given one type.
+"""CSV, TSV, JSON lines, CoNLL and text as rows: records gathered in blocks, each column given one type.
 
 Every record is a row or a `Bad`. The cells of CSV are numbers where the whole column is; a value of JSON that does not
 fit most others of its column makes its row a `Bad`. Knows no task.
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from sft_jax.data.gather import Gathered, blocks, shown, texts
-from sft_jax.data.records import Problem, csv_records, json_records, text_records
+from sft_jax.data.records import Problem, conll_records, csv_records, json_records, text_records
 from sft_jax.data.rows import Rows
 from sft_jax.errors import DataError
 
@@ -96,6 +96,16 @@ def read_lines(files: Sequence[str], where: str) -> Rows:
     read = blocks(files, lambda number, file: text_records(file, where), found)
     chunks = [chunk for block in read for chunk in texts(block)]
     return found.rows(pa.table({"text": pa.chunked_array(chunks, pa.string())}))
+
+
+def read_conll(files: Sequence[str], where: str) -> Rows:
+    """A row for each sentence: its words in the column `tokens`, their tags in the column `tags`."""
+    found, lists = _gathered(files, where), pa.list_(pa.string())
+    columns: dict[str, list[pa.Array]] = {"tokens": [], "tags": []}
+    for block in blocks(files, lambda number, file: conll_records(file, where), found):
+        for name, values in zip(columns, zip(*block, strict=True), strict=True):
+            columns[name].append(pa.array(values, lists))
+    return found.rows(pa.table({name: pa.chunked_array(chunks, lists) for name, chunks in columns.items()}))
 
 
 def _gathered(files: Sequence[str], where: str) -> Gathered:

@@ -177,7 +177,7 @@ def head_rows(config: DecoderConfig, head: Head, out: Mapping[str, str]) -> tupl
 
 
 def other_heads(config: DecoderConfig, head: Head, out: Mapping[str, str]) -> tuple[str, ...]:
-    """Patterns of the tensors of heads of other kinds, and of the copy that some files hold of tied embeddings (C31)."""
+    """Patterns of the tensors of heads of other kinds, and of the copy of tied embeddings that some files hold."""
     names = {"lm_head", "qa_outputs", *out.values()} - {out.get(head.kind, "lm_head" if not config.tied else "")}
     return tuple(sorted(f"{name}.*" for name in names))
 

@@ -32,6 +32,9 @@ FAMILIES = {
     "qwen2": "llama",
     "qwen3": "llama",
     "phi3": "llama",
+    "gemma": "gemma",
+    "gemma2": "gemma",
+    "gemma3_text": "gemma3",
 }
 
 

@@ -96,7 +96,7 @@ def build(config: DecoderConfig, head: Head) -> nnx.Module:
 
 
 def table(config: DecoderConfig, head: Head) -> Table:
-    """All of a Llama; Phi-3 keeps queries, keys and values in one tensor, and gate and up in another."""
+    """All of a Llama or a Gemma; Phi-3 keeps queries, keys and values in one tensor, and gate and up in another."""
     return Table(
         family="llama",
         rows=(
@@ -139,12 +139,22 @@ def block_rows(config: DecoderConfig, layer: str) -> tuple[Row, ...]:
         *norm("blocks/{i}/attn/q_norm", f"{attn}.q_norm", bias=False),
         *norm("blocks/{i}/attn/k_norm", f"{attn}.k_norm", bias=False),
     )
+    norms = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+    if config.post_norms:
+        norms |= {
+            "attn_post": "post_attention_layernorm",
+            "mlp_norm": "pre_feedforward_layernorm",
+            "mlp_post": "post_feedforward_layernorm",
+        }
     return (
-        *norm("blocks/{i}/attn_norm", f"{layer}.input_layernorm", bias=False),
         *inside,
         *(qk_norms if config.qk_norm else ()),
         *linear("blocks/{i}/attn/o", f"{attn}.o_proj", "heads embed", bias=config.out_bias),
-        *norm("blocks/{i}/mlp_norm", f"{layer}.post_attention_layernorm", bias=False),
+        *(
+            row
+            for ours, theirs in norms.items()
+            for row in norm(f"blocks/{{i}}/{ours}", f"{layer}.{theirs}", bias=False)
+        ),
         *linear("blocks/{i}/mlp/down", f"{mlp}.down_proj", "mlp embed", bias=config.mlp_bias),
     )
 

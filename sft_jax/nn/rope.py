@@ -33,6 +33,9 @@ class Rope:
 
 def read_rope(parameters: Mapping[str, Any], head_dim: int, num_positions: int) -> Rope:
     """The frequencies that `rope_parameters` describe, for heads of this size; refuses by name what is not known."""
+    apart = [key for key, value in parameters.items() if type(value) is dict]
+    if apart:
+        raise ModelError(f"config.json: rope parameters of their own for {', '.join(apart)} are not supported here")
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if type(kind) is not str or kind not in KINDS:
         hint = did_you_mean(str(kind), KINDS)

@@ -46,7 +46,7 @@ def open_gguf(file: Path) -> Checkpoint:
     if problems:
         raise ModelError(some(str(file), problems))
     shapes = {
-        theirs: header.tensors[ours].shape[:: -1 if ours.endswith(architecture.turned or ("\0",)) else 1]
+        theirs: header.tensors[ours].shape[:: -1 if ours.endswith(architecture.turned) else 1]
         for theirs, ours in names.items()
     }
     read = partial(_read, header, names, architecture, said)

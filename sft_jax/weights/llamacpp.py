@@ -134,7 +134,7 @@ ARCHITECTURES = {
 
 def restore(architecture: Architecture, name: str, numbers: np.ndarray, said: Said) -> np.ndarray:
     """The numbers of a tensor, by its name in the file, as the Hugging Face checkpoint has them."""
-    if name.endswith(architecture.turned or ("\0",)):
+    if name.endswith(architecture.turned):
         return np.ascontiguousarray(numbers.T)
     if architecture.gains_from_one and name.endswith("norm.weight"):
         return numbers - 1

@@ -279,6 +279,7 @@ VALID = {
     ".jsonl": b'{"text": "a", "label": 1}\n{"text": "\\u00e9", "label": [2]}\n{"text": {"x": null}}\n',
     ".json": b'[{"text": "a", "label": 1},\n{"text": "\\u00e9", "label": 2.5}]\n',
     ".txt": b"a\n\nb \xc3\xa9\n",
+    **dict.fromkeys((".conll", ".iob", ".iob2", ".bio"), b"-DOCSTART- O\n\na O\n\xc3\xa9\tB-X\n\n# id 7\nb O\n"),
     ".csv.gz": gzip.compress(b"text,label\na,1\nb,2\n"),
     ".parquet": b"PAR1 not really PAR1",
     ".arrow": b"ARROW1\0\0",

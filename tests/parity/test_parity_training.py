@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from torch_reference import FAMILIES, LONGEST, TOLERANCE, documents, paired, reference_model, torch, torch_batch
+from torch_reference import CASES, FAMILIES, LONGEST, TOLERANCE, documents, paired, reference_model, torch, torch_batch
 from transformers import get_linear_schedule_with_warmup
 
 from sft_jax.config.schema import MeshSection
@@ -51,8 +51,8 @@ def our_losses(pair, batches, section=SECTION) -> tuple[np.ndarray, np.ndarray]:
 
 def torch_losses(reference, encoded, batches) -> tuple[np.ndarray, np.ndarray]:
     """The same of a plain torch loop on the documents that our batches name."""
-    plain = [p for n, p in reference.named_parameters() if not n.endswith("bias") and "norm" not in n.lower()]
-    others = [p for n, p in reference.named_parameters() if n.endswith("bias") or "norm" in n.lower()]
+    plain = [p for p in reference.parameters() if p.ndim > 1]
+    others = [p for p in reference.parameters() if p.ndim == 1]  # biases and the scales of norms
     groups = [{"params": plain, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=RATE)
     schedule = get_linear_schedule_with_warmup(optimizer, WARMUP, STEPS)
@@ -77,7 +77,7 @@ def apart(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_twenty_steps_follow_torch(name, tmp_path):
+def test_twenty_steps_follow_torch(name, tmp_path, record_property):
     """C33: the loss of each of 20 AdamW steps agrees with torch's within 1e-4, clipping and warmup included."""
     pair = paired(reference_model(name), tmp_path)
     encoded = documents(pair.reference, 20)
@@ -87,6 +87,7 @@ def test_twenty_steps_follow_torch(name, tmp_path):
     theirs, their_norms = torch_losses(pair.reference, encoded, batches)
     assert their_norms.max() > 2 * CLIP, "nothing was clipped"
     assert theirs[-4:].mean() < 0.8 * theirs[:4].mean(), "nothing was learned"
+    record_property("parity", f"{CASES[name][0]}|sequence_classification|trajectory|{apart(ours, theirs):.1e}")
     assert apart(ours, theirs) < TOLERANCE
     assert apart(our_norms, their_norms) < 10 * TOLERANCE
 

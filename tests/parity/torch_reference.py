@@ -5,6 +5,7 @@ that is swapped or missing would not be seen.
 """
 # ruff: noqa: E402
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ torch = pytest.importorskip("torch", reason="the reference that parity is measur
 transformers = pytest.importorskip("transformers")
 
 from sft_jax.data.batch import Batch, Encoded, Shape, collate, lay_out
-from sft_jax.models.family import Head, Model, build_model, load_model
+from sft_jax.models.family import Head, Model, build_model, find_family, load_model
+from sft_jax.nn.heads import LazyLogits
 from sft_jax.weights.files import open_checkpoint
 
 TOLERANCE = 1e-4
@@ -44,6 +46,33 @@ DISTILBERT = {
     "max_position_embeddings": 23,
     "n_layers": 3,
 }
+GPT2 = {
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "vocab_size": 53,
+    "n_embd": 20,
+    "n_head": 5,
+    "n_layer": 3,
+    "n_positions": 29,
+}
+LLAMA = {
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "vocab_size": 53,
+    "hidden_size": 36,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "intermediate_size": 37,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 29,
+}
+SHALLOW = {**LLAMA, "num_hidden_layers": 1}
+GEMMA = {**LLAMA, "head_dim": 10}
+CAPPED = {**GEMMA, "query_pre_attn_scalar": 7, "sliding_window": 5}  # far fewer tokens than a document has
+MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.1, 1.7, 2.5], "long_factor": [1.5, 3.0, 9.0]}
 CASES: dict[str, tuple[str, dict]] = {
     "bert": ("bert", BERT),
     "bert-wide-eps-relu": (
@@ -72,8 +101,99 @@ CASES: dict[str, tuple[str, dict]] = {
     ),
     "xlm-roberta": ("xlm-roberta", {**BERT, "pad_token_id": 1, "type_vocab_size": 1, "num_hidden_layers": 1}),
     "camembert": ("camembert", {**BERT, "pad_token_id": 1, "type_vocab_size": 1, "num_hidden_layers": 1}),
+    "gpt2": ("gpt2", GPT2),
+    "gpt2-inner-relu": (
+        "gpt2",
+        {**GPT2, "n_layer": 1, "n_inner": 37, "activation_function": "relu", "layer_norm_epsilon": 1e-2},
+    ),
+    "llama": ("llama", LLAMA),
+    "llama-tied-biases": (
+        "llama",
+        {
+            **SHALLOW,
+            "tie_word_embeddings": True,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "head_dim": 10,
+            "num_key_value_heads": 1,
+        },
+    ),
+    "llama-linear": ("llama", {**SHALLOW, "rope_parameters": {"rope_type": "linear", "rope_theta": 500, "factor": 3}}),
+    "llama-dynamic": (
+        "llama",
+        {**SHALLOW, "max_position_embeddings": 9, "rope_parameters": {"rope_type": "dynamic", "factor": 4.0}},
+    ),
+    "llama-yarn": (
+        "llama",
+        {
+            **SHALLOW,
+            "head_dim": 16,
+            "rope_parameters": {"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 90},
+        },
+    ),
+    "llama-llama3": (
+        "llama",
+        {
+            **SHALLOW,
+            "head_dim": 16,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 12,
+            },
+        },
+    ),
+    "mistral": ("mistral", {**LLAMA, "sliding_window": 5}),
+    "qwen2": ("qwen2", {**LLAMA, "tie_word_embeddings": True}),
+    "qwen2-late-windows": (
+        "qwen2",
+        {**LLAMA, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2},
+    ),
+    "qwen3": ("qwen3", {**LLAMA, "head_dim": 10, "attention_bias": True}),
+    "qwen3-mixed": (
+        "qwen3",
+        {**LLAMA, "head_dim": 6, "use_sliding_window": True, "sliding_window": 5, "layer_types": MIXED},
+    ),
+    "phi3": ("phi3", {**LLAMA, "sliding_window": 7}),
+    "phi3-longrope": (
+        "phi3",
+        {
+            **SHALLOW,
+            "hidden_size": 72,
+            "original_max_position_embeddings": 9,
+            "rope_parameters": {**LONGROPE, "partial_rotary_factor": 0.75},
+        },
+    ),
+    "gemma": ("gemma", GEMMA),
+    "gemma2": ("gemma2", {**CAPPED, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0}),
+    "gemma3": (
+        "gemma3_text",
+        {
+            **CAPPED,
+            "layer_types": MIXED,
+            "final_logit_softcapping": 5.0,
+            "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 4.0}},
+        },
+    ),
 }
-FAMILIES = ("bert", "distilbert", "roberta")  # one case of each, the deep ones
+# One case of each family, the deep ones; `DECODERS` one of each model type that has a head on the vocabulary.
+FAMILIES = ("bert", "distilbert", "roberta", "gpt2", "llama")
+DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "gemma3")
+# Model type -> its rates of dropout; those that are not here are named as BERT's are.
+RATES = {
+    "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
+    "distilbert": ("dropout", "attention_dropout", "seq_classif_dropout", "qa_dropout"),
+    "gpt2": ("embd_pdrop", "resid_pdrop", "attn_pdrop", "classifier_dropout"),
+}
+# Kind of head -> what reads it, and how its classes end.
+KINDS = {
+    "sequence_classification": (transformers.AutoModelForSequenceClassification, "ForSequenceClassification"),
+    "token_classification": (transformers.AutoModelForTokenClassification, "ForTokenClassification"),
+    "question_answering": (transformers.AutoModelForQuestionAnswering, "ForQuestionAnswering"),
+    "causal_lm": (transformers.AutoModelForCausalLM, ("ForCausalLM", "LMHeadModel")),
+}
 
 
 @dataclass(frozen=True)
@@ -87,21 +207,32 @@ class Pair:
     forward: Callable[[Any, Batch], jax.Array]  # (parameters, batch) -> logits, compiled
 
 
-def reference_model(name: str, seed: int = 0, spread: float = 0.3) -> "torch.nn.Module":
-    """A reference of a case, every number drawn at random, dropout 0."""
+def heads_of(name: str) -> list[str]:
+    """The kinds of heads that a case can have."""
+    return list(find_family({"model_type": CASES[name][0]}, name).heads)
+
+
+def kind_of(reference: "torch.nn.Module") -> str:
+    """The kind of head that a reference has."""
+    return next(kind for kind, (_, ending) in KINDS.items() if type(reference).__name__.endswith(ending))
+
+
+def reference_model(
+    name: str, kind: str = "sequence_classification", seed: int = 0, spread: float = 0.3
+) -> "torch.nn.Module":
+    """A reference of a case with a head of this kind, every number drawn at random, dropout 0."""
     family, settings = CASES[name]
-    nothing = (
-        {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
-        if family == "distilbert"
-        else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    )
-    return randomised(family, {**settings, **nothing, "num_labels": LABELS}, seed, spread)
+    nothing = dict.fromkeys(RATES.get(family, RATES["bert"]), 0.0)
+    labels = 2 if kind == "question_answering" else LABELS
+    return randomised(family, {**settings, **nothing, "num_labels": labels}, seed, spread, kind)
 
 
-def randomised(family: str, settings: Mapping, seed: int, spread: float) -> "torch.nn.Module":
-    """The sequence classifier of a family with these settings; noise of this spread on every parameter."""
-    config = transformers.AutoConfig.for_model(family, **settings)
-    reference = transformers.AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
+def randomised(
+    family: str, settings: Mapping, seed: int, spread: float, kind: str = "sequence_classification"
+) -> "torch.nn.Module":
+    """A model of a family with these settings and a head of this kind; noise of this spread on every parameter."""
+    config = transformers.AutoConfig.for_model(family, **copy.deepcopy(dict(settings)))
+    reference = KINDS[kind][0].from_config(config, attn_implementation="eager")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in reference.parameters():
@@ -112,12 +243,17 @@ def randomised(family: str, settings: Mapping, seed: int, spread: float) -> "tor
 def paired(reference: "torch.nn.Module", directory: Path) -> Pair:
     """Save the reference and load it by the path that every run takes."""
     reference.save_pretrained(directory)
-    checkpoint = open_checkpoint(directory)
-    labels = reference.config.num_labels
-    model = build_model(checkpoint.config, Head("sequence_classification", labels), str(directory))
+    checkpoint, kind = open_checkpoint(directory), kind_of(reference)
+    labels = reference.config.vocab_size if kind == "causal_lm" else reference.config.num_labels
+    model = build_model(checkpoint.config, Head(kind, labels), str(directory))
     matched, params = load_model(model, checkpoint)
     assert not matched.initialised
-    return Pair(reference, model, params, directory, jax.jit(lambda p, b: model.template.bind(p)(b)))
+    return Pair(reference, model, params, directory, jax.jit(lambda p, b: dense(model.template.bind(p)(b))))
+
+
+def dense(outputs: Any) -> jax.Array:
+    """Logits as an array, also those of a head on the vocabulary."""
+    return outputs.dense() if isinstance(outputs, LazyLogits) else outputs
 
 
 def documents(reference: "torch.nn.Module", count: int, seed: int = 0, longest: int = LONGEST) -> Encoded:
@@ -150,10 +286,18 @@ def several_a_row(encoded: Encoded, length: int = LONGEST + 3) -> Batch:
 
 
 def our_logits(pair: Pair, batch: Batch) -> np.ndarray:
-    """Logits by document, in the order of the documents."""
-    outputs = np.asarray(pair.forward(pair.params, batch))
-    found = {int(i): outputs[r, n] for (r, n), i in np.ndenumerate(batch["index"]) if i >= 0}
-    return np.stack([found[i] for i in sorted(found)])
+    """Logits by document, or by token, in the order of the documents."""
+    return in_order(pair.forward(pair.params, batch), batch, kind_of(pair.reference))
+
+
+def in_order(outputs: jax.Array, batch: Batch, kind: str) -> jax.Array:
+    """What a head of this kind makes of a batch, by document or token in the order of the documents, without filler."""
+    if kind == "sequence_classification":
+        rows, slots = np.nonzero(batch["index"] >= 0)
+        return outputs[rows, slots][np.argsort(batch["index"][rows, slots])]
+    rows, places = np.nonzero(batch["segment_ids"])
+    document = batch["index"][rows, batch["segment_ids"][rows, places] - 1]
+    return outputs[rows, places][np.lexsort((batch["position_ids"][rows, places], document))]
 
 
 def torch_batch(reference: "torch.nn.Module", encoded: Encoded, chosen: Sequence[int] | None = None) -> dict:
@@ -174,7 +318,27 @@ def torch_batch(reference: "torch.nn.Module", encoded: Encoded, chosen: Sequence
     return {name: torch.from_numpy(values) for name, values in fields.items()}
 
 
+def torch_outputs(reference: "torch.nn.Module", encoded: Encoded) -> "torch.Tensor":
+    """Logits of the reference by document, or by token, in the order of the documents.
+
+    Each document is alone in a batch where the batch's longest one would change the rotary positions of all.
+    """
+    ropes = getattr(reference.config, "rope_parameters", None) or {}
+    alone, kind = ropes.get("rope_type") in ("dynamic", "longrope"), kind_of(reference)
+    parts = []
+    for chosen in [[d] for d in range(len(encoded))] if alone else [range(len(encoded))]:
+        if alone:
+            reference(input_ids=torch.ones((1, 1), dtype=torch.int64))  # it would remember the longest one so far
+        fields = torch_batch(reference, encoded, chosen)
+        found = reference(**fields)
+        outputs = (
+            torch.stack([found.start_logits, found.end_logits], -1) if kind == "question_answering" else found.logits
+        )
+        parts.append(outputs if kind == "sequence_classification" else outputs[fields["attention_mask"] > 0])
+    return torch.cat(parts)
+
+
 def torch_logits(reference: "torch.nn.Module", encoded: Encoded) -> np.ndarray:
-    """Logits of the reference by document."""
+    """The same as an array."""
     with torch.no_grad():
-        return reference(**torch_batch(reference, encoded)).logits.numpy()
+        return torch_outputs(reference, encoded).numpy()

@@ -7,8 +7,10 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize, quantize
 from made_gguf import EACH, GROUPS, HEADS, MORE, WIDTH, WORDS, tensors, write_gguf
 
-from sft_jax.errors import ModelError
+from sft_jax.errors import ConfigError, ModelError
 from sft_jax.gguf import read_header
+from sft_jax.models.family import Head, build_model, load_model
+from sft_jax.run import prepare
 from sft_jax.weights.files import find, open_checkpoint
 from sft_jax.weights.gguf import READABLE
 from sft_jax.weights.llamacpp import ARCHITECTURES, restore
@@ -195,3 +197,24 @@ def test_opening_reads_the_header_alone(architecture, tmp_path):
     with pytest.raises(ModelError, match=rf"model\.gguf: ends within {last[0]}; fetch it again"):
         for name in checkpoint.shapes:
             checkpoint.read(name)
+
+
+@pytest.mark.parametrize("architecture", list(MORE))
+def test_every_architecture_is_a_family_of_ours(architecture, tmp_path):
+    """R57: of each architecture that is read, a model of ours takes all tensors, and nothing is left over."""
+    write_gguf(tmp_path / "model.gguf", architecture)
+    checkpoint = open_checkpoint(tmp_path / "model.gguf")
+    matched, params = load_model(build_model(checkpoint.config, Head("causal_lm", 0), "model.gguf"), checkpoint)
+    assert not matched.initialised and not matched.ignored
+    assert set(matched.loaded.values()) == set(checkpoint.shapes) and len(params) == len(matched.loaded)
+
+
+def test_a_run_begins_with_a_file(tmp_path, configure):
+    """R29: `model.source` may be a GGUF file, or its directory; one that is not there is found at once."""
+    write_gguf(tmp_path / "model.gguf")
+    for source in (tmp_path / "model.gguf", tmp_path):
+        run = prepare(configure(f"model.source={source}", "data.max_length=40"))
+        assert run.checkpoint.directory == tmp_path / "model.gguf" and len(run.data["train"])
+    assert run.matched.loaded["blocks/0/attn/q/kernel"] == "model.layers.0.self_attn.q_proj.weight"
+    with pytest.raises(ConfigError, match=r"model\.source: no directory '.*b\.gguf'; give a directory, a GGUF file"):
+        configure(f"model.source={tmp_path / 'b.gguf'}")
