@@ -47,6 +47,7 @@ class Predictor:
         refuse(rows.where, [*rows.bad, *bad.values()])
         texts = [clean(column, self.clean) for column in columns]
         examples = Examples(self.task.encode(texts, None, self.tokenizer, self.max_length), texts)
+        names = rows.column("id") if "id" in rows.names else []  # so that records can be told apart
         length = up_to(int(examples.encoded.lengths.max()), 8)
         shape = Shape(batch_size, length, slots_for(length))
         # A window of rows at a time, each with all of its documents: outputs do not pile up.
@@ -55,7 +56,9 @@ class Predictor:
             part = examples.select(np.arange(*ends))
             kept = self._kept(part.encoded, shape, batch_size)
             for number, record in enumerate(self.task.decode(kept, part)):
-                yield {**record, "logits": kept[number].tolist()} if raw and self.task.grain == "document" else record
+                named = {"id": names[begin + number]} if names else {}
+                logits = {"logits": kept[number].tolist()} if raw and self.task.grain == "document" else {}
+                yield {**named, **record, **logits}
 
     def _kept(self, encoded: Encoded, shape: Shape, batch_size: int) -> np.ndarray:
         """What the task keeps of the outputs, in the order of the documents."""
