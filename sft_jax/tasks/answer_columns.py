@@ -15,11 +15,12 @@ def read_answers(rows: Rows, column: str, context: str, *, none: bool) -> Target
     found, bad = list[Answers | None](), dict[int, Bad]()
     for row, (value, text) in enumerate(zip(rows.column(column), rows.column(context), strict=True)):
         answers = _pairs(value)
-        wrong = ("no answers", f"{column} is {value!r:.60}, expected {FORM}") if answers is None else None
-        if wrong is None and isinstance(text, str):  # else that is what is said of the row
-            wrong = _lacking(answers, column, none) or next(
-                filter(None, (_misplaced(a, text, context) for a in answers)), None
-            )
+        if answers is None:
+            wrong = "no answers", f"{column} is {value!r:.60}, expected {FORM}"
+        else:
+            wrong = _lacking(answers, column, none)
+            if isinstance(text, str):  # else that is what is said of the row
+                wrong = wrong or next(filter(None, (_misplaced(one, text, context) for one in answers)), None)
         if wrong:
             bad[row] = Bad(rows.place(row), *wrong)
         found.append(None if wrong else answers)
@@ -49,21 +50,17 @@ def read_texts(rows: Rows, column: str, context: str, *, none: bool) -> Targets:
 
 def _pairs(value: Any) -> Answers | None:
     """(begin, text) of each answer; None where they have another form."""
-    if value is None:
-        return ()
     if isinstance(value, Mapping):
         texts, begins = value.get("text"), value.get("answer_start")
-        if isinstance(texts, str):
-            texts, begins = [texts], [begins]
+        texts, begins = ([texts], [begins]) if isinstance(texts, str) else (texts, begins)
+    elif value is None or isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
+        texts, begins = ([part.get(key) for part in value or []] for key in ("text", "answer_start"))
     else:
-        parts = value if isinstance(value, list) else [None]
-        if not all(isinstance(part, Mapping) for part in parts):
-            return None
-        texts, begins = ([part.get(key) for part in parts] for key in ("text", "answer_start"))
+        return None
     if not isinstance(texts, list) or not isinstance(begins, list) or len(texts) != len(begins):
         return None
-    fits = all(type(begin) is int and isinstance(text, str) for begin, text in zip(begins, texts, strict=True))
-    return tuple(zip(begins, texts, strict=True)) if fits else None
+    pairs = [(begin, text) for begin, text in zip(begins, texts, strict=True) if isinstance(text, str)]
+    return tuple(pairs) if len(pairs) == len(texts) and all(type(begin) is int for begin in begins) else None
 
 
 def _lacking(answers: Answers, column: str, none: bool) -> tuple[str, str] | None:

@@ -44,7 +44,7 @@ def build(section: QuestionAnswering, rows: Mapping[str, Rows]) -> Task:
     answers = section.answer_text or section.answers
 
     def encode(texts: Texts, targets: Sequence[Answers] | None, tokenizer: TextTokenizer, max_length: int) -> Encoded:
-        found = tokenize_contexts(tokenizer, *texts, max_length, section.stride, cut=targets is None)
+        found = tokenize_contexts(tokenizer, texts[0], texts[1], max_length, section.stride, cut=targets is None)
         begin, end = _learned(targets or [()] * len(texts[0]))
         return replace(found, documents={"answer": spans.locate(found, begin, end)})
 
@@ -107,12 +107,12 @@ def loss(logits: Float[Array, "r t 2"], batch: Mapping[str, Array]) -> Ratio:
 def divergence(one: Float[Array, "r t 2"], other: Float[Array, "r t 2"], batch: Mapping[str, Array]) -> Ratio:
     """Kullback-Leibler divergence of two passes, the mean of both directions and of both ends (arXiv 2106.14448)."""
     document = jnp.maximum(batch["segment_ids"] - 1, 0)[..., None]
-    p, q = (
-        logits - jnp.take_along_axis(_log_sums(logits, batch), document, axis=1)
-        for logits in (one.astype(jnp.float32), other.astype(jnp.float32))
-    )
     weights = token_weights({**batch, "token_weight": jnp.ones_like(batch["segment_ids"], jnp.float32)})[..., None]
-    each = jnp.where(weights > 0, 0.5 * (jnp.exp(p) - jnp.exp(q)) * (p - q) * weights, 0)
+    p, q = (
+        jnp.where(weights > 0, logits - jnp.take_along_axis(_log_sums(logits, batch), document, axis=1), 0)
+        for logits in (one.astype(jnp.float32), other.astype(jnp.float32))
+    )  # of filler 0, so that its gradient is finite
+    each = 0.5 * (jnp.exp(p) - jnp.exp(q)) * (p - q) * weights
     return Ratio(each.mean(axis=-1).sum(), batch["weight"].sum())
 
 
@@ -124,7 +124,7 @@ def best_answers(
     there = np.diff(found.offsets) > 0
     first = np.minimum(found.offsets[:-1], max(len(found.score) - 1, 0))
     said = [
-        _cut(examples.texts[1][row], found.begin[span], found.end[span])[0] if some else ""
+        examples.texts[1][row][found.begin[span] : found.end[span]].strip() if some else ""
         for row, span, some in zip(found.rows, first, there, strict=True)
     ]
     apart = np.full(len(said), float(np.finfo(np.float32).max))
@@ -138,7 +138,8 @@ def records(kept: Float[np.ndarray, "tokens 2"], examples: Examples, section: Qu
     for number, row in enumerate(found.rows):
         which = slice(found.offsets[number], found.offsets[number + 1])
         context, scores, null = examples.texts[1][row], found.score[which].astype(np.float64), float(found.null[number])
-        said = [_cut(context, begin, end) for begin, end in zip(found.begin[which], found.end[which], strict=True)]
+        ends = zip(found.begin[which].tolist(), found.end[which].tolist(), strict=True)
+        said = [_cut(context, begin, end) for begin, end in ends]
         chosen = 0
         if section.no_answer or not said:
             held_back = not said or null - scores[0] > _threshold(section)
@@ -274,7 +275,7 @@ def _first_texts(targets: Sequence[Answers]) -> list[str]:
 def _cut(context: str, begin: int, end: int) -> tuple[str, int, int]:
     """(text, begin, end) of a span without the blanks around it, which some tokenizers count in."""
     text = context[begin:end]
-    begin = int(begin) + len(text) - len(text.lstrip())
+    begin += len(text) - len(text.lstrip())
     return text.strip(), begin, begin + len(text.strip())
 
 

@@ -12,8 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-NAMES = ("exact_match", "f1")
-APART = ("exact_match_answered", "f1_answered", "exact_match_unanswered")  # of the rows with an answer, and without
+NAMES: tuple[str, ...] = ("exact_match", "f1")
+APART: tuple[str, ...] = (
+    "exact_match_answered",
+    "f1_answered",
+    "exact_match_unanswered",
+)  # of the rows with an answer, and without
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 MARKS = str.maketrans("", "", string.punctuation)
 
@@ -35,7 +39,7 @@ def scores(said: Sequence[str], truth: Sequence[Sequence[str]]) -> Float[np.ndar
 
 def figures(values: Float[np.ndarray, "rows 2"], answered: Bool[np.ndarray, " rows"], apart: bool) -> dict[str, float]:
     """The means of the scores; with `apart` also of the rows that have an answer, and of those that have none."""
-    found = dict(zip(NAMES, _means(values), strict=True))
+    found: dict[str, float] = dict(zip(NAMES, _means(values), strict=True))
     if apart:
         exact, _ = _means(values[~answered])
         found |= dict(zip(APART, (*_means(values[answered]), exact), strict=True))
