@@ -2,6 +2,7 @@
 
 import types
 import typing
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,14 @@ default is *needed* has to be given; any other can be left out.
 
 This page is made from `sft_jax/config/` by `python docs/make_configuration.py`.
 """
-WORDS = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", type(None): "`null`"}
+WORDS = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "`true` or `false`",
+    date: "day such as 2026-01-31",
+    type(None): "`null`",
+}
 BOUNDS = (("ge", "at least {}"), ("gt", "above {}"), ("le", "at most {}"), ("lt", "below {}"))
 
 

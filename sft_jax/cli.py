@@ -80,15 +80,22 @@ def predict(
         str | None, typer.Argument(help="CSV, TSV, JSONL, Parquet or text file; stdin if left out.")
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Add the logits at full precision.")] = False,
+    score: Annotated[
+        bool, typer.Option("--score", help="Of a model that answers: how likely it finds the texts.")
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="How a model answers, such as num_beams=4; may be repeated."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of tokens at a time.")] = 32,
 ) -> None:
-    """Label texts: a JSON line with label and scores for each."""
+    """Label texts, tag words, answer questions: a JSON line for each row."""
     from sft_jax.infer.predict import load_predictor, read_inputs
 
-    predictor = load_predictor(model)
+    predictor = load_predictor(model, settings or [])
     lines = _stdin() if file is None else None
     rows = read_inputs(file or "", predictor.task, lines)
-    for record in predictor(rows, batch_size, raw=raw):
+    for record in predictor(rows, batch_size, raw=raw, score=score):
         print(json.dumps(record, ensure_ascii=False))
 
 

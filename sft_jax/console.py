@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sft_jax.data.report import DataReport
+from sft_jax.export import PIPELINES
 from sft_jax.jobs import Result, Scores
 from sft_jax.report.compare import Comparison
 from sft_jax.report.tables import figure
@@ -84,7 +85,7 @@ def show_result(console: Console, run: Run, result: Result) -> None:
             "see the report": f"open {result.directory / 'report.html'} in a browser",
             "label texts": f"echo 'What a delightful film.' | sft-jax predict {model}",
             "score again": f"sft-jax evaluate {result.directory}",
-            "in Python": f"transformers.pipeline('text-classification', model='{model}')",
+            "in Python": f"transformers.pipeline('{PIPELINES[run.task.head.kind]}', model='{model}')",
         },
     )
 

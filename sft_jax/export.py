@@ -66,7 +66,7 @@ def export_model(
         (fresh / "README.md").write_text(card, encoding="utf-8")
 
 
-def _end_of_text(config: Mapping[str, Any]) -> int | None:
+def _end_of_text(config: Mapping[str, Any]) -> Any:
     """What a decoder without a padding id is padded with: `transformers` classifies no batch without one."""
     end = config.get("eos_token_id")
     return end[0] if isinstance(end, list) and end else end

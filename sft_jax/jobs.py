@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from sft_jax.data.loader import padding_share
 from sft_jax.data.text import fingerprint
 from sft_jax.errors import ConfigError, RunError, did_you_mean
 from sft_jax.export import export_model, model_card
+from sft_jax.infer.generate import Generator
 from sft_jax.nn.template import Params
 from sft_jax.report.page import write_report
 from sft_jax.report.review import summarise
@@ -30,7 +31,7 @@ from sft_jax.train.ledger import FILE, Ledger
 from sft_jax.train.loop import Timing
 from sft_jax.train.loop import train as train_loop
 from sft_jax.train.manifest import local_files, manifest, versions
-from sft_jax.train.report import MetricsFile, Screen, Sink
+from sft_jax.train.report import MetricsFile, SamplesFile, Screen, Sink
 from sft_jax.train.resume import Tell, newest, resume
 from sft_jax.train.state import TrainState
 from sft_jax.train.trackers import Events, Wandb
@@ -87,6 +88,7 @@ def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
     found = resume(checkpoints, run.config.run, partial(restore, run, checkpoints), told.append)
     state, progress = found or (state, Progress())
     program, validate = train_program(run, state, frozen), eval_program(run, state.params, frozen)
+    answers = sampler(run)
     if meshes.is_first_process():
         sinks += [*_files(run, progress.step), *([screen] if screen else [])]
     for text in told:
@@ -105,7 +107,7 @@ def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
             batches=run.batches,
             put=run.put,
             rate=optim.learning_rate(run.config.optim, run.batches.steps),
-            validate=lambda params, frozen: _validated(run, validate, params, frozen, ledger),
+            validate=lambda params, frozen: _validated(run, validate, params, frozen, ledger, answers, progress, sinks),
             checkpoints=checkpoints,
             sinks=sinks,
             ledger=ledger,
@@ -196,7 +198,8 @@ def _files(run: Run, step: int) -> list[Sink]:
     """Where the figures of a run that goes on after `step` are written to."""
     home, section = run.directory, run.config.report
     metrics = MetricsFile(home / "metrics.jsonl", step)
-    sinks: list[Sink] = [metrics, Events(home / "events", home / "metrics.jsonl")]
+    samples = SamplesFile(home / "samples.jsonl", step)
+    sinks: list[Sink] = [metrics, samples, Events(home / "events", home / "metrics.jsonl")]
     return sinks if section.wandb is None else [*sinks, Wandb(section.wandb, home, run.config.model_dump(mode="json"))]
 
 
@@ -227,10 +230,40 @@ def _compile(run: Run, program: step.Program, sinks: list[Sink]) -> None:
     _tell(sinks, f"{text} ({_size(memory.temp_size_in_bytes)} of it temporary)")
 
 
-def _validated(run: Run, program: step.Program, params: Params, frozen: Params, ledger: Ledger) -> dict[str, Any]:
+def sampler(run: Run) -> Callable[[Params], list[dict[str, Any]]] | None:
+    """What answers the first validation rows, of a task that answers in words: parameters -> samples."""
+    task, rows, count = run.task, run.rows.get("validation"), run.config.eval.samples
+    if task.generation is None or task.prompt is None or rows is None or not count:
+        return None
+    texts = [column[:count] for column in rows.texts]
+    prompts = task.prompt(texts, run.tokenizer, run.config.data.max_length)
+    generator = Generator(run.model, task.generation, tuple(task.stops(run.tokenizer)), run.dtype)
+    asked = [run.tokenizer.fast.decode(ids, skip_special_tokens=True) for ids in prompts.ids()]
+
+    def answered(params: Params) -> list[dict[str, Any]]:
+        found = [answer.record(run.tokenizer) for answer in generator(params, prompts, len(prompts))]
+        return [{"prompt": prompt, **record} for prompt, record in zip(asked, found, strict=True)]
+
+    return answered
+
+
+def _validated(
+    run: Run,
+    program: step.Program,
+    params: Params,
+    frozen: Params,
+    ledger: Ledger,
+    answers: Callable[[Params], list[dict[str, Any]]] | None,
+    progress: Progress,
+    sinks: Sequence[Sink],
+) -> dict[str, Any]:
     with ledger("compile"):  # the first time
         program.compile(run.evals["validation"][0])
     with ledger("evaluation"):
+        if answers:
+            samples = answers({**params, **frozen})
+            for sink in sinks:
+                sink.emit("samples", {"step": progress.step, "samples": samples})
         return score(run, "validation", program, params, frozen).values()
 
 

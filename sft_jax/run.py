@@ -63,6 +63,7 @@ class Run:
     data: dict[str, Encoded]
     groups: tuple[str, ...]  # names of the groups that are scored apart; none without `eval.group`
     checkpoint: Checkpoint  # the pretrained one
+    tokenizer: TextTokenizer
     model: Model
     matched: Matched
     frozen: frozenset[str]
@@ -137,6 +138,7 @@ def prepare(config: Config) -> Run:
         data,
         groups,
         checkpoint,
+        tokenizer,
         model,
         matched,
         frozen,

@@ -3,10 +3,39 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from sft_jax.data.text import TextTokenizer, load_tokenizer
+from sft_jax.models.family import Head, build_model
+from sft_jax.weights.files import write_checkpoint
+from sft_jax.weights.table import save
+
+GPT2 = {
+    "model_type": "gpt2",
+    "architectures": ["GPT2LMHeadModel"],
+    "n_embd": 16,
+    "n_head": 2,
+    "n_layer": 1,
+    "n_positions": 128,
+    "initializer_range": 0.2,
+    **dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.0),
+}
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 1,
+    "intermediate_size": 24,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "tie_word_embeddings": False,
+}
 
 CHATML = """\
 {%- for m in messages %}
@@ -169,3 +198,29 @@ def tokenizer_of(family: str, directory: Path, **more) -> TextTokenizer:
     """The tokenizer of a family, its template included."""
     template, begin, end, special = FAMILIES[family]
     return write_bytes_tokenizer(directory, template, begin, end, special, **more)
+
+
+def write_decoder(directory: Path, config: dict[str, Any] = GPT2, family: str = "chatml", seed: int = 0) -> Path:
+    """A random decoder with a head on its vocabulary, and the tokenizer of a family of templates."""
+    tokenizer = tokenizer_of(family, directory)
+    end = {"eos_token_id": tokenizer.id("eos_token"), "bos_token_id": tokenizer.id("bos_token")}
+    whole = {**config, **end, "vocab_size": tokenizer.fast.get_vocab_size()}
+    model = build_model(whole, Head("causal_lm", 0), "tiny")
+    params = model.template.initial(jax.random.key(seed), model.template.keys)
+    write_checkpoint(directory, whole, save(model.table, {p: np.asarray(a) for p, a in params.items()}))
+    return directory
+
+
+def write_talks(file: Path, count: int, seed: int = 0) -> Path:
+    """Conversations of one turn or two as JSON lines, whose answers can be learned: the word again, and a mark."""
+    draw = np.random.default_rng(seed)
+    with open(file, "w") as sink:
+        for _ in range(count):
+            messages: list[dict] = []
+            for _ in range(int(draw.integers(1, 3))):
+                word = "".join(draw.choice([*"abcd"], size=int(draw.integers(1, 6))))
+                messages += [said("user", word), said("assistant", f"{word[0]}!")]
+            first = {"prompt": messages[0]["content"] + ":", "completion": messages[1]["content"]}
+            sink.write(json.dumps({"messages": messages, "text": " ".join(m["content"] for m in messages), **first}))
+            sink.write("\n")
+    return file

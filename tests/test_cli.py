@@ -19,6 +19,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import pytest
+from chats import write_decoder, write_talks
 from conftest import SMALL, WORDS, write_model, write_rows
 
 import sft_jax
@@ -383,21 +384,17 @@ def test_example_is_right(file):
 def test_example_runs(file, home, tmp_path):
     """Every file in configs/ runs when it is shrunk: a tiny model, few rows with its columns, two steps."""
     config = read_config([file])
-    names = ["0.5", "-1"] if config.task.kind == "regression" else config.task.labels or ["0", "1"]
-    columns = [config.task.text, *filter(None, [config.task.text_pair]), config.task.label]
-    groups = [config.eval.group] if config.eval.group else []
-    rows = tmp_path / "rows.csv"
-    with open(rows, "w", newline="") as sink:
-        texts = [[f"{word} {WORDS[i // 2]}"] * (len(columns) - 1) for i, word in enumerate(WORDS)]
-        cells = [[*text, names[i % len(names)], *(["x", "y"][i % 2] for _ in groups)] for i, text in enumerate(texts)]
-        csv.writer(sink).writerows([[*columns, *groups], *cells])
+    if config.task.kind == "causal_lm":
+        rows, model = write_talks(tmp_path / "rows.jsonl", len(WORDS)), write_decoder(tmp_path / "decoder")
+    else:
+        rows, model = write_labelled(config, tmp_path / "rows.csv"), home / "tiny"
     given = {split: str(rows) for split in ("train", "validation", "test") if getattr(config.data.source, split)}
     shrunk = [
         f"run.dir={tmp_path / 'run'}",
-        f"model.source={home / 'tiny'}",
+        f"model.source={model}",
         "model.revision=null",
         f"data.source={json.dumps({'kind': 'files', **given})}",
-        "data.max_length=16",
+        f"data.max_length={128 if config.task.kind == 'causal_lm' else 16}",
         "data.layout.length=null",
         "train.steps=2",
         "train.batch_size=8",
@@ -410,8 +407,25 @@ def test_example_runs(file, home, tmp_path):
     assert summary["steps"] == 2
     assert bool(summary["baselines"]) == config.eval.baselines
     found = records(sft_jax_command("predict", tmp_path / "run" / "model", rows).out)
-    answers = {"sequence_classification": "label", "multi_label_classification": "labels", "regression": "score"}
+    answers = {
+        "sequence_classification": "label",
+        "multi_label_classification": "labels",
+        "regression": "score",
+        "causal_lm": "loss",
+    }
     assert len(found) == len(WORDS) and all(answers[config.task.kind] in record for record in found)
+
+
+def write_labelled(config: Config, rows: Path) -> Path:
+    """A CSV of short texts with the columns and labels that a configuration names."""
+    names = ["0.5", "-1"] if config.task.kind == "regression" else config.task.labels or ["0", "1"]
+    columns = [config.task.text, *filter(None, [config.task.text_pair]), config.task.label]
+    groups = [config.eval.group] if config.eval.group else []
+    with open(rows, "w", newline="") as sink:
+        texts = [[f"{word} {WORDS[i // 2]}"] * (len(columns) - 1) for i, word in enumerate(WORDS)]
+        cells = [[*text, names[i % len(names)], *(["x", "y"][i % 2] for _ in groups)] for i, text in enumerate(texts)]
+        csv.writer(sink).writerows([[*columns, *groups], *cells])
+    return rows
 
 
 # Stopping.

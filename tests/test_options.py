@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from chats import CHATML, said, write_decoder
 from conftest import ONE_SHAPE, SMALL, WORDS, one, write_model
 from datasets import Dataset
 from pydantic import BaseModel
@@ -34,6 +35,7 @@ from sft_jax.data.prepare import prepare as prepare_rows
 from sft_jax.data.rows import Rows, numbered
 from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import ConfigError, DataError, RunError, SftError
+from sft_jax.infer.search import search
 from sft_jax.run import Run
 from sft_jax.train import directory, trackers
 from sft_jax.train.checkpoint import Checkpoints, Progress
@@ -101,6 +103,11 @@ def tokens(run: Run) -> list[int]:
     return run.data["train"].tokens["input_ids"].tolist()
 
 
+def supervised(run: Run) -> list[float]:
+    """What the tokens of the training documents weigh."""
+    return run.data["train"].tokens["token_weight"].tolist()
+
+
 def labels(run: Run) -> tuple[list[int], tuple[str, ...]]:
     """The training labels and what they are called."""
     return run.data["train"].documents["label"].tolist(), run.task.labels
@@ -111,6 +118,28 @@ def loss(run: Run) -> float:
     label = run.data["train"].documents["label"][None]
     outputs = np.resize(np.float32([0.5, -2, -2, 0.5, 0.5]), (*label.shape[:2], run.task.head.size))
     return float(run.task.loss(outputs, {"label": label, "weight": np.ones(label.shape[:2], np.float32)}).value)
+
+
+def labels_of_tokens(run: Run) -> tuple[list[int], tuple[str, ...]]:
+    """The labels of the training tokens and what they are called."""
+    return run.data["train"].tokens["label"].tolist(), run.task.labels
+
+
+def token_loss(run: Run) -> float:
+    """The loss of the training tokens on outputs that say one thing and another."""
+    batch = run.batches[0]
+    outputs = np.resize(np.float32([0.5, -2, 1, 0.5, 0.5]), (*batch["segment_ids"].shape, run.task.head.size))
+    return float(run.task.loss(outputs, batch).value)
+
+
+def answer(run: Run, seed: int = 3) -> tuple[list[int], int]:
+    """What is said by a model whose next token depends on the last one alone, and how much of it counts."""
+    table = jnp.asarray(np.random.default_rng(seed).normal(size=(9, 9)), jnp.float32)
+    first = jnp.zeros(1, jnp.int32)
+    found = search(
+        lambda t, p, n, c: (table[t], c), table[:1], jnp.zeros((1, 1)), first, first, run.task.generation, [8]
+    )
+    return found.tokens[0].tolist(), int(found.lengths[0])
 
 
 def record(run: Run) -> dict[str, Any]:
@@ -269,6 +298,13 @@ HEAD = ("model.source=HEAD",)
 WIDE = ("data.source.train=WIDE", "data.source.validation=WIDE", "data.source.test=null")
 SEVERAL = (*WIDE, "task.kind=multi_label_classification", "task.label=several", "eval.best_metric=loss")
 NUMBER = (*WIDE, "task.kind=regression", "task.label=label", "eval.best_metric=loss")
+TALKS = ("data.source.train=TALKS", "data.source.validation=TALKS", "data.source.test=null")
+DECODING = ("model.source=DECODER", "task.kind=causal_lm", "data.max_length=120", "eval.best_metric=loss", *TALKS)
+TAGS = ("data.source={kind: files, train: TAGS}", "data.source.test=null", "eval.every=never", "data.max_length=24")
+TAGGING = ("task={kind: token_classification}", *TAGS)
+DRAWING = (*DECODING, "task.generate.temperature=2.0")
+COMPLETING, TALKING = (*DECODING, "task.format=completion"), (*DECODING, "task.format=chat")
+DATED = (*TALKING, "task.template=TEMPLATE", "task.today=2025-01-01")
 HUB = ("data.source={kind: hub, name: some/data, validation: valid}",)
 TFDS = ("data.source={kind: tfds, name: reviews, validation: valid}",)
 PARTS = """data.source.parts=[
@@ -295,6 +331,16 @@ TRAINING = (
     "eval.best_metric=loss",
 )
 IMPATIENT = (*TRAINING, "eval.every=1", "train.steps=6")
+
+
+def write_tagged(file: Path) -> Path:
+    """Rows of words with tags, by two names each; one row is longer than a window."""
+    rows = [(WORDS[:n], (["O", "B-A", "I-A"] * n)[:n]) for n in (3, 5, 30, 2)]
+    lines = [{"tokens": w, "others": w[::-1], "tags": t, "kinds": t[::-1]} for w, t in rows]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return file
+
+
 EFFECTS = {
     "RunSection.dir": Effect("elsewhere", lambda run: run.directory.name),
     "RunSection.resume": Effect("never", refusal),
@@ -330,6 +376,34 @@ EFFECTS = {
     "Regression.label": Effect("second", labels, NUMBER),
     "Regression.loss": Effect("huber", loss, NUMBER),
     "Regression.huber_delta": Effect("0.2", loss, (*NUMBER, "task.loss=huber")),
+    "TokenClassification.words": Effect("others", tokens, TAGGING),
+    "TokenClassification.tags": Effect("kinds", labels_of_tokens, TAGGING),
+    "TokenClassification.labels": Effect("[I-A, O, B-A]", labels_of_tokens, TAGGING),
+    "TokenClassification.scheme": Effect("none", lambda run: run.task.headline, TAGGING),
+    "TokenClassification.align": Effect("average", lambda run: sorted(run.data["train"].tokens), TAGGING),
+    "TokenClassification.stride": Effect("2", lambda run: run.data["train"].offsets.tolist(), TAGGING),
+    "TokenClassification.loss": Effect("focal", token_loss, TAGGING),
+    "TokenClassification.focal_gamma": Effect("5", token_loss, (*TAGGING, "task.loss=focal")),
+    "TokenClassification.label_smoothing": Effect("0.2", token_loss, TAGGING),
+    "TokenClassification.class_weights": Effect("{O: 0.1}", token_loss, TAGGING),
+    "Generation.max_new_tokens": Effect("3", answer, DECODING),
+    "Generation.temperature": Effect("3.0", answer, DECODING),
+    "Generation.top_k": Effect("1", answer, DRAWING),
+    "Generation.top_p": Effect("0.01", answer, DRAWING),
+    "Generation.num_beams": Effect("4", lambda run: answer(run, seed=4), DECODING),
+    "Generation.length_penalty": Effect("-3.0", answer, (*DECODING, "task.generate.num_beams=3")),
+    "Generation.early_stopping": Effect("true", answer, (*DECODING, "task.generate.num_beams=3")),
+    "Generation.seed": Effect("5", answer, DRAWING),
+    "CausalLM.format": Effect("completion", tokens, DECODING),
+    "CausalLM.text": Effect("prompt", tokens, DECODING),
+    "CausalLM.prompt": Effect("text", tokens, COMPLETING),
+    "CausalLM.completion": Effect("text", tokens, COMPLETING),
+    "CausalLM.messages": Effect("others", tokens, TALKING),
+    "CausalLM.tools": Effect("tools", tokens, TALKING),
+    "CausalLM.loss_on": Effect("last", supervised, TALKING),
+    "CausalLM.template": Effect("TEMPLATE", tokens, (*TALKING, "task.today=2025-01-01")),
+    "CausalLM.today": Effect("2026-12-31", tokens, DATED),
+    "CausalLM.label_smoothing": Effect("0.1", step_text, DECODING),
     "Files.train": Effect("[TRAIN, TEST]", rows),
     "Files.validation": Effect("TEST", rows),
     "Files.test": Effect("null", rows),
@@ -406,6 +480,7 @@ EFFECTS = {
     "EvalSection.best_mode": Effect("max", trained("saved"), TRAINING),
     "EvalSection.patience": Effect("1", trained("validated"), (*IMPATIENT, "eval.best_mode=max")),
     "EvalSection.min_delta": Effect("0.9", trained("validated"), (*IMPATIENT, "eval.patience=2", "optim.lr=1e-2")),
+    "EvalSection.samples": Effect("0", lambda run: jobs.sampler(run) is None, DECODING),
     "EvalSection.group": Effect("second", lambda run: run.groups, WIDE),
     "EvalSection.baselines": Effect("true", trained("baselines"), TRAINING),
     "CheckpointSection.every": Effect("1", trained("saved"), TRAINING),
@@ -441,7 +516,18 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with open(home / "dirty.csv", "w", newline="") as sink:
         texts = ["<b>bara</b>", "ｂare", " bari  baro ", "cela", "cela", "cele", "cele", "celi", "dora " * 9]
         csv.writer(sink).writerows([["text", "label"], *zip(texts, (0, 1, 0, 1, 1, 0, 1, 0, 1), strict=True)])
+    talk = [said("user", "a"), said("assistant", "b"), said("user", "c"), said("assistant", "d")]
+    talks = [
+        {"messages": talk[: 2 + 2 * (n % 2)], "others": talk[2:], "tools": [{"name": f"f{n}"}], "text": f"t{n}",
+         "prompt": f"p{n}", "completion": f"c{n}"} for n in range(16)
+    ]  # fmt: skip
+    (home / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talks))
+    (home / "dated.jinja").write_text("{{ strftime_now('%d %b %Y') }}" + CHATML)
     return {
+        "DECODER": write_decoder(home / "decoder"),
+        "TALKS": home / "talks.jsonl",
+        "TAGS": write_tagged(home / "tagged.jsonl"),
+        "TEMPLATE": home / "dated.jinja",
         "SMALL": write_model(home / "small", SMALL),
         "HEAD": write_model(home / "head", SMALL, seed=1, head=2),
         "WIDE": home / "wide.csv",

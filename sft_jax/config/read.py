@@ -99,6 +99,24 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
     return config
 
 
+def read_settings(section: type[Section], where: str, words: Sequence[str]) -> Tree:
+    """What `key=value` words say of the keys of one section; each is checked by itself, all problems in one message."""
+    found: Tree = {}
+    problems = [problem for word in words if (problem := _override(found, word))]
+    for key, value in found.items():
+        if key not in section.model_fields:
+            known = ", ".join(section.model_fields)
+            problems.append(f"{key}: no such setting{did_you_mean(key, section.model_fields)} (known: {known})")
+            continue
+        try:
+            section.model_validate({key: value})
+        except ValidationError as error:
+            problems += [f"{key}: {details['msg']}" for details in error.errors() if details["loc"][:1] == (key,)]
+    if problems:
+        raise ConfigError(listing(where, problems))
+    return found
+
+
 def write_config(config: Config) -> str:
     """The whole configuration, defaults included, as YAML that `read_config` takes back."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)

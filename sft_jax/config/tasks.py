@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from sft_jax.config.generation import Generation
 from sft_jax.config.section import NotNegative, Section, Share
 
 
@@ -84,8 +85,8 @@ class TokenClassification(Section):
     align: Literal["first", "all", "average"] = "first"
     """Which tokens of a word are trained on and read: its first one; all, of which the first is read (after a B- the
     others are I-); or the mean of the outputs of all."""
-    stride: Annotated[int, Field(ge=0)] = 32
-    """Tokens by which the windows of a row that is longer than `data.max_length` overlap."""
+    stride: Annotated[int, Field(ge=0)] | None = None
+    """Tokens by which the windows of a row that is longer than `data.max_length` overlap; null: a quarter of it."""
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     """`focal` weighs words down that are already right."""
     focal_gamma: NotNegative = 2.0
@@ -144,6 +145,8 @@ class CausalLM(Section):
     """The day that a template is told; one that asks for it is refused without, for it would change the tokens."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the target that is spread evenly over the vocabulary."""
+    generate: Generation = Generation()
+    """How answers are written, in samples while training and in `predict`."""
 
 
 TaskSection = (

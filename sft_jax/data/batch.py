@@ -67,6 +67,10 @@ class Encoded:
         fields = {name: values[documents] for name, values in self.documents.items()}
         return Encoded(tokens, offsets, fields, rows=self.rows[documents], beside=beside)
 
+    def ids(self) -> list[list[int]]:
+        """The tokens of each document."""
+        return [ids.tolist() for ids in np.split(self.tokens["input_ids"], self.offsets[1:-1])]
+
     def places(self, documents: Documents) -> np.ndarray:
         """Where the tokens of these documents stand, one document after the other."""
         begins, lengths = self.offsets[:-1][documents], self.lengths[documents]

@@ -135,7 +135,7 @@ def _answered(
         requests.append(Request(*conversation, cuts))
     probed, *rendered = render(_template(tokenizer), tokenizer.special, requests, today)
     special = _special(tokenizer)
-    tail = "" if isinstance(probed, Refused) else _tail(*probed, special)
+    tail = "" if isinstance(probed, Refused) else _tail(probed[0], probed[1], special)
     for texts in rendered:
         yield f"{REFUSED}: {texts.why}" if isinstance(texts, Refused) else _documents(texts, special, tail)
 

@@ -12,8 +12,10 @@ from jaxtyping import Array, Int
 
 from sft_jax.config.generation import Generation
 from sft_jax.data.batch import Encoded, thresholds, up_to
+from sft_jax.data.text import TextTokenizer
 from sft_jax.errors import ConfigError
 from sft_jax.infer.search import Cache, Found, search
+from sft_jax.mesh import to_host
 from sft_jax.models.decoder import empty_cache
 from sft_jax.models.family import Model
 from sft_jax.nn.template import Params
@@ -29,6 +31,11 @@ class Answer(NamedTuple):
     stopped: bool  # by such a token, and not by the length
     score: float  # mean log-probability of a token, that one included
 
+    def record(self, tokenizer: TextTokenizer) -> dict[str, Any]:
+        """`{"answer": ..., "tokens": ..., "stopped": ..., "score": ...}`."""
+        text = tokenizer.fast.decode(self.ids, skip_special_tokens=True)
+        return {"answer": text, "tokens": len(self.ids), "stopped": self.stopped, "score": round(self.score, 6)}
+
 
 @dataclass(frozen=True, eq=False)  # told apart by identity, as what jit keeps executables by
 class Generator:
@@ -37,6 +44,7 @@ class Generator:
     model: Model
     section: Generation
     stop: tuple[int, ...]  # tokens that end an answer
+    dtype: Any = jnp.float32  # of the arithmetic
 
     def __call__(self, params: Params, prompts: Encoded, batch_size: int) -> Iterator[Answer]:
         """An answer to each prompt, in order; raises ConfigError where one is too long for the model's positions."""
@@ -53,7 +61,7 @@ class Generator:
         for begin in range(0, len(order), rows):
             batch = order[begin : begin + rows]
             size = next(size for size in sizes if size >= prompts.lengths[batch].max())
-            answers = jax.device_get(self._answers(params, *_laid_out(prompts, batch, rows, size)))
+            answers = to_host(self._answers(params, *_laid_out(prompts, batch, rows, size)))
             for row, prompt in enumerate(batch.tolist()):
                 found[prompt] = self._read(answers, row)
         yield from (found[prompt] for prompt in range(len(prompts)))
@@ -63,9 +71,8 @@ class Generator:
         self, params: Params, ids: Int[Array, "b s"], lengths: Int[Array, " b"], numbers: Int[Array, " b"]
     ) -> Found:
         rows, size = ids.shape
-        module = self.model.template.bind(params)
-        dtype = jax.tree.leaves(params)[0].dtype
-        cache = empty_cache(self.model.config, rows, size + self.section.max_new_tokens, dtype)
+        module = self.model.template.bind({path: array.astype(self.dtype) for path, array in params.items()})
+        cache = empty_cache(self.model.config, rows, size + self.section.max_new_tokens, self.dtype)
         places = jnp.arange(size)[None, :]
         positions = jnp.where(places < lengths[:, None], places, -1)
         lazy, cache = module.cached(ids, positions, cache, 0)

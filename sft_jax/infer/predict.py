@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,22 @@ from datasets import Dataset
 from pydantic import ValidationError
 
 from sft_jax.config.data import Clean
+from sft_jax.config.generation import Generation
+from sft_jax.config.read import read_settings
 from sft_jax.data.batch import Encoded, Shape, collect, room_for, slots_for, up_to
 from sft_jax.data.clean import clean
 from sft_jax.data.loader import EvalBatches
 from sft_jax.data.rows import Rows, refuse
 from sft_jax.data.sources import load_files
 from sft_jax.data.text import load_tokenizer
-from sft_jax.errors import DataError, ModelError, reason
+from sft_jax.errors import ConfigError, DataError, ModelError, reason
+from sft_jax.infer.generate import Answer, Generator
 from sft_jax.models.family import build_model, load_model
-from sft_jax.tasks.task import Examples, Record, Task, restore_task, written
+from sft_jax.tasks.task import Examples, Record, Task, Texts, restore_task, written
 from sft_jax.weights.files import find, open_checkpoint
 
 DEFAULT_LENGTH = 128  # of a model that does not say which length it was trained with
+WINDOW = 64  # batches of rows that are encoded and answered before the next
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,15 @@ class Predictor:
     max_length: int
     clean: Clean  # what was done to the texts of training
     forward: Callable[[dict[str, np.ndarray]], jax.Array]
+    generate: Callable[[Encoded, int], Iterator[Answer]] | None = None  # (prompts, at a time), of what answers in words
 
-    def __call__(self, rows: Rows | Sequence[str], batch_size: int = 32, *, raw: bool = False) -> Iterator[Record]:
-        """A record for each row (or text), in order; with `raw` the logits at full precision besides."""
+    def __call__(
+        self, rows: Rows | Sequence[str], batch_size: int = 32, *, raw: bool = False, score: bool = False
+    ) -> Iterator[Record]:
+        """A record for each row (or text), in order; with `raw` the logits of each document at full precision besides.
+
+        A model that answers in words gives its answers, or with `score` how likely it finds the texts.
+        """
         if not isinstance(rows, Rows):
             rows = _of_texts(self.task, rows)
         if not len(rows):
@@ -46,19 +57,30 @@ class Predictor:
         columns, bad = self.task.read(rows)
         refuse(rows.where, [*rows.bad, *bad.values()])
         texts = [clean(column, self.clean) for column in columns]
+        if self.generate and not score:
+            for begin in range(0, len(rows), WINDOW * batch_size):
+                part = [column[begin : begin + WINDOW * batch_size] for column in texts]
+                yield from self._answers(part, batch_size)
+            return
         examples = Examples(self.task.encode(texts, None, self.tokenizer, self.max_length), texts)
         names = rows.column("id") if "id" in rows.names else []  # so that records can be told apart
         length = up_to(int(examples.encoded.lengths.max()), 8)
         shape = Shape(batch_size, length, slots_for(length))
         # A window of rows at a time, each with all of its documents: outputs do not pile up.
-        for begin in range(0, len(rows), 64 * batch_size):
-            ends = np.searchsorted(examples.encoded.rows, (begin, begin + 64 * batch_size))
+        for begin in range(0, len(rows), WINDOW * batch_size):
+            ends = np.searchsorted(examples.encoded.rows, (begin, begin + WINDOW * batch_size))
             part = examples.select(np.arange(*ends))
             kept = self._kept(part.encoded, shape, batch_size)
             for number, record in enumerate(self.task.decode(kept, part)):
                 named = {"id": names[begin + number]} if names else {}
                 logits = {"logits": kept[number].tolist()} if raw and self.task.grain == "document" else {}
                 yield {**named, **record, **logits}
+
+    def _answers(self, texts: Texts, batch_size: int) -> Iterator[Record]:
+        """What is said to each prompt."""
+        assert self.generate and self.task.prompt
+        prompts = self.task.prompt(texts, self.tokenizer, self.max_length)
+        yield from (answer.record(self.tokenizer) for answer in self.generate(prompts, batch_size))
 
     def _kept(self, encoded: Encoded, shape: Shape, batch_size: int) -> np.ndarray:
         """What the task keeps of the outputs, in the order of the documents."""
@@ -72,8 +94,11 @@ class Predictor:
         return kept
 
 
-def load_predictor(source: str) -> Predictor:
-    """The model in a directory that `export` wrote, or any of the supported ones with a head of a known task."""
+def load_predictor(source: str, settings: Sequence[str] = ()) -> Predictor:
+    """The model in a directory that `export` wrote, or any of the supported ones with a head of a known task.
+
+    `settings` such as `num_beams=4` say otherwise than the export how answers are written.
+    """
     directory = find(source)
     checkpoint = open_checkpoint(directory)
     task = restore_task(checkpoint.config, str(directory))
@@ -89,12 +114,15 @@ def load_predictor(source: str) -> Predictor:
     length = ours.get("max_length", DEFAULT_LENGTH)
     if type(length) is not int or length < 1:
         raise ModelError(f"{directory}: sft_jax_task.max_length is {length!r:.60}; export the model again")
+    tokenizer, section = load_tokenizer(directory), _generation(task, settings)
+    generator = Generator(model, section, tuple(task.stops(tokenizer))) if section else None
     return Predictor(
         task=task,
-        tokenizer=load_tokenizer(directory),
+        tokenizer=tokenizer,
         max_length=min(length, model.max_length),
         clean=_rules(ours.get("clean", {}), str(directory)),
         forward=lambda batch: forward(params, batch),
+        generate=partial(generator, params) if generator else None,
     )
 
 
@@ -116,6 +144,16 @@ def read_inputs(file: str, task: Task, lines: Sequence[str] | None = None) -> Ro
                 f"input: not JSON lines ({reason(error)}); give a text or a JSON object on each line"
             ) from None
     return _of_texts(task, texts)
+
+
+def _generation(task: Task, settings: Sequence[str]) -> Generation | None:
+    """How a task's answers are written, with these settings; None of a task that does not answer in words."""
+    if task.generation is None:
+        if settings:
+            raise ConfigError(f"--set {settings[0]}: {task.kind} does not answer in words; leave it out")
+        return None
+    changed = read_settings(Generation, "--set", settings)
+    return Generation.model_validate({**task.generation.model_dump(), **changed})
 
 
 def _of_texts(task: Task, texts: Sequence[str]) -> Rows:

@@ -305,7 +305,7 @@ class Decoder(nnx.Module):
         self.blocks = Stack(config.num_layers, lambda number: Block(config, config.layers[number]))
         self.norm = make_norm(config, config.size)
         untied = head is None and not config.tied
-        self.head = Embed(config.vocab_size, config.size, Normal(config.init_std)) if untied else head
+        self.head: Any = Embed(config.vocab_size, config.size, Normal(config.init_std)) if untied else head
         self.kinds, self.softcap = frozenset(config.layers), config.logit_softcap
         self.on_vocabulary = head is None
 

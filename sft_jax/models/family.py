@@ -5,7 +5,7 @@ the same for all and stands here. Knows no task: a head is asked for by its kind
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from types import NoneType
 from typing import Any, get_args, get_origin
@@ -119,11 +119,12 @@ def load_model(
     return matched, load(model.table, matched, checkpoint.read)
 
 
-def check_fields(config: Any, most: dict[str, float], may_be_0: tuple[str, ...] = ()) -> None:
+def check_fields(config: Any, most: Mapping[str, float], may_be_0: tuple[str, ...] = ()) -> None:
     """Numbers and words of a family's configuration must be such; whole numbers at least 1, unless they may be 0."""
     for field in fields(config):
-        value, kinds = getattr(config, field.name), get_args(field.type) or (field.type,)
-        if get_origin(field.type) is tuple or (value is None and NoneType in kinds):
+        value: Any = getattr(config, field.name)
+        kinds: tuple[Any, ...] = get_args(field.type) or (field.type,)
+        if get_origin(field.type) is tuple or (NoneType in kinds and getattr(config, field.name) is None):
             continue
         kind = kinds[0]
         least, highest = 1 if kind is int and field.name not in may_be_0 else 0, most.get(field.name, 2**31)
@@ -143,7 +144,7 @@ def check_activation(name: str) -> None:
 
 def whole(config: dict[str, Any], key: str, default: int | None = None, most: int = 2**31) -> int:
     """A whole number of a `config.json` that others are computed from; null and, given a default, missing is that."""
-    value = config.get(key)
+    value: Any = config.get(key)
     value = (config[key] if default is None else default) if value is None else value
     if type(value) is not int or not 1 <= value <= most:
         raise ModelError(f"config.json: {key} is {value!r:.60}, expected int of at least 1 and at most {most}")

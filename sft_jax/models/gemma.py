@@ -24,7 +24,7 @@ def configure(config: dict[str, Any], dropout: float | None) -> DecoderConfig:
     layers = whole(config, "num_hidden_layers", most=decoder.MOST["num_layers"])
     activation = config.get("hidden_act" if name == "gemma" else "hidden_activation", "gelu_pytorch_tanh")
     capped = name == "gemma2"
-    rates = {"attention_dropout": config.get("attention_dropout") or 0.0, "head_dropout": decoder.token_dropout(config)}
+    attention = config.get("attention_dropout") or 0.0
     return DecoderConfig(
         vocab_size=config["vocab_size"],
         size=size,
@@ -41,6 +41,8 @@ def configure(config: dict[str, Any], dropout: float | None) -> DecoderConfig:
         init_std=config.get("initializer_range", 0.02),
         embed_dropout=0.0,
         dropout=0.0,
+        attention_dropout=attention if dropout is None else dropout,
+        head_dropout=decoder.token_dropout(config) if dropout is None else dropout,
         layers=layer_kinds(config, layers),
         tied=config.get("tie_word_embeddings", True),
         gated=True,
@@ -53,7 +55,6 @@ def configure(config: dict[str, Any], dropout: float | None) -> DecoderConfig:
         attention_scale=None if name == "gemma" else whole(config, "query_pre_attn_scalar", 256) ** -0.5,
         softcap=config.get("attn_logit_softcapping", 50.0) if capped else None,
         logit_softcap=None if name == "gemma" else config.get("final_logit_softcapping", 30.0 if capped else None),
-        **(rates if dropout is None else dict.fromkeys(rates, dropout)),
     )
 
 

@@ -18,12 +18,6 @@ def configure(config: dict[str, Any], dropout: float | None) -> DecoderConfig:
     refuse(config, "gpt2", plain)
     size, heads = whole(config, "n_embd"), whole(config, "n_head")
     layers = whole(config, "n_layer", most=decoder.MOST["num_layers"])
-    rates = {
-        "embed_dropout": config.get("embd_pdrop", 0.1),
-        "dropout": config.get("resid_pdrop", 0.1),
-        "attention_dropout": config.get("attn_pdrop", 0.1),
-        "head_dropout": decoder.token_dropout(config),
-    }
     return DecoderConfig(
         vocab_size=config["vocab_size"],
         size=size,
@@ -37,13 +31,16 @@ def configure(config: dict[str, Any], dropout: float | None) -> DecoderConfig:
         norm="layer",
         norm_eps=config.get("layer_norm_epsilon", 1e-5),
         init_std=config.get("initializer_range", 0.02),
+        embed_dropout=config.get("embd_pdrop", 0.1) if dropout is None else dropout,
+        dropout=config.get("resid_pdrop", 0.1) if dropout is None else dropout,
+        attention_dropout=config.get("attn_pdrop", 0.1) if dropout is None else dropout,
+        head_dropout=decoder.token_dropout(config) if dropout is None else dropout,
         layers=(LayerKind(),) * layers,
         tied=config.get("tie_word_embeddings", True),
         gated=False,
         qkv_bias=True,
         out_bias=True,
         mlp_bias=True,
-        **(rates if dropout is None else dict.fromkeys(rates, dropout)),
     )
 
 

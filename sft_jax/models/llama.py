@@ -22,21 +22,20 @@ def configure(config: dict[str, Any], dropout: float | None) -> DecoderConfig:
     name = config["model_type"]
     size, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
     layers = whole(config, "num_hidden_layers", most=decoder.MOST["num_layers"])
-    head_dim = whole(config, "head_dim", 128 if name == "qwen3" else decoder.even_share(size, heads))
+    known = name == "qwen3" or config.get("head_dim") is not None
+    head_dim = whole(config, "head_dim", 128) if known else decoder.even_share(size, heads)
+    kv_heads = config.get("num_key_value_heads") if name in ("llama", "phi3") else config["num_key_value_heads"]
     rope = read_rope(rope_parameters(config), head_dim, whole(config, "max_position_embeddings"))
     full = LayerKind(rope=rope)
     biased = name in ("llama", "qwen3") and config.get("attention_bias", False)
-    rates = {
-        "dropout": config.get("resid_pdrop", 0.0) if name == "phi3" else 0.0,
-        "attention_dropout": config.get("attention_dropout") or 0.0,
-        "head_dropout": decoder.token_dropout(config),
-    }
+    residual = config.get("resid_pdrop", 0.0) if dropout is None else dropout
+    attention = config.get("attention_dropout") or 0.0
     return DecoderConfig(
         vocab_size=config["vocab_size"],
         size=size,
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=whole(config, "num_key_value_heads", heads),
+        num_kv_heads=heads if kv_heads is None else kv_heads,
         head_dim=head_dim,
         mlp_size=whole(config, "intermediate_size"),
         num_positions=config["max_position_embeddings"],
@@ -45,6 +44,9 @@ def configure(config: dict[str, Any], dropout: float | None) -> DecoderConfig:
         norm_eps=config.get("rms_norm_eps", 1e-5 if name == "phi3" else 1e-6),
         init_std=config.get("initializer_range", 0.02),
         embed_dropout=0.0,
+        dropout=residual if name == "phi3" else 0.0,  # the others have no such rate
+        attention_dropout=attention if dropout is None else dropout,
+        head_dropout=decoder.token_dropout(config) if dropout is None else dropout,
         layers=tuple(LayerKind(window, rope) if window else full for window in windows(config, layers)),
         tied=config.get("tie_word_embeddings", False),
         gated=True,
@@ -53,7 +55,6 @@ def configure(config: dict[str, Any], dropout: float | None) -> DecoderConfig:
         mlp_bias=name == "llama" and config.get("mlp_bias", False),
         qk_norm=name == "qwen3",
         fused=name == "phi3",
-        **(rates if dropout is None else dict.fromkeys(rates, dropout)),
     )
 
 

@@ -40,10 +40,12 @@ def attend(
     Each head of keys and values serves h / g neighbouring heads of queries (arXiv 2305.13245). The scale is
     1 / sqrt(d) unless given; `softcap` bounds the scores (Gemma 2): cap * tanh(x / cap).
     """
-    size = queries.shape[-1]
-    mask = visible[:, None, None]
-    grouped = queries.reshape(*queries.shape[:2], keys.shape[2], -1, size)
-    scores = jnp.einsum("rqgnd,rkgd->rgnqk", grouped, keys) * (size**-0.5 if scale is None else scale)
+    rows, length, _, size = queries.shape
+    groups, shared = keys.shape[2], queries.shape[2] // keys.shape[2]
+    # Heads that share keys and values stand side by side as if they were queries of one head.
+    folded = queries.reshape(rows, length, groups, shared, size).swapaxes(2, 3).reshape(rows, -1, groups, size)
+    mask = jnp.repeat(visible, shared, axis=1)[:, None]
+    scores = jnp.einsum("rqhd,rkhd->rhqk", folded, keys) * (size**-0.5 if scale is None else scale)
     scores = scores.astype(jnp.float32)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
@@ -53,4 +55,5 @@ def attend(
     weights = jnp.exp(scores - jnp.where(jnp.isfinite(peak), peak, 0))
     total = weights.sum(axis=-1, keepdims=True)
     probabilities = (weights / jnp.where(total > 0, total, 1)).astype(values.dtype)
-    return jnp.einsum("rgnqk,rkgd->rqgnd", dropout(probabilities, rate, key), values).reshape(queries.shape)
+    mixed = jnp.einsum("rhqk,rkhd->rqhd", dropout(probabilities, rate, key), values)
+    return mixed.reshape(rows, length, shared, groups, size).swapaxes(2, 3).reshape(queries.shape)

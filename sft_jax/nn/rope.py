@@ -43,7 +43,7 @@ def read_rope(parameters: Mapping[str, Any], head_dim: int, num_positions: int) 
     size = int(head_dim * _number(parameters, "partial_rotary_factor", 1.0, most=1))
     if size < 2 or size % 2:
         raise ModelError(f"config.json: {size} dimensions of each head would be turned, expected an even number")
-    theta = _number(parameters, "rope_theta", 10_000.0)
+    theta = _number(parameters, "rope_theta", 10_000.0, least=1)
     plain = Rope(_floats(theta ** -(np.arange(0, size, 2) / size)))
     return KINDS[kind](plain, parameters, num_positions)
 
@@ -58,7 +58,7 @@ def turns(rope: Rope, positions: Int[Array, "r t"], lengths: Int[Array, "r t"], 
         grown = rope.growth * jnp.maximum(lengths, rope.usual) / rope.usual - (rope.growth - 1)
         frequencies = frequencies * grown[..., None] ** -(jnp.arange(pairs) / max(pairs - 1, 1))
     angles = positions[..., None].astype(jnp.float32) * frequencies
-    cosine, sine = (rope.scale * part[:, :, None].astype(dtype) for part in (jnp.cos(angles), jnp.sin(angles)))
+    cosine, sine = ((rope.scale * part)[:, :, None].astype(dtype) for part in (jnp.cos(angles), jnp.sin(angles)))
     return cosine, sine
 
 
@@ -88,7 +88,7 @@ def _yarn(plain: Rope, parameters: Mapping[str, Any], num_positions: int) -> Rop
     """Slow pairs are stretched, fast ones are not, those between partly. Source: arXiv 2309.00071."""
     original = _number(parameters, "original_max_position_embeddings", num_positions)
     factor = _number(parameters, "factor", num_positions / original)
-    theta, size = _number(parameters, "rope_theta", 10_000.0), 2 * len(plain.frequencies)
+    theta, size = _number(parameters, "rope_theta", 10_000.0, least=1), 2 * len(plain.frequencies)
 
     def boundary(rotations: float) -> float:
         return size * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
@@ -113,17 +113,17 @@ def _yarn_scale(factor: float, parameters: Mapping[str, Any]) -> float:
 
 
 def _longrope(plain: Rope, parameters: Mapping[str, Any], num_positions: int) -> Rope:
-    """A factor for each pair, of one set for usual documents and of another for longer ones. Source: 2402.13753."""
-    original = int(_number(parameters, "original_max_position_embeddings", num_positions))
+    """A factor for each pair, of one set for usual documents, of another for longer ones. Source: arXiv 2402.13753."""
+    original = max(1, int(_number(parameters, "original_max_position_embeddings", num_positions)))
     factor = _number(parameters, "factor", num_positions / original)
     stretched = 1.0 if factor <= 1 or original < 2 else math.sqrt(1 + math.log(factor) / math.log(original))
     sets = []
     for key in ("short_factor", "long_factor"):
         values = parameters.get(key)
-        sound = isinstance(values, list) and all(type(v) in (int, float) and v > 0 for v in values)
-        if not sound or len(values) != len(plain.frequencies):
+        listed = values if type(values) is list else []
+        if len(listed) != len(plain.frequencies) or not all(type(v) in (int, float) and v > 0 for v in listed):
             raise ModelError(f"config.json: rope {key} must be {len(plain.frequencies)} numbers above 0")
-        sets.append(_floats(np.asarray(plain.frequencies) / np.asarray(values)))
+        sets.append(_floats(np.asarray(plain.frequencies) / np.asarray(listed)))
     scale = _number(parameters, "attention_factor", stretched)
     return replace(plain, frequencies=sets[0], longer=sets[1], usual=original, scale=scale)
 
@@ -149,11 +149,15 @@ KINDS: dict[str, Callable[[Rope, Mapping[str, Any], int], Rope]] = {
 }
 
 
-def _number(parameters: Mapping[str, Any], key: str, default: float | None = None, most: float = 2**31) -> float:
-    value = parameters.get(key)
+def _number(
+    parameters: Mapping[str, Any], key: str, default: float | None = None, *, least: float = 0, most: float = 2**31
+) -> float:
+    value: Any = parameters.get(key)
     value = default if value is None else value
-    if type(value) not in (int, float) or not 0 < value <= most:
-        raise ModelError(f"config.json: rope {key} is {value!r:.60}, expected a number above 0 and at most {most:g}")
+    if type(value) not in (int, float) or not least < value <= most:
+        raise ModelError(
+            f"config.json: rope {key} is {value!r:.60}, expected a number above {least} and at most {most:g}"
+        )
     return float(value)
 
 

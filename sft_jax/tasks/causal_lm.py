@@ -132,6 +132,7 @@ def _task(section: CausalLM, template: str | None) -> Task:
         cleans=section.format == "text",
         moves=False,
         audit=lambda train, tokenizer: audit(train, tokenizer, stops(tokenizer)),
+        generation=section.generate,
         prompt=prompt,
         stops=stops,
         files=lambda directory: files(directory, stops(load_tokenizer(directory)), template),

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from pydantic import ValidationError
 
+from sft_jax.config.generation import Generation
 from sft_jax.data.batch import Encoded, Grain
 from sft_jax.data.rows import Bad, Rows
 from sft_jax.errors import ModelError, listing
@@ -129,7 +130,8 @@ class Task:
     cleans: bool = True  # whether texts may be cleaned; not where targets are places in them
     moves: bool = True  # whether tokens of a document may be moved and left out: augmentation
     audit: Callable[[Examples, Any], Audit | None] = lambda train, tokenizer: None
-    # Of what goes on with texts: (texts, tokenizer, max_length) -> what is to be gone on with, and where that stops.
+    # Of what answers in words: how, (texts, tokenizer, max_length) -> what is to be gone on with, and where that stops.
+    generation: Generation | None = None
     prompt: Callable[[Texts, Any, int], Encoded] | None = None
     stops: Callable[[Any], list[int]] = lambda tokenizer: []
     files: Callable[[Path], dict[str, str]] = lambda directory: {}  # (of the tokenizer) -> more files of an export

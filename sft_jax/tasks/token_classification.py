@@ -74,7 +74,8 @@ def _task(section: TokenClassification, labels: tuple[str, ...], scheme: str, we
         return count(outputs_of(logits, batch), answered, loss(logits, batch))
 
     def encode(texts: Texts, targets: Sequence[Tags] | None, tokenizer: Any, max_length: int) -> Encoded:
-        found = tokenize_words(tokenizer, texts[0], max_length, section.stride)
+        stride = max_length // 4 if section.stride is None else section.stride
+        found = tokenize_words(tokenizer, texts[0], max_length, stride)
         starts, tags = _flat(texts[0], targets)
         places = starts[np.repeat(found.rows, np.diff(found.offsets))] + found.word  # of no meaning where it is -1
         label = np.where(found.word >= 0, tags[np.maximum(places, 0)], 0).astype(np.int32)

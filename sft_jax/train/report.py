@@ -17,11 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sft_jax.errors import RunError
 
 METRICS = ("train", "validation", "test")  # the kinds of events that carry a step and figures
+SHOWN_CHARS = 100  # of a prompt, and of an answer
 Values = Mapping[str, Any]
 
 
 class Sink(Protocol):
-    """Something that events go to: `train`, `validation`, `test`, `note` and `done`."""
+    """Something that events go to: `train`, `validation`, `samples`, `test`, `note` and `done`."""
 
     def emit(self, kind: str, values: Values) -> None: ...
 
@@ -44,6 +45,23 @@ class MetricsFile:
         if kind in METRICS:
             with open(self._file, "a", encoding="utf-8") as sink:
                 sink.write(_line({"kind": kind, **values}))
+
+
+class SamplesFile:
+    """`samples.jsonl`: what a model answered at each validation, a line an answer; a resume drops what it repeats."""
+
+    def __init__(self, file: Path, step: int):
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
+        stays = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        if lines:
+            file.write_text("".join(stays), encoding="utf-8")
+        self._file = file
+
+    def emit(self, kind: str, values: Values) -> None:
+        """Append samples."""
+        if kind == "samples":
+            with open(self._file, "a", encoding="utf-8") as sink:
+                sink.writelines(_line({"step": values["step"], **sample}) for sample in values["samples"])
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
@@ -88,6 +106,7 @@ class Screen:
             "train": self._train,
             "validation": self._scores,
             "test": self._scores,
+            "samples": self._samples,
             "note": self._note,
         }.get(kind, lambda values: self.stop())(values)
 
@@ -99,6 +118,11 @@ class Screen:
 
     def _note(self, values: Values) -> None:
         self.console.print(values["text"], markup=False)
+
+    def _samples(self, values: Values) -> None:
+        for sample in values["samples"]:
+            asked, said = (" ".join(sample[name].split()) for name in ("prompt", "answer"))
+            self.console.print(f"  {asked[-SHOWN_CHARS:]!r} -> {said[:SHOWN_CHARS]!r}", markup=False)
 
     def _train(self, values: Values) -> None:
         line = (

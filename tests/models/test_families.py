@@ -11,6 +11,7 @@ from conftest import TINY
 from sft_jax.errors import ModelError
 from sft_jax.models.family import FAMILIES, Head, build_model, find_family
 from sft_jax.nn.layers import ACTIVATIONS
+from sft_jax.weights.table import match
 
 HEAD = Head("sequence_classification", 3)
 DISTIL = {
@@ -23,20 +24,53 @@ DISTIL = {
     "activation": "gelu",
     "pad_token_id": 0,
 }
+DECODER = {
+    "vocab_size": 45,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "intermediate_size": 24,
+    "max_position_embeddings": 48,
+    "initializer_range": 0.02,
+    "tie_word_embeddings": False,
+}
+OWN = {
+    "distilbert": DISTIL,
+    "gpt2": {"vocab_size": 45, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_inner": 24, "n_positions": 48},
+    "llama": {**DECODER, "mlp_bias": True, "attention_bias": True, "rope_theta": 500.0, "rope_scaling": None},
+    "mistral": {**DECODER, "sliding_window": 5},
+    "qwen2": {**DECODER, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    "qwen3": {**DECODER, "layer_types": ["full_attention", "full_attention"]},
+    "phi3": {**DECODER, "original_max_position_embeddings": 24, "resid_pdrop": 0.0},
+    "gemma": {**DECODER, "hidden_act": "gelu"},
+    "gemma2": {**DECODER, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 50.0, "sliding_window": 5},
+    "gemma3_text": {
+        **DECODER,
+        "sliding_window_pattern": 2,
+        "rope_local_base_freq": 10.0,
+        "final_logit_softcapping": None,
+    },
+}
+DECODERS = [name for name in FAMILIES if "causal_lm" in find_family({"model_type": name}, "").heads]
+ENCODERS = [name for name in FAMILIES if name not in DECODERS]
+LEARNED = [*ENCODERS, "gpt2"]  # positions are looked up in a table
 
 
 def config_of(name: str, **changes) -> dict:
     """A small `config.json` of a model type."""
-    return {**(DISTIL if name == "distilbert" else TINY), "model_type": name, **changes}
+    return {**OWN.get(name, TINY), "model_type": name, **changes}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_table_covers_the_template(name):
-    """C31: each parameter has exactly one row, each row a parameter, and no name on disk is used twice."""
-    model = build_model(config_of(name), HEAD, name)
+@pytest.mark.parametrize(("name", "kind"), [(n, k) for n in FAMILIES for k in find_family({"model_type": n}, "").heads])
+def test_the_table_covers_the_template(name, kind):
+    """C31: each parameter has exactly one row, each row a parameter, and no part of a tensor on disk is used twice."""
+    model = build_model(config_of(name), Head(kind, 3), name)
     assert sorted(row.ours for row in model.table.rows) == sorted(model.template.keys)
-    theirs = [row.theirs for row in model.table.rows]
+    theirs = [(row.theirs, row.part) for row in model.table.rows]
     assert len(set(theirs)) == len(theirs)
+    assert {name for name, part in theirs if part} & {name for name, part in theirs if not part} == set()
     assert all("{i}" not in row.ours + row.theirs for row in model.table.rows)
 
 
@@ -66,8 +100,10 @@ def test_sizes_come_from_the_configuration(name):
     shapes = build_model(config_of(name), HEAD, name).template.shapes
     assert shapes["embed/word/embedding"] == (45, 16)
     assert shapes["blocks/0/mlp/up/kernel"] == (16, 24)
-    assert shapes["head/out/kernel"] == (16, 3) and shapes["head/out/bias"] == (3,)
-    assert ("embed/type/embedding" in shapes) == (name != "distilbert")
+    assert shapes["head/out/kernel"] == (16, 3) and shapes.get("head/out/bias", (3,)) == (3,)
+    assert ("head/out/bias" in shapes) == (name in ENCODERS)
+    assert ("embed/type/embedding" in shapes) == (name in ENCODERS and name != "distilbert")
+    assert ("embed/position/embedding" in shapes) == (name in LEARNED)
     assert {p.split("/")[1] for p in shapes if p.startswith("blocks/")} == {"0", "1"}
 
 
@@ -79,7 +115,7 @@ def test_models_share_one_form(name):
     tokens = np.ones((2, 5), np.int32)
     batch = dict.fromkeys(("input_ids", "token_type_ids", "position_ids"), 0 * tokens) | {"segment_ids": tokens}
     starts = np.zeros((2, 4), np.int32)
-    logits = jax.eval_shape(lambda p: model.template.bind(p)({**batch, "starts": starts}), params)
+    logits = jax.eval_shape(lambda p: model.template.bind(p)({**batch, "starts": starts, "ends": starts}), params)
     assert logits.shape == (2, 4, 3) and logits.dtype == np.float32
     assert importlib.import_module(f"sft_jax.models.{FAMILIES[name]}").FAMILY is find_family({"model_type": name}, "")
     assert name in find_family({"model_type": name}, "").classes
@@ -104,6 +140,25 @@ def test_models_share_one_form(name):
         ("bert", {"model_type": "distil-bert"}, "did you mean 'distilbert'?"),
         ("bert", {"model_type": None}, f"(known: {', '.join(FAMILIES)})"),
         ("roberta", {"pad_token_id": None}, "pad_token_id"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention=True is not supported"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True is not supported"),
+        ("gpt2", {"n_head": 3}, "hidden size 16 is not divisible by 3 heads"),
+        ("llama", {"num_key_value_heads": 3}, "4 heads are not divisible by 3 key/value heads"),
+        ("llama", {"head_dim": 5}, "5 dimensions of each head would be turned, expected an even number"),
+        ("llama", {"rope_scaling": {"type": "yarm", "factor": 2}}, "'yarm' is not supported; did you mean 'yarn'?"),
+        ("llama", {"rope_parameters": {"rope_type": "proportional"}}, "rope type 'proportional' is not supported"),
+        ("llama", {"rope_scaling": {"type": "linear"}}, "rope factor is None, expected a number above 0"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is not supported for llama"),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "su", "short_factor": [1.0]}},
+            "rope short_factor must be 2 numbers above 0",
+        ),
+        ("qwen2", {"layer_types": ["full_attention"]}, "expected 2 times one of: full_attention, sliding_attention"),
+        ("qwen3", {"layer_types": ["sliding_attention"] * 2}, "names sliding layers, but there is no sliding_window"),
+        ("qwen3", {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "of their own for full_attention"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0 is not supported"),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(name, changes, said):
@@ -150,7 +205,7 @@ def test_the_longest_document_of_roberta(name, pad):
     assert build_model(config_of("bert", pad_token_id=pad), HEAD, "bert").max_length == TINY["max_position_embeddings"]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", LEARNED)
 def test_the_longest_document_has_a_position(name):
     """C9: at the longest length the last token reads the last position there is, and one token more reads none."""
     model = build_model(config_of(name, pad_token_id=1), HEAD, name)
@@ -160,13 +215,21 @@ def test_the_longest_document_has_a_position(name):
         ids = np.full((1, length), 3, np.int32)
         batch = {"input_ids": ids, "token_type_ids": 0 * ids, "segment_ids": 0 * ids + 1}
         batch |= {"position_ids": np.arange(length, dtype=np.int32)[None], "starts": np.zeros((1, 1), np.int32)}
+        batch["ends"] = batch["starts"] + length - 1
         return np.asarray(model.template.bind(params)(batch))
 
     assert np.isfinite(logits(model.max_length)).all()
     assert not np.isfinite(logits(model.max_length + 1)).all()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+def test_rotary_positions_have_no_table():
+    """C9: rotary positions end where the model was trained, times the factor that dynamic ones grow by."""
+    plain, grown = {"rope_scaling": None}, {"rope_scaling": {"type": "dynamic", "factor": 3.0}}
+    assert build_model(config_of("llama", **plain), HEAD, "llama").max_length == 48
+    assert build_model(config_of("llama", **grown), HEAD, "llama").max_length == 144
+
+
+@pytest.mark.parametrize("name", ENCODERS)
 def test_rates_of_dropout(name):
     """C26: dropout is that of `config.json`, each rate in its own place, unless one rate is given for all."""
     own = (
@@ -183,10 +246,45 @@ def test_rates_of_dropout(name):
         assert plain.head_dropout == 0.11
 
 
+@pytest.mark.parametrize(
+    ("name", "own", "expected"),
+    [
+        (
+            "gpt2",
+            {"embd_pdrop": 0.1, "resid_pdrop": 0.2, "attn_pdrop": 0.3, "hidden_dropout": 0.4},
+            (0.1, 0.2, 0.3, 0.4),
+        ),
+        ("llama", {"attention_dropout": 0.3, "classifier_dropout": 0.0}, (0.0, 0.0, 0.3, 0.0)),
+        ("phi3", {"resid_pdrop": 0.2, "embd_pdrop": 0.9}, (0.0, 0.2, 0.0, 0.1)),
+        ("gemma3_text", {"attention_dropout": 0.3}, (0.0, 0.0, 0.3, 0.1)),
+    ],
+)
+def test_rates_of_dropout_of_decoders(name, own, expected):
+    """C26: each rate that the reference uses in its own place; one rate for all changes those alone."""
+    kept = build_model(config_of(name, **own), HEAD, name).config
+    assert (kept.embed_dropout, kept.dropout, kept.attention_dropout, kept.head_dropout) == expected
+    given = build_model(config_of(name, **own), HEAD, name, dropout=0.5).config
+    assert given.attention_dropout == given.head_dropout == 0.5
+
+
+def test_a_tied_head_is_the_embeddings():
+    """C31: tied, the head has no parameter and no tensor on disk, and a copy in the checkpoint is passed over."""
+    tied, untied = (
+        build_model(config_of("llama", tie_word_embeddings=t), Head("causal_lm", 0), "llama") for t in (True, False)
+    )
+    assert untied.template.shapes["head/embedding"] == (45, 16)
+    assert not any(path.startswith("head/") for path in tied.template.keys)
+    assert not any(row.theirs == "lm_head.weight" for row in tied.table.rows)
+    held = {row.theirs: untied.template.shapes[row.ours][::-1] for row in untied.table.rows}
+    held |= {n: s[::-1] for n, s in held.items() if n.endswith(("embed_tokens.weight", "lm_head.weight"))}
+    matched = match(tied.table, tied.template.shapes, held, "here")
+    assert matched.ignored == ("lm_head.weight",) and not matched.initialised
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_new_weights_have_the_spread_of_the_configuration(name):
     """C23: what is drawn anew has the standard deviation that `initializer_range` says."""
     model = build_model(config_of(name, initializer_range=0.05), HEAD, name)
-    drawn = model.template.initial(jax.random.key(0), ["head/dense/kernel", "blocks/0/mlp/up/kernel"])
+    drawn = model.template.initial(jax.random.key(0), ["blocks/1/attn/q/kernel", "blocks/0/mlp/up/kernel"])
     for values in map(np.asarray, drawn.values()):
         assert math.isclose(values.std(), 0.05, rel_tol=0.25)

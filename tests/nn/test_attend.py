@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.nn.attention import attend, same_segment
+from sft_jax.nn.attention import attend, earlier, same_segment
 
 ROWS, TOKENS, HEADS, SIZE = 3, 11, 2, 5
 
@@ -111,3 +111,38 @@ def test_another_document_changes_neither_outputs_nor_gradients(broken):
     leaked = any(np.asarray(a)[~second].any() for a in first)
     assert equal == (not broken)
     assert leaked == broken
+
+
+@pytest.mark.parametrize("window", [None, 1, 3])
+def test_causal_visibility_counts_positions(window):
+    """C3 C34: a token sees itself and those before it in its document, the last few under a window; never another's."""
+    ids = segments([4, 7])
+    positions = np.concatenate([np.arange(4), np.arange(7)])[None]
+    visible = same_segment(jnp.asarray(ids)) & earlier(jnp.asarray(positions), jnp.asarray(positions), window)
+    for q, k in np.ndindex(TOKENS, TOKENS):
+        behind = positions[0, q] - positions[0, k]
+        expected = ids[0, q] == ids[0, k] and 0 <= behind < (window or TOKENS)
+        assert visible[0, q, k] == expected
+
+
+def test_heads_that_share_keys():
+    """R57: with fewer heads of keys and values, neighbouring heads of queries share one; as if each had its own."""
+    queries, keys, values = inputs()
+    queries = np.random.default_rng(1).normal(size=(ROWS, TOKENS, 6, SIZE)).astype(np.float32)
+    visible = np.asarray(same_segment(jnp.asarray(segments([4, 1, 6], [5], []))))
+    expected = reference(queries, keys.repeat(3, axis=2), values.repeat(3, axis=2), visible)
+    found = attend(*map(jnp.asarray, (queries, keys, values, visible)))
+    assert np.abs(found - expected).max() < 1e-6
+    assert np.abs(found - reference(queries, np.tile(keys, (1, 1, 3, 1)), values.repeat(3, 2), visible)).max() > 0.1
+
+
+def test_scale_and_soft_cap():
+    """R57: scores are scaled as told, then bounded by cap * tanh(x / cap); a cap far away changes nothing."""
+    queries, keys, values = map(jnp.asarray, inputs())
+    visible = same_segment(jnp.asarray(segments([11], [5], [])))
+    scores = np.einsum("rqhd,rkhd->rhqk", queries, keys) * 3
+    weights = np.exp(2 * np.tanh(scores / 2)) * np.asarray(visible)[:, None]
+    expected = np.einsum("rhqk,rkhd->rqhd", weights / np.maximum(weights.sum(-1, keepdims=True), 1e-9), values)
+    assert np.abs(attend(queries, keys, values, visible, scale=3.0, softcap=2.0) - expected).max() < 1e-5
+    free, far = (attend(queries, keys, values, visible, softcap=cap) for cap in (None, 1e4))
+    assert np.abs(free - far).max() < 1e-5

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.nn.heads import PooledHead, gather_tokens
-from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, noisy
+from sft_jax.nn.heads import LastTokenHead, PooledHead, gather_tokens
+from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, RMSNorm, noisy
 from sft_jax.nn.random import from_jax
 from sft_jax.nn.template import Normal, Template
 
@@ -51,6 +51,29 @@ def test_layer_norm_in_bfloat16_is_computed_in_float32():
     assert (np.asarray(found) == np.asarray(exact.astype(jnp.bfloat16))).all()
 
 
+@pytest.mark.parametrize("centred", [False, True])
+def test_rms_norm_equals_its_definition(centred):
+    """R57: x / sqrt(mean(x^2) + eps), times the scale, or times 1 + scale in Gemma's form; new ones do not scale."""
+    x, scale = DRAW.normal(size=(3, 7)), DRAW.normal(size=7)
+    plain = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-2)
+    found = bound(RMSNorm(7, 1e-2, centred=centred), scale=scale)(jnp.asarray(x, jnp.float32))
+    assert np.abs(found - plain * (scale + centred)).max() < 1e-5
+    new = Template.of(RMSNorm(7, 1e-2, centred=centred))
+    assert np.abs(new.bind(new.initial(jax.random.key(0), new.keys))(jnp.asarray(x)) - plain).max() < 1e-5
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_rms_norm_in_bfloat16_rounds_where_the_reference_does(centred):
+    """C20: the mean is of float32; Llama's form is rounded before the scale, Gemma's after."""
+    x, scale = jnp.asarray(DRAW.normal(size=(8, 64)), jnp.bfloat16), jnp.asarray(DRAW.normal(size=64), jnp.bfloat16)
+    wide = x.astype(jnp.float32)
+    normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + 1e-6)
+    late, early = (normal * (1 + scale.astype(jnp.float32))).astype(x.dtype), normal.astype(x.dtype) * scale
+    found = bound(RMSNorm(64, 1e-6, centred=centred), scale=scale)(x)
+    assert found.dtype == jnp.bfloat16
+    assert (np.asarray(found) == np.asarray(late if centred else early)).all()
+
+
 def test_linear_and_embed():
     """R57: a linear layer is `x @ kernel + bias` with the inputs first, a table gives its rows."""
     kernel, bias, x = DRAW.normal(size=(4, 7)), DRAW.normal(size=7), DRAW.normal(size=(2, 3, 4))
@@ -83,6 +106,17 @@ def test_pooling_reads_the_first_token_of_each_document():
     hidden = jnp.arange(24.0).reshape(2, 4, 3)
     found = gather_tokens(hidden, jnp.asarray([[0, 2], [3, 0]]))
     assert (np.asarray(found) == np.asarray([[hidden[0, 0], hidden[0, 2]], [hidden[1, 3], hidden[1, 0]]])).all()
+
+
+def test_the_last_token_of_each_document_is_scored():
+    """C24: the head of decoders reads where each document ends, wherever that is, and nothing else."""
+    hidden = DRAW.normal(size=(2, 4, 3)).astype(np.float32)
+    kernel = DRAW.normal(size=(3, 2)).astype(np.float32)
+    template = Template.of(LastTokenHead(3, 2, Normal(1)))
+    assert template.keys == ("out/kernel",)
+    found = template.bind({"out/kernel": kernel})(hidden, {"ends": jnp.asarray([[1, 3], [0, 2]])}, None)
+    expected = np.stack([hidden[[0, 0], [1, 3]], hidden[[1, 1], [0, 2]]]) @ kernel
+    assert np.abs(found - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize(("rate", "before"), [(0.5, 0.0), (0.0, 0.5)])

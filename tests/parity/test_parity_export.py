@@ -1,5 +1,6 @@
 """What we export is what `transformers` reads: weights, label names and tokenizer, for every family."""
 
+import dataclasses
 import json
 import string
 from pathlib import Path
@@ -8,7 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers import ByteLevelBPETokenizer, SentencePieceUnigramTokenizer
-from torch_reference import TOLERANCE, Pair, paired, randomised, torch, transformers
+from torch_reference import (
+    CASES,
+    DECODERS,
+    TOLERANCE,
+    Pair,
+    documents,
+    our_logits,
+    paired,
+    randomised,
+    reference_model,
+    several_a_row,
+    torch,
+    torch_logits,
+    transformers,
+)
 
 from sft_jax.config.tasks import MultiLabelClassification, Regression, SequenceClassification
 from sft_jax.data.rows import Rows
@@ -127,6 +142,45 @@ def test_reading_back_sees_a_lost_tensor(tmp_path):
             read_back(tmp_path / str(number))
 
 
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoders_read_back_in_transformers(name, tmp_path, record_property):
+    """R57 C24: an exported decoder without a padding id classifies padded batches in `transformers`, logits equal."""
+    reference = reference_model(name)
+    reference.config.pad_token_id = None
+    pair = paired(reference, tmp_path / "source")
+    model = read_back(export(pair, tmp_path / "export"))
+    assert model.config.architectures == [type(model).__name__]
+    assert model.config.pad_token_id == reference.config.eos_token_id == 2
+    model.config._attn_implementation = "eager"
+    encoded = documents(model, 6)
+    ours, theirs = our_logits(pair, several_a_row(encoded)), torch_logits(model, encoded)
+    record_property("parity", f"{CASES[name][0]}|sequence_classification|export|{np.abs(ours - theirs).max():.1e}")
+    assert np.abs(ours - theirs).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", [*DECODERS, "llama-tied-biases"])
+def test_decoders_with_heads_on_the_vocabulary_read_back(name, tmp_path, record_property):
+    """R57 C31: every tensor of an exported decoder is that of its source, tied embeddings stand there once."""
+    pair = paired(reference_model(name, "causal_lm"), tmp_path / "source")
+    task = build_task(SequenceClassification(kind="sequence_classification", labels=LABELS), {})
+    task = dataclasses.replace(task, head=pair.model.head, to_hf=lambda: {"sft_jax_task": {}})
+    config = open_checkpoint(pair.directory).config
+    export_model(tmp_path / "export", pair.model, pair.params, config, task, pair.directory, LENGTH, "a card")
+    written = open_checkpoint(tmp_path / "export").shapes
+    assert ("lm_head.weight" in written) != pair.reference.config.tie_word_embeddings
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "export", output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(report.values()) and type(model) is type(pair.reference)
+    assert model.config.architectures == [type(model).__name__]
+    before = pair.reference.state_dict()
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+    encoded = documents(model, 6)
+    ours, theirs = our_logits(pair, several_a_row(encoded)), torch_logits(model.eval(), encoded)
+    record_property("parity", f"{CASES[name][0]}|causal_lm|export|{np.abs(ours - theirs).max():.1e}")
+    assert np.abs(ours - theirs).max() < TOLERANCE
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_of_the_export_are_those_of_transformers(family, tmp_path):
     """C7: `AutoTokenizer` on the export gives the ids and types that we train on, cut alike, for texts and pairs."""
@@ -162,12 +216,14 @@ def test_tokenizers_without_a_fast_file(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
-def test_prediction_from_the_export_is_that_of_transformers(family, tmp_path):
+def test_prediction_from_the_export_is_that_of_transformers(family, tmp_path, record_property):
     """R57: from text to logits, our `predict` on an export agrees with `transformers` on it within 1e-4."""
     out = export(source(family, tmp_path / "source"), tmp_path / "export")
     records = list(load_predictor(str(out))(TEXTS, batch_size=3, raw=True))
     expected = reference_logits(out, TEXTS)
-    assert np.abs(np.asarray([r["logits"] for r in records]) - expected).max() < TOLERANCE
+    gap = np.abs(np.asarray([r["logits"] for r in records]) - expected).max()
+    record_property("parity", f"{family}|sequence_classification|export|{gap:.1e}")
+    assert gap < TOLERANCE
     assert [r["label"] for r in records] == [LABELS[i] for i in expected.argmax(axis=1)]
     assert [list(r["scores"]) for r in records] == [LABELS] * len(TEXTS)
 

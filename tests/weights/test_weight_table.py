@@ -11,7 +11,7 @@ from conftest import TINY, write_model
 from sft_jax.errors import ModelError
 from sft_jax.models.family import Head, Model, build_model, load_model
 from sft_jax.weights.files import open_checkpoint, write_checkpoint
-from sft_jax.weights.table import check_covers, match, save
+from sft_jax.weights.table import SAME, Row, Table, check_covers, fused, linear, load, match, save
 
 HEAD_PATHS = ("head/dense/kernel", "head/dense/bias", "head/out/kernel", "head/out/bias")
 
@@ -189,3 +189,38 @@ def test_matching_reads_shapes_alone(tensors):
     model = model_of()
     matched = match(model.table, model.template.shapes, {n: t.shape for n, t in tensors.items()}, "nowhere")
     assert matched.loaded["head/dense/kernel"] == "bert.pooler.dense.weight"
+
+
+def fused_table(kind: str) -> Table:
+    """Two layers, of 3 and 2 outputs, in one tensor: as torch has them ("rows") or as GPT-2 does ("columns")."""
+    layout = {"layout": SAME} if kind == "columns" else {}
+    parts = ((linear(name, "both", "embed heads", **layout), size) for name, size in (("a", 3), ("b", 2)))
+    return Table("two", (*fused(parts), Row("c", "alone", SAME, ".")))
+
+
+@pytest.mark.parametrize("kind", ["rows", "columns"])
+def test_fused_layers_are_parted_and_joined(kind):
+    """R57: layers that one tensor holds are loaded apart, kernels and biases, and saved as one, every byte equal."""
+    table, draw = fused_table(kind), np.random.default_rng(0)
+    weight = draw.normal(size=(5, 4)).astype(np.float32)
+    tensors = {"both.weight": weight if kind == "rows" else weight.T, "both.bias": draw.normal(size=5), "alone": weight}
+    shapes = {"a/kernel": (4, 3), "a/bias": (3,), "b/kernel": (4, 2), "b/bias": (2,), "c": (5, 4)}
+    matched = match(table, shapes, {n: t.shape for n, t in tensors.items()}, "here")
+    assert not matched.initialised and not matched.ignored
+    arrays = load(table, matched, tensors.__getitem__)
+    assert (arrays["a/kernel"] == weight[:3].T).all() and (arrays["b/kernel"] == weight[3:].T).all()
+    assert (arrays["b/bias"] == tensors["both.bias"][3:]).all()
+    again = save(table, arrays)
+    assert again.keys() == tensors.keys()
+    assert all(again[name].tobytes() == np.ascontiguousarray(tensors[name]).tobytes() for name in tensors)
+
+
+@pytest.mark.parametrize("outputs", [4, 6])
+def test_a_fused_tensor_of_another_size_is_refused(outputs):
+    """R32: a tensor that holds too little or too much is named once for each layer, and never cut to fit."""
+    shapes = {"a/kernel": (4, 3), "a/bias": (3,), "b/kernel": (4, 2), "b/bias": (2,), "c": (5, 4)}
+    found = {"both.weight": (outputs, 4), "both.bias": (5,), "alone": (5, 4)}
+    with pytest.raises(ModelError) as error:
+        match(fused_table("rows"), shapes, found, "here")
+    lines = str(error.value).splitlines()
+    assert f"  - both.weight: shape (4, {outputs}) for a/kernel, expected (4, 3)" in lines and len(lines) == 3
