@@ -97,6 +97,30 @@ class TokenClassification(Section):
     """Weight of each tag's words in the loss: by name (1 where not named), or inverse to how often it occurs."""
 
 
+class QuestionAnswering(Section):
+    """The span of a context that answers a question."""
+
+    kind: Literal["question_answering"]
+    question: str = "question"
+    """Column that holds the question."""
+    context: str = "context"
+    """Column that holds the text with the answer."""
+    answers: str = "answers"
+    """Column that holds the right answers as in SQuAD, with `text` and `answer_start`; the first one is learned."""
+    answer_text: str | None = None
+    """Column that holds the answer as a text, in place of `answers`; it must stand in the context exactly once."""
+    no_answer: bool = False
+    """Whether rows may be without an answer, and predictions too."""
+    null_threshold: float = 0.0
+    """By how much "no answer" must score above the best span to be said."""
+    stride: Annotated[int, Field(ge=0)] = 32
+    """Tokens by which the windows of a context overlap that is longer than `data.max_length` leaves room for."""
+    n_best: Annotated[int, Field(ge=1)] = 20
+    """Answers that are kept of each row; the score of one is its probability among them."""
+    max_answer_tokens: Annotated[int, Field(ge=1)] = 30
+    """Tokens that a predicted answer may have."""
+
+
 class CausalLM(Section):
     """The next token of each text, of answers to prompts, or of what an assistant says in conversations."""
 
@@ -125,4 +149,6 @@ class CausalLM(Section):
     """How answers are written, in samples while training and in `predict`."""
 
 
-TaskSection = SequenceClassification | MultiLabelClassification | Regression | TokenClassification | CausalLM
+TaskSection = (
+    SequenceClassification | MultiLabelClassification | Regression | TokenClassification | QuestionAnswering | CausalLM
+)

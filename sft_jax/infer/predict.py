@@ -63,6 +63,7 @@ class Predictor:
                 yield from self._answers(part, batch_size)
             return
         examples = Examples(self.task.encode(texts, None, self.tokenizer, self.max_length), texts)
+        names = rows.column("id") if "id" in rows.names else []  # so that records can be told apart
         length = up_to(int(examples.encoded.lengths.max()), 8)
         shape = Shape(batch_size, length, slots_for(length))
         # A window of rows at a time, each with all of its documents: outputs do not pile up.
@@ -71,7 +72,9 @@ class Predictor:
             part = examples.select(np.arange(*ends))
             kept = self._kept(part.encoded, shape, batch_size)
             for number, record in enumerate(self.task.decode(kept, part)):
-                yield {**record, "logits": kept[number].tolist()} if raw and self.task.grain == "document" else record
+                named = {"id": names[begin + number]} if names else {}
+                logits = {"logits": kept[number].tolist()} if raw and self.task.grain == "document" else {}
+                yield {**named, **record, **logits}
 
     def _answers(self, texts: Texts, batch_size: int) -> Iterator[Record]:
         """What is said to each prompt."""

@@ -52,9 +52,14 @@ def pieces(encoded: Encoded, document: int, tokenizer: TextTokenizer) -> list[tu
     found = []
     for begin, end in zip(begins, [*begins[1:], len(ids)], strict=True):
         text = tokenizer.fast.decode(ids[begin:end].tolist(), skip_special_tokens=False)
-        half = PIECE // 2
-        found.append((text if len(text) <= PIECE else f"{text[:half]} … {text[-half:]}", bool(learned[begin])))
+        found.append((shortened(text), bool(learned[begin])))
     return found
+
+
+def shortened(text: str) -> str:
+    """A text without its middle, if it is long."""
+    half = PIECE // 2
+    return text if len(text) <= PIECE else f"{text[:half]} … {text[-half:]}"
 
 
 def _shown(count: int) -> list[int]:

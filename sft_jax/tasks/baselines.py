@@ -1,7 +1,9 @@
 """What a score is to be compared with: the commonest answer, and TF-IDF with a linear model."""
 
+import re
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 from sft_jax.tasks import metrics
 from sft_jax.tasks.task import Texts
 
+SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 Features = tuple[Any, Any]  # sparse [training documents, words], [test documents, words]
 
 
@@ -27,6 +30,33 @@ def commonest_next(before: np.ndarray, label: np.ndarray, test_before: np.ndarra
     place = np.minimum(np.searchsorted(known, test_before), len(known) - 1)
     answer = np.where(known[place] == test_before, said[place], np.bincount(label).argmax())
     return float(np.mean(answer == test))
+
+
+def commonest_answers(questions: Sequence[str], answers: Sequence[str], test: Sequence[str]) -> list[str]:
+    """What each question is most often answered with in training; to a question that is not there, the commonest."""
+    known: dict[str, Counter[str]] = {}
+    for question, answer in zip(questions, answers, strict=True):
+        known.setdefault(question, Counter())[answer] += 1
+    every = Counter(answers)
+    return [known.get(question, every).most_common(1)[0][0] for question in test]
+
+
+def nearest_sentences(texts: Sequence[str], questions: Sequence[str], contexts: Sequence[str]) -> list[str]:
+    """Of each context the sentence or line whose TF-IDF weights are most like those of its question."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words = TfidfVectorizer(sublinear_tf=True)
+    try:
+        words.fit(texts)
+    except ValueError:  # no word is left
+        return list(contexts)
+    parts = [[part for part in SENTENCE.split(context) if part.strip()] for context in contexts]
+    sentences = words.transform([part for found in parts for part in found])
+    of = np.repeat(np.arange(len(parts)), [len(found) for found in parts])
+    likeness = np.asarray(sentences.multiply(words.transform(questions)[of]).sum(axis=1)).ravel()
+    ends = np.cumsum([len(found) for found in parts])
+    best = [int(likeness[end - len(found) : end].argmax()) for end, found in zip(ends, parts, strict=True)]
+    return [found[place] for found, place in zip(parts, best, strict=True)]
 
 
 def linear_classes(texts: Texts, train: np.ndarray, test_texts: Texts, test: np.ndarray) -> float:

@@ -144,6 +144,7 @@ TASKS = {
     "multi_label_classification": "multi_label_classification",
     "regression": "regression",
     "token_classification": "token_classification",
+    "question_answering": "question_answering",
     "causal_lm": "causal_lm",
 }
 # What `transformers` calls the problems that it solves with one and the same kind of head.

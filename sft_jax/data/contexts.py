@@ -1,0 +1,112 @@
+"""Questions with their contexts in tokens, and where in its context each token stands. Holds numpy only.
+
+A context that is too long beside its question becomes several windows that overlap by `stride` tokens; the question is
+whole in each of them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import Tokenizer
+
+from sft_jax.data import cache
+from sft_jax.data.batch import Encoded
+from sft_jax.data.text import FAST, TextTokenizer
+from sft_jax.errors import ConfigError, ModelError, reason
+
+VERSION = "1"  # of `tokenize_contexts`: another one, and what is in caches is not found any more
+LOST = "question too long"
+
+
+def tokenize_contexts(
+    tokenizer: TextTokenizer,
+    questions: Sequence[str],
+    contexts: Sequence[str],
+    max_length: int,
+    stride: int,
+    *,
+    cut: bool,
+) -> Encoded:
+    """Windows of at most `max_length` tokens, special ones included; from the tokenizer's cache if they are there.
+
+    Beside each token stand `begin` and `end`, its characters in the context; both are -1 where it is not of it. A
+    question that leaves too little room beside it is cut if so asked, else its row is lost and counted.
+    """
+    worker = tokenizer.fast
+    special = worker.num_special_tokens_to_add(True)
+    if stride >= max_length - special:
+        raise ConfigError(
+            f"task.stride: windows of {max_length} tokens, {special} of them special, cannot overlap by {stride}; "
+            f"lower it, or raise data.max_length"
+        )
+    worker.no_padding()
+    worker.no_truncation()
+    given = (worker, questions, contexts, max_length, stride, cut)
+    if tokenizer.home is None:
+        return _windows(*given)
+    texts = (text for pair in zip(questions, contexts, strict=True) for text in pair)
+    origin = (VERSION, tokenizers.__version__, worker.to_str(), f"contexts {max_length} {stride} {cut}")
+    name = cache.key((*origin, *texts))
+    found = cache.load(tokenizer.home, name)
+    if found is None:
+        made = _windows(*given)
+        lost = np.asarray(sum(made.lost.values()))
+        more = {"offsets": made.offsets, "rows": made.rows, "lost": lost}
+        cache.store(tokenizer.home, name, {**made.tokens, **made.beside, **more})
+        return made
+    offsets, rows, lost = (found.pop(key) for key in ("offsets", "rows", "lost"))
+    beside = {key: found.pop(key) for key in ("begin", "end")}
+    return Encoded(found, offsets, {}, rows=rows, beside=beside, lost=_lost(int(lost)))
+
+
+def _windows(
+    worker: Tokenizer, questions: Sequence[str], contexts: Sequence[str], max_length: int, stride: int, cut: bool
+) -> Encoded:
+    try:
+        pairs, rows = _fitting(worker, questions, contexts, max_length, stride, cut)
+        worker.enable_truncation(max_length, stride=stride, strategy="only_second")
+        every = [[found, *found.overflowing] for found in worker.encode_batch(pairs)]
+    except BaseException as error:  # a panic in the library is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(f"{FAST}: it cannot be used ({reason(error)}); fetch it again") from None
+    flat = [window for windows in every for window in windows]
+    whole = {
+        "input_ids": _joined([window.ids for window in flat]),
+        "token_type_ids": _joined([window.type_ids for window in flat]),
+    }
+    places = np.concatenate([np.zeros((0, 2), np.int32), *(np.asarray(w.offsets, np.int32) for w in flat)])
+    sequence = _joined([[-1 if s is None else s for s in window.sequence_ids] for window in flat])
+    begin, end = np.where(sequence[:, None] == 1, places, -1).T
+    offsets = np.concatenate([[0], np.cumsum([len(window.ids) for window in flat], dtype=np.int64)])
+    of = np.repeat(np.asarray(rows, np.int64), [len(windows) for windows in every])
+    beside = {"begin": np.ascontiguousarray(begin), "end": np.ascontiguousarray(end)}
+    return Encoded(whole, offsets, {}, rows=of, beside=beside, lost=_lost(len(questions) - len(rows)))
+
+
+def _fitting(
+    worker: Tokenizer, questions: Sequence[str], contexts: Sequence[str], max_length: int, stride: int, cut: bool
+) -> tuple[list[Any], list[int]]:
+    """(questions with their contexts, the row of each): those that leave room for a window, or need none."""
+    room = max_length - worker.num_special_tokens_to_add(True) - stride  # in a window, beside what overlaps
+    pairs, rows = [], []
+    asked = worker.encode_batch(list(questions), add_special_tokens=False)
+    for row, (question, context, tokens) in enumerate(zip(questions, contexts, asked, strict=True)):
+        if len(tokens) >= room and len(worker.encode(question, context)) > max_length:
+            if not cut:
+                continue
+            shorter = (question[: tokens.offsets[count - 1][1]] for count in range(room - 1, 0, -1))
+            question = next((text for text in shorter if len(worker.encode(text, add_special_tokens=False)) < room), "")
+        pairs.append((question, context))
+        rows.append(row)
+    return pairs, rows
+
+
+def _joined(parts: Sequence[Sequence[int]]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int32), *(np.asarray(part, np.int32) for part in parts)])
+
+
+def _lost(count: int) -> dict[str, int]:
+    return {LOST: count} if count else {}
