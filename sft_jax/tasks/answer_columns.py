@@ -53,7 +53,7 @@ def _pairs(value: Any) -> Answers | None:
     if isinstance(value, Mapping):
         texts, begins = value.get("text"), value.get("answer_start")
         texts, begins = ([texts], [begins]) if isinstance(texts, str) else (texts, begins)
-    elif value is None or isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
+    elif value is None or (isinstance(value, list) and all(isinstance(part, Mapping) for part in value)):
         texts, begins = ([part.get(key) for part in value or []] for key in ("text", "answer_start"))
     else:
         return None
