@@ -59,8 +59,9 @@ def _pairs(value: Any) -> Answers | None:
         return None
     if not isinstance(texts, list) or not isinstance(begins, list) or len(texts) != len(begins):
         return None
-    pairs = [(begin, text) for begin, text in zip(begins, texts, strict=True) if isinstance(text, str)]
-    return tuple(pairs) if len(pairs) == len(texts) and all(type(begin) is int for begin in begins) else None
+    given = zip(begins, texts, strict=True)
+    pairs = [(begin, text) for begin, text in given if isinstance(begin, int) and isinstance(text, str)]
+    return tuple(pairs) if len(pairs) == len(texts) else None
 
 
 def _lacking(answers: Answers, column: str, none: bool) -> tuple[str, str] | None:
