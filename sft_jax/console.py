@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sft_jax.data.report import DataReport
-from sft_jax.export import PIPELINES
+from sft_jax.export import in_python
 from sft_jax.jobs import Result, Scores
 from sft_jax.report.compare import Comparison
 from sft_jax.report.tables import figure
@@ -77,15 +77,16 @@ def show_result(console: Console, run: Run, result: Result) -> None:
         "peak memory": f"{summary['peak_memory_bytes'] / 1e9:.2f} GB",
     }
     show_facts(console, "Done", facts)
-    model = result.directory / "model"
+    model, alone = result.directory / "model", len(run.task.texts) == 1  # else a line says not which column it is of
+    predict = f"sft-jax predict {model}"
     show_facts(
         console,
         "Next",
         {
             "see the report": f"open {result.directory / 'report.html'} in a browser",
-            "label texts": f"echo 'What a delightful film.' | sft-jax predict {model}",
+            "predict": f"echo 'What a delightful film.' | {predict}" if alone else f"{predict} rows.jsonl",
             "score again": f"sft-jax evaluate {result.directory}",
-            "in Python": f"transformers.pipeline('{PIPELINES[run.task.head.kind]}', model='{model}')",
+            "in Python": in_python(run.task, str(model)),
         },
     )
 

@@ -72,6 +72,13 @@ def _end_of_text(config: Mapping[str, Any]) -> Any:
     return end[0] if isinstance(end, list) and end else end
 
 
+def in_python(task: Task, directory: str) -> str:
+    """How `transformers` is asked for an exported model; it has no pipeline for spans any more."""
+    if task.head.kind == "question_answering":
+        return f'transformers.AutoModelForQuestionAnswering.from_pretrained("{directory}")'
+    return f'transformers.pipeline("{PIPELINES[task.head.kind]}", model="{directory}")'
+
+
 def model_card(base: str, task: Task, facts: Mapping[str, str], metrics: Mapping[str, float]) -> str:
     """The README of an exported model: what it came from, how it was trained, what it scored."""
     scores = [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
@@ -92,8 +99,8 @@ def model_card(base: str, task: Task, facts: Mapping[str, str], metrics: Mapping
         "",
         *(["| metric on held-out rows | value |", "|---|---|", *scores, ""] if scores else []),
         "```python",
-        "from transformers import pipeline",
-        f'pipeline("{PIPELINES[task.head.kind]}", model="this directory")',
+        "import transformers",
+        in_python(task, "this directory"),
         "```",
         "",
     ]

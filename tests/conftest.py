@@ -4,6 +4,7 @@ Nothing here needs the network, torch or an accelerator.
 """
 
 import csv
+import json
 import os
 import tempfile
 
@@ -112,6 +113,33 @@ def write_rows(file: Path, count: int, seed: int = 0, labels: int = 2, longest: 
             first = WORDS[5 * label + int(draw.integers(5))]
             rest = draw.choice(WORDS, size=int(draw.integers(0, longest))).tolist()
             writer.writerow([" ".join([first, *rest]), label])
+    return file
+
+
+def questions(count: int, seed: int = 0, *, silent: bool = True, longest: int = 40) -> tuple[list, list, list]:
+    """(questions, contexts, answers): the answer is the one word of its kind; some rows have none, if `silent`."""
+    draw = np.random.default_rng(seed)
+    texts, answers = [], []
+    for number in range(count):
+        words = draw.choice(WORDS[:35], size=int(draw.integers(4, longest))).tolist()
+        place = int(draw.integers(len(words)))
+        there = not (silent and number % 4 == 3)
+        if there:
+            words[place] = str(draw.choice(WORDS[35:]))
+        begin = len(" ".join(["", *words[:place]]))
+        answers.append(((begin, words[place]),) if there else ())
+        texts.append(" ".join(words))
+    return [WORDS[0]] * count, texts, answers
+
+
+def write_questions(file: Path, count: int, seed: int = 0, *, silent: bool = True) -> Path:
+    """JSON lines of questions in the form of SQuAD, contexts of up to 23 words."""
+    with open(file, "w", encoding="utf-8") as sink:
+        rows = zip(*questions(count, seed, silent=silent, longest=24), strict=True)
+        for number, (question, context, answers) in enumerate(rows):
+            right = {"text": [text for _, text in answers], "answer_start": [begin for begin, _ in answers]}
+            row = {"id": f"q{number}", "question": question, "context": context, "answers": right}
+            sink.write(json.dumps(row) + "\n")
     return file
 
 

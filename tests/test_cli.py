@@ -20,7 +20,7 @@ from unittest import mock
 
 import pytest
 from chats import write_decoder, write_talks
-from conftest import SMALL, WORDS, write_model, write_rows
+from conftest import SMALL, WORDS, write_model, write_questions, write_rows
 
 import sft_jax
 from sft_jax import machine
@@ -388,6 +388,8 @@ def test_example_runs(file, home, tmp_path):
         rows, model = write_talks(tmp_path / "rows.jsonl", len(WORDS)), write_decoder(tmp_path / "decoder")
     elif config.task.kind == "token_classification":
         rows, model = write_tagged(config, tmp_path / "rows.jsonl"), home / "tiny"
+    elif config.task.kind == "question_answering":
+        rows, model = write_questions(tmp_path / "rows.jsonl", len(WORDS), silent=False), home / "tiny"
     else:
         rows, model = write_labelled(config, tmp_path / "rows.csv"), home / "tiny"
     given = {split: str(rows) for split in ("train", "validation", "test") if getattr(config.data.source, split)}
@@ -398,6 +400,7 @@ def test_example_runs(file, home, tmp_path):
         f"data.source={json.dumps({'kind': 'files', **given})}",
         f"data.max_length={128 if config.task.kind == 'causal_lm' else 16}",
         "data.layout.length=null",
+        *(["task.stride=4"] if config.task.kind == "question_answering" else []),
         "train.steps=2",
         "train.batch_size=8",
         "train.accumulate=" + str(min(8, config.train.accumulate)),
@@ -415,6 +418,7 @@ def test_example_runs(file, home, tmp_path):
         "regression": "score",
         "token_classification": "tags",
         "causal_lm": "answer",
+        "question_answering": "answer",
     }
     assert len(found) == len(WORDS) and all(answers[config.task.kind] in record for record in found)
 

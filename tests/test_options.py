@@ -229,6 +229,13 @@ def failed_save(run: Run) -> str:
     return "went on"
 
 
+def answers_said(run: Run) -> list[dict[str, Any]]:
+    """The records of training rows of which every token has logits drawn at random."""
+    found = run.examples("train")
+    logits = np.random.default_rng(0).normal(size=(int(found.encoded.offsets[-1]), 2)).astype(np.float32)
+    return run.task.decode(logits, found)
+
+
 # What is looked at after a tiny training run.
 
 
@@ -305,6 +312,9 @@ TAGGING = ("task={kind: token_classification}", *TAGS)
 DRAWING = (*DECODING, "task.generate.temperature=2.0")
 COMPLETING, TALKING = (*DECODING, "task.format=completion"), (*DECODING, "task.format=chat")
 DATED = (*TALKING, "task.template=TEMPLATE", "task.today=2025-01-01")
+ASKED = ("data.source.train=ASKED", "data.source.validation=ASKED", "data.source.test=null", "data.max_length=12")
+ASKING = (*ASKED, "task.kind=question_answering", "task.stride=4", "eval.best_metric=loss")
+NONE = (*ASKING, "task.no_answer=true")
 HUB = ("data.source={kind: hub, name: some/data, validation: valid}",)
 TFDS = ("data.source={kind: tfds, name: reviews, validation: valid}",)
 PARTS = """data.source.parts=[
@@ -404,6 +414,15 @@ EFFECTS = {
     "CausalLM.template": Effect("TEMPLATE", tokens, (*TALKING, "task.today=2025-01-01")),
     "CausalLM.today": Effect("2026-12-31", tokens, DATED),
     "CausalLM.label_smoothing": Effect("0.1", step_text, DECODING),
+    "QuestionAnswering.question": Effect("second", tokens, ASKING),
+    "QuestionAnswering.context": Effect("passage", tokens, ASKING),
+    "QuestionAnswering.answers": Effect("others", lambda run: run.rows["train"].targets, ASKING),
+    "QuestionAnswering.answer_text": Effect("said", lambda run: run.rows["train"].targets, ASKING),
+    "QuestionAnswering.no_answer": Effect("true", lambda run: run.task.metric_names, ASKING),
+    "QuestionAnswering.null_threshold": Effect("-9", answers_said, NONE),
+    "QuestionAnswering.stride": Effect("2", tokens, ASKING),
+    "QuestionAnswering.n_best": Effect("3", answers_said, ASKING),
+    "QuestionAnswering.max_answer_tokens": Effect("1", answers_said, ASKING),
     "Files.train": Effect("[TRAIN, TEST]", rows),
     "Files.validation": Effect("TEST", rows),
     "Files.test": Effect("null", rows),
@@ -503,6 +522,15 @@ ONE_CHOICE = sorted(
 CALLS: list[tuple[Any, ...]] = []  # what was asked of the hub
 
 
+def asked_row(number: int) -> dict[str, Any]:
+    """A question with columns that may stand for each other."""
+    words = [*WORDS[number:], *WORDS[:number]][:14]
+    context = " ".join(words)
+    answers, others = ({"text": [word], "answer_start": [context.index(word)]} for word in (words[3], words[6]))
+    texts = {"question": words[0], "second": " ".join(words[:2]), "context": context, "passage": f"{context} bara"}
+    return {**texts, "answers": answers, "others": others, "said": words[2]}
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A model of one layer, the same with a head and other numbers, and rows with more columns than are needed."""
@@ -522,10 +550,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
          "prompt": f"p{n}", "completion": f"c{n}"} for n in range(16)
     ]  # fmt: skip
     (home / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talks))
+    asked = "".join(json.dumps(asked_row(number)) + "\n" for number in range(len(WORDS)))
+    (home / "asked.jsonl").write_text(asked)
     (home / "dated.jinja").write_text("{{ strftime_now('%d %b %Y') }}" + CHATML)
     return {
         "DECODER": write_decoder(home / "decoder"),
         "TALKS": home / "talks.jsonl",
+        "ASKED": home / "asked.jsonl",
         "TAGS": write_tagged(home / "tagged.jsonl"),
         "TEMPLATE": home / "dated.jinja",
         "SMALL": write_model(home / "small", SMALL),

@@ -113,8 +113,8 @@ class QuestionAnswering(Section):
     """Whether rows may be without an answer, and predictions too."""
     null_threshold: float = 0.0
     """By how much "no answer" must score above the best span to be said."""
-    stride: Annotated[int, Field(ge=0)] = 32
-    """Tokens by which the windows of a context overlap that is longer than `data.max_length` leaves room for."""
+    stride: Annotated[int, Field(ge=0)] | None = None
+    """Tokens by which windows of a context that is longer than `data.max_length` overlap; null: a quarter of it."""
     n_best: Annotated[int, Field(ge=1)] = 20
     """Answers that are kept of each row; the score of one is its probability among them."""
     max_answer_tokens: Annotated[int, Field(ge=1)] = 30

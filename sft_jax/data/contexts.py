@@ -73,15 +73,16 @@ def _windows(
             raise
         raise ModelError(f"{FAST}: it cannot be used ({reason(error)}); fetch it again") from None
     flat = [window for windows in every for window in windows]
-    whole = {
-        "input_ids": _joined([window.ids for window in flat]),
-        "token_type_ids": _joined([window.type_ids for window in flat]),
-    }
+    types = _joined([window.type_ids for window in flat])
     places = np.concatenate([np.zeros((0, 2), np.int32), *(np.asarray(w.offsets, np.int32) for w in flat)])
     sequence = _joined([[-1 if s is None else s for s in window.sequence_ids] for window in flat])
     begin, end = np.where(sequence[:, None] == 1, places, -1).T
     offsets = np.concatenate([[0], np.cumsum([len(window.ids) for window in flat], dtype=np.int64)])
     of = np.repeat(np.asarray(rows, np.int64), [len(windows) for windows in every])
+    # The library forgets in later windows which type a template gives to contexts: that of the first ones holds.
+    again = np.repeat(np.append(False, of[1:] == of[:-1])[: len(of)], np.diff(offsets))
+    types[sequence == 1] = types[(sequence == 1) & ~again].max(initial=0)
+    whole = {"input_ids": _joined([window.ids for window in flat]), "token_type_ids": types}
     beside = {"begin": np.ascontiguousarray(begin), "end": np.ascontiguousarray(end)}
     return Encoded(whole, offsets, {}, rows=of, beside=beside, lost=_lost(len(questions) - len(rows)))
 

@@ -45,7 +45,8 @@ class Predictor:
     def __call__(
         self, rows: Rows | Sequence[str], batch_size: int = 32, *, raw: bool = False, score: bool = False
     ) -> Iterator[Record]:
-        """A record for each row (or text), in order; with `raw` the logits of each document at full precision besides.
+        """A record for each row (or text), in order, with its `id` where it has one; with `raw` the logits of each
+        document at full precision besides.
 
         A model that answers in words gives its answers, or with `score` how likely it finds the texts.
         """
@@ -57,13 +58,14 @@ class Predictor:
         columns, bad = self.task.read(rows)
         refuse(rows.where, [*rows.bad, *bad.values()])
         texts = [clean(column, self.clean) for column in columns]
+        names = _names(rows)
         if self.generate and not score:
             for begin in range(0, len(rows), WINDOW * batch_size):
                 part = [column[begin : begin + WINDOW * batch_size] for column in texts]
-                yield from self._answers(part, batch_size)
+                for number, record in enumerate(self._answers(part, batch_size)):
+                    yield {**names[begin + number], **record}
             return
         examples = Examples(self.task.encode(texts, None, self.tokenizer, self.max_length), texts)
-        names = rows.column("id") if "id" in rows.names else []  # so that records can be told apart
         length = up_to(int(examples.encoded.lengths.max()), 8)
         shape = Shape(batch_size, length, slots_for(length))
         # A window of rows at a time, each with all of its documents: outputs do not pile up.
@@ -71,10 +73,10 @@ class Predictor:
             ends = np.searchsorted(examples.encoded.rows, (begin, begin + WINDOW * batch_size))
             part = examples.select(np.arange(*ends))
             kept = self._kept(part.encoded, shape, batch_size)
-            for number, record in enumerate(self.task.decode(kept, part)):
-                named = {"id": names[begin + number]} if names else {}
+            answered = np.unique(part.encoded.rows).tolist()
+            for number, (row, record) in enumerate(zip(answered, self.task.decode(kept, part), strict=True)):
                 logits = {"logits": kept[number].tolist()} if raw and self.task.grain == "document" else {}
-                yield {**named, **record, **logits}
+                yield {**names[row], **record, **logits}
 
     def _answers(self, texts: Texts, batch_size: int) -> Iterator[Record]:
         """What is said to each prompt."""
@@ -154,6 +156,12 @@ def _generation(task: Task, settings: Sequence[str]) -> Generation | None:
         return None
     changed = read_settings(Generation, "--set", settings)
     return Generation.model_validate({**task.generation.model_dump(), **changed})
+
+
+def _names(rows: Rows) -> list[Record]:
+    """What a record says of its row, so that it can be told apart: its `id`, where there is such a column."""
+    names = rows.column("id") if "id" in rows.names else [None] * len(rows)
+    return [{"id": name} if isinstance(name, str | int) else {} for name in names]
 
 
 def _of_texts(task: Task, texts: Sequence[str]) -> Rows:

@@ -53,14 +53,15 @@ def _pairs(value: Any) -> Answers | None:
     if isinstance(value, Mapping):
         texts, begins = value.get("text"), value.get("answer_start")
         texts, begins = ([texts], [begins]) if isinstance(texts, str) else (texts, begins)
-    elif value is None or isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
+    elif value is None or (isinstance(value, list) and all(isinstance(part, Mapping) for part in value)):
         texts, begins = ([part.get(key) for part in value or []] for key in ("text", "answer_start"))
     else:
         return None
     if not isinstance(texts, list) or not isinstance(begins, list) or len(texts) != len(begins):
         return None
-    pairs = [(begin, text) for begin, text in zip(begins, texts, strict=True) if isinstance(text, str)]
-    return tuple(pairs) if len(pairs) == len(texts) and all(type(begin) is int for begin in begins) else None
+    given = zip(begins, texts, strict=True)
+    pairs = [(begin, text) for begin, text in given if isinstance(begin, int) and isinstance(text, str)]
+    return tuple(pairs) if len(pairs) == len(texts) else None
 
 
 def _lacking(answers: Answers, column: str, none: bool) -> tuple[str, str] | None:

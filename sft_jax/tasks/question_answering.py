@@ -44,7 +44,8 @@ def build(section: QuestionAnswering, rows: Mapping[str, Rows]) -> Task:
     answers = section.answer_text or section.answers
 
     def encode(texts: Texts, targets: Sequence[Answers] | None, tokenizer: TextTokenizer, max_length: int) -> Encoded:
-        found = tokenize_contexts(tokenizer, texts[0], texts[1], max_length, section.stride, cut=targets is None)
+        stride = max_length // 4 if section.stride is None else section.stride
+        found = tokenize_contexts(tokenizer, texts[0], texts[1], max_length, stride, cut=targets is None)
         begin, end = _learned(targets or [()] * len(texts[0]))
         return replace(found, documents={"answer": spans.locate(found, begin, end)})
 

@@ -126,10 +126,12 @@ def test_predictions_equal_evaluation(model, predictor):
 
 
 def test_rows_with_other_columns_are_predicted_by_their_text(predictor):
-    """Columns besides the text, a label of any kind among them, change nothing."""
+    """Columns besides the text, a label of any kind among them, change nothing; a record keeps the `id` of its row."""
     texts = texts_of(5, seed=4)
-    rows = rows_of({"id": [*"abcde"], "text": texts, "label": [9.5] * 5})
-    assert list(predictor(rows)) == list(predictor(texts))
+    rows, expected = {"name": [*"abcde"], "text": texts, "label": [9.5] * 5}, list(predictor(texts))
+    assert list(predictor(rows_of(rows))) == expected
+    named = list(predictor(rows_of({**rows, "id": [*"abcde"]}), batch_size=2))
+    assert named == [{"id": name, **record} for name, record in zip("abcde", expected, strict=True)]
 
 
 def test_long_texts_are_cut_as_in_training(predictor):

@@ -1,6 +1,7 @@
 """Question answering: rows, windows, the loss of packed windows, and the official figures, each beside a naive twin."""
 
 import collections
+import itertools
 import json
 import re
 import string
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ONE_SHAPE, SMALL, WORDS, write_model, write_tokenizer
+from conftest import ONE_SHAPE, SMALL, WORDS, questions, write_model, write_questions, write_tokenizer
 from datasets import Dataset
 
 from sft_jax import jobs, run
@@ -44,28 +45,11 @@ def tokenizer(tmp_path_factory):
     return load_tokenizer(home)
 
 
-def made(count: int, seed: int = 0, *, silent: bool = True, longest: int = 40) -> tuple[list, list, list]:
-    """(questions, contexts, answers): the answer is the one word of its kind; some rows have none, if `silent`."""
-    draw = np.random.default_rng(seed)
-    questions, texts, answers = [], [], []
-    for number in range(count):
-        words = draw.choice(WORDS[:35], size=int(draw.integers(4, longest))).tolist()
-        place = int(draw.integers(len(words)))
-        there = not (silent and number % 4 == 3)
-        if there:
-            words[place] = str(draw.choice(WORDS[35:]))
-        begin = len(" ".join(["", *words[:place]]))
-        answers.append(((begin, words[place]),) if there else ())
-        questions.append(WORDS[0])
-        texts.append(" ".join(words))
-    return questions, texts, answers
-
-
 def examples_of(tokenizer, count: int = 12, seed: int = 0, max_length: int = 16, section=SECTION) -> Examples:
     """Windows of made rows."""
-    questions, texts, answers = made(count, seed)
-    encoded = build_task(section, {}).encode((questions, texts), answers, tokenizer, max_length)
-    return Examples(encoded, (questions, texts), answers)
+    asked, texts, answers = questions(count, seed)
+    encoded = build_task(section, {}).encode((asked, texts), answers, tokenizer, max_length)
+    return Examples(encoded, (asked, texts), answers)
 
 
 def random_logits(encoded: Encoded, seed: int = 0) -> np.ndarray:
@@ -117,7 +101,7 @@ def test_forms_of_answers(answers, value):
     ],
 )
 def test_answers_that_cannot_be_used(answers, message):
-    """C25: an answer that does not stand where it says, or is of another form, is named with place, value and remedy."""
+    """C25: an answer that does not stand where it says, or is of another form, is named with place, value, remedy."""
     task = build_task(QuestionAnswering(kind="question_answering"), {})
     found = task.targets(rows_of(question=["bara"], context=[TEXT], answers=[answers]))
     assert found.values == [None] and found.bad[0].place == "row 1" and message in found.bad[0].text
@@ -140,8 +124,8 @@ def test_answers_as_texts_are_found():
 @pytest.mark.parametrize(("max_length", "stride"), [(12, 0), (12, 3), (16, 5), (48, 3)])
 def test_windows_are_those_of_the_tokenizer(tokenizer, max_length, stride):
     """S5: every window has the whole question, all of the context stands in them, and the overlap is the stride."""
-    questions, texts, _ = made(9)
-    found = contexts.tokenize_contexts(tokenizer, questions, texts, max_length, stride, cut=False)
+    asked, texts, _ = questions(9)
+    found = contexts.tokenize_contexts(tokenizer, asked, texts, max_length, stride, cut=False)
     for row, text in enumerate(texts):
         windows = np.flatnonzero(found.rows == row)
         spans_of = []
@@ -155,7 +139,7 @@ def test_windows_are_those_of_the_tokenizer(tokenizer, max_length, stride):
             spans_of.append([text[a:b] for a, b in zip(begin[inside], end[inside], strict=True)])
         whole = spans_of[0] + [word for later in spans_of[1:] for word in later[stride:]]
         assert whole == text.split()
-        assert all(a[len(a) - stride :] == b[:stride] for a, b in zip(spans_of, spans_of[1:], strict=False))
+        assert all(a[len(a) - stride :] == b[:stride] for a, b in itertools.pairwise(spans_of))
 
 
 def test_a_question_that_is_too_long_is_lost_or_cut(tokenizer):
@@ -479,25 +463,9 @@ def test_restored_from_an_export_and_from_others():
 # Whole runs.
 
 
-def write_questions(home, count: int, seed: int, **more) -> str:
-    """A JSON lines file in the form of SQuAD."""
-    lines = [
-        {
-            "id": f"q{n}",
-            "question": question,
-            "context": text,
-            "answers": {"text": [t for _, t in answers], "answer_start": [b for b, _ in answers]},
-        }
-        for n, (question, text, answers) in enumerate(zip(*made(count, seed, **more), strict=True))
-    ]
-    file = home / f"rows-{seed}.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return str(file)
-
-
 def test_a_whole_run(configure, tmp_path):
     """R57, C16, C17: a run learns, evaluates alike again, exports, and its predictions carry the rows' ids."""
-    files = [f"data.source.{split}={write_questions(tmp_path, n, n, longest=24)}" for split, n in SIZES.items()]
+    files = [f"data.source.{split}={write_questions(tmp_path / f'{split}.jsonl', n, n)}" for split, n in SIZES.items()]
     model = write_model(tmp_path / "model", SMALL)
     task = ("task.kind=question_answering", "task.no_answer=true", "task.stride=4", "data.max_length=16")
     settings = ("train.epochs=12", "optim.lr=1e-2", "eval.baselines=true", ONE_SHAPE, f"model.source={model}")

@@ -16,6 +16,7 @@ from sft_jax.config.schema import Config
 from sft_jax.config.tasks import (
     CausalLM,
     MultiLabelClassification,
+    QuestionAnswering,
     Regression,
     SequenceClassification,
     TokenClassification,
@@ -33,6 +34,9 @@ OTHERS = {
     "labels",
     "label_columns",
     "tag_schemes",
+    "answer_columns",
+    "spans",
+    "squad",
     "losses",
     "vocabulary",
     "audits",
@@ -47,6 +51,7 @@ EACH = {
         build_task(MultiLabelClassification(kind="multi_label_classification", labels=NAMES), {}),
         build_task(Regression(kind="regression"), {}),
         build_task(TokenClassification(kind="token_classification", labels=["O", "B-X", "I-X"]), {}),
+        build_task(QuestionAnswering(kind="question_answering", no_answer=True), {}),
         build_task(CausalLM(kind="causal_lm"), {}),
     )
 }
@@ -76,6 +81,7 @@ def token_batch(outputs: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """(outputs, batch) of two documents of two tokens each, all of which answer."""
     ones = np.ones((1, 4), np.float32)
     tokens = {"segment_ids": np.array([[1, 1, 2, 2]]), "label": np.array([[0, 1, 2, 0]])}
+    tokens |= {"starts": np.array([[0, 2]]), "answer": np.array([[[1, 1], [0, 0]]])}  # of documents
     draw = np.random.default_rng(0).normal(size=(1, 4, outputs)).astype(np.float32)
     return draw, {**tokens, "token_weight": ones, "answers": ones, "weight": np.ones((1, 2), np.float32)}
 
@@ -86,8 +92,12 @@ def kept_of(task: Task) -> tuple[np.ndarray, Examples]:
     kept = np.asarray(task.keep(outputs, batch))[0]
     if task.grain == "document":
         return kept, examples(label=batch["label"][0][:2])
-    tokens = {name: values[0] for name, values in batch.items() if name != "weight"}
-    encoded = Encoded(tokens, np.array([0, 2, 4]), {}, beside={"word": np.array([0, 1, 0, 1])})
+    tokens = {name: values[0] for name, values in batch.items() if name not in ("weight", "starts", "answer")}
+    places = {"begin": np.array([-1, 0, -1, 0]), "end": np.array([-1, 1, -1, 1])}
+    beside, fields = {"word": np.array([0, 1, 0, 1]), **places}, {"answer": batch["answer"][0]}
+    encoded = Encoded(tokens, np.array([0, 2, 4]), fields, beside=beside)
+    if task.kind == "question_answering":
+        return kept, Examples(encoded, (["what", "who"], ["a", "b"]), [((0, "a"),), ()])
     return kept, Examples(encoded, ([("a", "b"), ("c", "d")],), [(0, 1), (2, 0)])
 
 
