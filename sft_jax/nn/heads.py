@@ -37,7 +37,7 @@ class LazyLogits:
 
     def of(self, hidden: Float[Array, "... e"]) -> Float[Array, "... v"]:
         """The float32 logits of these hidden states."""
-        logits = jnp.einsum("...e,ve->...v", hidden, self.embedding).astype(jnp.float32)
+        logits = jnp.einsum("...e,ve->...v", hidden, self.embedding, preferred_element_type=jnp.float32)
         if self.bias is not None:
             logits = logits + self.bias.astype(jnp.float32)
         return logits if self.softcap is None else self.softcap * jnp.tanh(logits / self.softcap)
