@@ -122,6 +122,6 @@ def test_logits_at_the_published_size(family, record_property):
         encoded = documents(pair.reference, 2, longest=16)
         expected = torch_logits(pair.reference, encoded)
         found = gap(our_logits(pair, one_a_row(encoded, 16)), expected)
-    record_property("parity", f"{family}|{kind}|logits at the published size|{found:.1e}")
+    record_property("parity", f"{family}|{kind}|published|{found:.1e}")
     assert torch.from_numpy(expected).std() > 0.01
     assert found < TOLERANCE
