@@ -1,29 +1,21 @@
 """Twenty steps of causal language modelling follow torch's: answers alone supervised, packed here and padded there."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from torch_reference import TOLERANCE, torch, transformers
-from transformers import get_linear_schedule_with_warmup
+from twenty_steps import CLIP, apart, batches_of, our_losses, torch_losses
 
-from sft_jax.config.schema import MeshSection
 from sft_jax.config.tasks import CausalLM
-from sft_jax.config.training import OptimSection, Schedule, TrainSection
-from sft_jax.data.batch import Encoded, Shape
-from sft_jax.data.loader import TrainBatches
-from sft_jax.data.order import Order
-from sft_jax.mesh import batch_sharding, make_mesh, put
-from sft_jax.models.family import build_model, load_model
-from sft_jax.tasks.task import build_task
-from sft_jax.train.optim import build_optimizer
-from sft_jax.train.state import beginning, initial_state, place
-from sft_jax.train.step import make_train_step, train_program
+from sft_jax.data.batch import Encoded
+from sft_jax.models.family import Model, build_model, load_model
+from sft_jax.tasks.task import Task, build_task
 from sft_jax.weights.files import open_checkpoint
 
-STEPS, WARMUP, RATE, DECAY, CLIP, LONGEST, VOCABULARY = 20, 4, 5e-3, 0.5, 1.0, 19, 53
-SECTION = OptimSection(lr=RATE, weight_decay=DECAY, clip=CLIP, schedule=Schedule(kind="linear", warmup=WARMUP))
+LONGEST, VOCABULARY = 19, 53
 SETTINGS = {"kind": "causal_lm", "format": "completion"}
 # Family -> what its configuration says. Sizes are odd on purpose; GPT-2's embeddings are tied, Llama's are not.
 CASES = {
@@ -74,44 +66,21 @@ def documents(count: int, seed: int = 0) -> Encoded:
     return Encoded(tokens, np.concatenate([[0], np.cumsum(lengths)]), {})
 
 
-def our_losses(directory: Path, batches: TrainBatches, smoothing: float) -> tuple[np.ndarray, np.ndarray]:
-    """(loss, gradient norm) of every step, by the training step of a run."""
+def loaded(directory: Path, smoothing: float = 0.0) -> tuple[Model, dict[str, np.ndarray], Task]:
+    """(our model, its parameters, the task) of a directory."""
     task = build_task(CausalLM(**SETTINGS, label_smoothing=smoothing), {})
     checkpoint = open_checkpoint(directory)
-    model, mesh = build_model(checkpoint.config, task.head, "here"), make_mesh(MeshSection(data=1))
+    model = build_model(checkpoint.config, task.head, "here")
     matched, params = load_model(model, checkpoint)
     assert not matched.initialised
-    paths, section = model.template.keys, TrainSection()
-    optimizer = build_optimizer(SECTION, STEPS, paths)
-    begin = beginning(optimizer, section)
-    placement = place(mesh, model.template, model.table.axes, paths, begin)
-    state, frozen = initial_state(model.template, params, frozenset(), begin, placement, 0, jnp.dtype("float32"))
-    settings = {"section": section, "compute_dtype": jnp.dtype("float32"), "seed": 0}
-    program = train_program(make_train_step(model.template, task, optimizer, **settings), placement, state, frozen)
-    found = []
-    for number in range(len(batches)):
-        batch = batches[number]
-        state, metrics = program.compile(batch)(state, frozen, put(batch, batch_sharding(mesh)))
-        found.append((float(metrics["loss"].value), float(metrics["grad_norm"])))
-    losses, norms = np.asarray(found).T
-    return losses, norms
+    return model, params, task
 
 
-def torch_losses(model, encoded: Encoded, batches: TrainBatches, smoothing: float) -> tuple[np.ndarray, np.ndarray]:
-    """The same of a plain torch loop on the documents that our batches name, each in a padded row of its own."""
-    named = list(model.named_parameters())
-    exempt = [n.endswith("bias") or "norm" in n or "ln_" in n for n, _ in named]
-    groups = [
-        {"params": [p for (_, p), out in zip(named, exempt, strict=True) if out == side], "weight_decay": decay}
-        for side, decay in ((False, DECAY), (True, 0.0))
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=RATE)
-    schedule = get_linear_schedule_with_warmup(optimizer, WARMUP, STEPS)
-    loss_of = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)
-    found = []
-    for number in range(len(batches)):
-        index = batches[number]["index"]
-        chosen = index[index >= 0]
+def loss_of(reference, encoded: Encoded, smoothing: float = 0.0) -> Callable[[np.ndarray], Any]:
+    """The reference's loss of some documents, each in a padded row of its own."""
+    mean = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)
+
+    def loss(chosen: np.ndarray) -> Any:
         ids, mask, labels = (np.full((len(chosen), LONGEST), fill, np.int64) for fill in (0, 0, -100))
         for row, document in enumerate(chosen):
             span = slice(*encoded.offsets[document : document + 2])
@@ -120,16 +89,10 @@ def torch_losses(model, encoded: Encoded, batches: TrainBatches, smoothing: floa
             learned = encoded.tokens["token_weight"][span][:-1] > 0
             labels[row, 1:width][learned] = ids[row, 1:width][learned]
         given = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-        logits = model(**given).logits[:, :-1].reshape(-1, VOCABULARY)
-        loss = loss_of(logits, torch.from_numpy(labels[:, 1:]).reshape(-1))
-        optimizer.zero_grad()
-        loss.backward()
-        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP))
-        optimizer.step()
-        schedule.step()
-        found.append((float(loss.detach()), norm))
-    losses, norms = np.asarray(found).T
-    return losses, norms
+        logits = reference(**given).logits[:, :-1].reshape(-1, VOCABULARY)
+        return mean(logits, torch.from_numpy(labels[:, 1:]).reshape(-1))
+
+    return loss
 
 
 @pytest.mark.parametrize(("name", "smoothing"), [("gpt2", 0.0), ("llama", 0.0), ("gpt2", 0.1)])
@@ -137,25 +100,25 @@ def test_twenty_steps_of_a_language_model_follow_torch(name, smoothing, tmp_path
     """C33, R17: the loss of each of 20 steps on packed answers agrees with torch's on padded ones within 1e-4."""
     model = reference_model(name, tmp_path)
     encoded = documents(20)
-    batches = TrainBatches(encoded, Order(len(encoded), 6, seed=1), (Shape(6, 2 * LONGEST, 4),), STEPS)
+    batches = batches_of(encoded, 2 * LONGEST)
     assert batches[0]["segment_ids"].max() > 1 and (batches[3]["index"] >= 0).sum() < 6, "packed, and a short batch"
-    ours, our_norms = our_losses(tmp_path, batches, smoothing)
-    theirs, their_norms = torch_losses(model, encoded, batches, smoothing)
-    error = float(np.abs(ours / theirs - 1).max())
+    ours, our_norms = our_losses(*loaded(tmp_path, smoothing), batches)
+    theirs, their_norms = torch_losses(model, batches, loss_of(model, encoded, smoothing))
+    error = apart(ours, theirs)
     if not smoothing:
         record_property("parity", f"{name}|causal_lm|trajectory|{error:.1e}")
     assert their_norms.max() > 2 * CLIP and theirs[-4:].mean() < 0.9 * theirs[:4].mean()
     assert error < TOLERANCE
-    assert np.abs(our_norms / their_norms - 1).max() < 10 * TOLERANCE
+    assert apart(our_norms, their_norms) < 10 * TOLERANCE
 
 
 def test_the_comparison_sees_an_unsupervised_token(tmp_path):
     """C4: negative control: one document whose prompt is supervised too leaves the trajectory."""
     model = reference_model("llama", tmp_path)
     encoded = documents(20)
-    batches = TrainBatches(encoded, Order(len(encoded), 6, seed=1), (Shape(6, 2 * LONGEST, 4),), 2)
-    theirs, _ = torch_losses(model, encoded, batches, 0.0)
+    batches = batches_of(encoded, 2 * LONGEST, 2)
+    theirs, _ = torch_losses(model, batches, loss_of(model, encoded))
     document = int(batches[1]["index"].max())
     encoded.tokens["token_weight"][encoded.offsets[document] : encoded.offsets[document + 1] - 1] = 1
-    ours, _ = our_losses(tmp_path, batches, 0.0)
-    assert np.abs(ours / theirs - 1).max() > 10 * TOLERANCE
+    ours, _ = our_losses(*loaded(tmp_path), batches)
+    assert apart(ours, theirs) > 10 * TOLERANCE

@@ -1,11 +1,12 @@
 """Twenty steps of token classification follow torch's, whose loss is the mean over the labelled tokens of a batch."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from test_parity_training import CLIP, apart, batches_of, our_losses, torch_losses
-from torch_reference import LABELS, TOLERANCE, documents, paired, reference_model
+from torch_reference import LABELS, TOLERANCE, documents, paired, reference_model, torch, torch_batch
+from twenty_steps import CLIP, apart, batches_of, our_losses, torch_losses
 
 from sft_jax.config.tasks import TokenClassification
 from sft_jax.data.batch import Encoded
@@ -43,12 +44,17 @@ def test_twenty_steps_follow_torch(name, tmp_path, record_property):
     names = [f"tag{number}" for number in range(LABELS)]
     task = build_task(TokenClassification(kind="token_classification", labels=names), {})
     batches = batches_of(encoded)
-    ours, our_norms = our_losses(pair, batches, task=task)
-    theirs, their_norms = torch_losses(pair.reference, encoded, batches, token_labels)
+    ours, our_norms = our_losses(pair.model, pair.params, task, batches)
+
+    def loss(chosen: np.ndarray) -> Any:
+        labels = torch.from_numpy(token_labels(encoded, chosen).astype(np.int64))
+        return pair.reference(**torch_batch(pair.reference, encoded, chosen), labels=labels).loss
+
+    theirs, their_norms = torch_losses(pair.reference, batches, loss)
     assert their_norms.max() > CLIP, "nothing was clipped"
     record_property("parity", f"{name}|token_classification|trajectory|{apart(ours, theirs):.1e}")
     assert apart(ours, theirs) < TOLERANCE
     assert apart(our_norms, their_norms) < 10 * TOLERANCE
     others = replace(encoded, tokens={**encoded.tokens, "token_weight": np.ones_like(encoded.tokens["token_weight"])})
-    wrong, _ = our_losses(pair, replace(batches, encoded=others), task=task)
+    wrong, _ = our_losses(pair.model, pair.params, task, replace(batches, encoded=others))
     assert apart(wrong, theirs) > 10 * TOLERANCE, "the control: tokens that are not labelled would be seen"
