@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
-
 from sft_jax.errors import ModelError
 
 ENDING = ".gguf"
@@ -145,7 +143,7 @@ def _value(cursor: _Cursor, kind: int) -> Any:
         raise _Broken(f"a value of type {kind} at byte {cursor.position}")
     found = cursor.number(SCALARS[kind])
     # The shortest number that is this float: 1e-05, not 9.999999747378752e-06.
-    return float(str(np.float32(found))) if kind == FLOAT else found
+    return _shortest(found) if kind == FLOAT else found
 
 
 def _list(cursor: _Cursor) -> Any:
@@ -156,6 +154,8 @@ def _list(cursor: _Cursor) -> Any:
         return [cursor.text() for _ in range(count)]
     if kind not in SCALARS:
         raise _Broken(f"a list of values of type {kind} at byte {cursor.position}")
+    import numpy as np  # not before: the commands on configurations only ask whether a file is one
+
     form = np.dtype(f"<{SCALARS[kind]}")
     return np.frombuffer(cursor.bytes(cursor.number("Q") * form.itemsize), form)
 
@@ -178,3 +178,13 @@ def _tensor(cursor: _Cursor) -> Tensor:
     if shape[-1] % block:
         raise _Broken(f"a tensor with rows of {shape[-1]} numbers in blocks of {block}")
     return Tensor(kinds[number].name, shape, begin, math.prod(shape) // block * size)
+
+
+def _shortest(number: float) -> float:
+    """The number with the fewest digits that is this one in float32."""
+    tried = (float(f"{number:.{digits}g}") for digits in range(1, 10))
+    return next((short for short in tried if _float32(short) == number), number)  # NaN is not itself
+
+
+def _float32(number: float) -> float:
+    return struct.unpack("<f", struct.pack("<f", number))[0]

@@ -145,9 +145,11 @@ def test_predict(trained: Said, home, tmp_path):
     assert len({json.dumps(record) for record in found}) > 1, "the same for every text"
 
     (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
-    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": t, "id": 1}) for t in texts), encoding="utf-8")
+    (tmp_path / "texts.jsonl").write_text(
+        "\n".join(json.dumps({"text": t, "number": 1}) for t in texts), encoding="utf-8"
+    )
     with open(tmp_path / "texts.csv", "w", encoding="utf-8", newline="") as sink:
-        csv.writer(sink).writerows([["id", "text"], *enumerate(texts)])
+        csv.writer(sink).writerows([["number", "text"], *enumerate(texts)])
     for name in ("texts.txt", "texts.jsonl", "texts.csv"):
         assert sft_jax_command("predict", model, tmp_path / name).out == typed.out, name
     assert sft_jax_command("predict", model, stdin=(tmp_path / "texts.jsonl").read_text("utf-8")).out == typed.out

@@ -1,6 +1,8 @@
 """Chat templates: the text that `transformers` renders, and nothing else that a template may try."""
 
-import resource
+import json
+import subprocess
+import sys
 import time
 from datetime import date
 
@@ -88,7 +90,23 @@ def test_a_hostile_template_is_contained(template):
     else:
         assert HOSTILE[template] == "" and isinstance(found[0], Refused), f"rendered {str(found)[:200]}"
     assert time.monotonic() - begin < 5
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 512 << 10, "KiB of the largest child so far"
+
+
+def test_memory_is_bounded():
+    """R34: no process that renders a template holds 512 MB; told by a small process, since a child begins as large."""
+    program = (
+        "import json, resource, sys\n"
+        "from sft_jax.data.templates import Request, render\n"
+        "for template in json.loads(sys.argv[1]):\n"
+        "    try: render(template, {}, [Request([{'role': 'user', 'content': 'hi'}], None, [(1, False)])], None)\n"
+        "    except Exception: pass\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    hungry = [template for template, said in HOSTILE.items() if "MemoryError" in said]
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(hungry)], capture_output=True, text=True, check=True
+    )
+    assert len(hungry) == 4 and 10 << 10 < int(done.stdout) < 512 << 10, "KiB of the largest child"
 
 
 def test_files_and_the_environment_are_out_of_reach(monkeypatch):

@@ -2,6 +2,7 @@
 
 import types
 import typing
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def values(annotation: Any) -> st.SearchStrategy[Any]:
         return st.dictionaries(words, junk, max_size=2)
     if issubclass(annotation, BaseModel):
         return st.deferred(lambda: tree(annotation))
-    return {str: words, int: numbers, float: numbers, bool: st.booleans(), type(None): st.none()}[annotation]
+    return {str: words, int: numbers, float: numbers, bool: st.booleans(), date: st.dates(), type(None): st.none()}[
+        annotation
+    ]
 
 
 def tree(section: type[BaseModel]) -> st.SearchStrategy[Any]:
