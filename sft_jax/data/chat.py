@@ -46,8 +46,11 @@ class Conversation(NamedTuple):
 def read_conversation(messages: Any, tools: Any = None) -> Conversation:
     """A conversation as a row has it, lists or their JSON; raises ValueError that says what was expected.
 
-    What is null in a message is left out: tables of many rows put it there for every key that some row has.
+    A text that is no JSON is what a user says: all that a conversation to be answered needs. What is null in a message
+    is left out: tables of many rows put it there for every key that some row has.
     """
+    if isinstance(messages, str) and messages.strip() and not messages.lstrip().startswith(("[", "{")):
+        messages = [{"role": "user", "content": messages}]
     listed, offered = _opened(messages), _opened(tools)
     if not isinstance(listed, list) or not listed:
         raise ValueError("expected a list of messages")

@@ -158,6 +158,7 @@ def test_rows_are_read_as_they_come():
     plain = read_conversation([said("user", "a"), said("assistant", "b")])
     with_nulls = [{**m, "tool_calls": None, "name": None} for m in plain.messages]
     assert read_conversation(with_nulls) == read_conversation(json.dumps(plain.messages)) == plain
+    assert read_conversation("What is AI?").messages == [said("user", "What is AI?")], "a text is what a user says"
     offered = read_conversation(plain.messages, json.dumps([TOOL]))
     assert offered.tools == [TOOL] and read_conversation(plain.messages, "").tools is None
     for talk in (plain, offered, conversation("tools")):
@@ -171,7 +172,7 @@ def test_rows_are_read_as_they_come():
     [
         (None, None, "expected a list of messages"),
         ([], None, "expected a list of messages"),
-        ("hello", None, "expected a list, or its JSON"),
+        ("[hello", None, "expected a list, or its JSON"),
         ("{}", None, "expected a list of messages"),
         ([{"from": "human", "value": "a"}], None, "message 1 has no role"),
         ([said("user", "a"), {"role": "", "content": "b"}], None, "message 2 has no role"),

@@ -100,7 +100,7 @@ def test_of_a_conversation_its_answers_are_learned(chatml):
         ("completion", {"prompt": ["a", "b", None], "completion": ["c", "", "d"]}, {1: "no text", 2: "no text"}),
         (
             "chat",
-            {"messages": ["nonsense", "[]", json.dumps([said("user", "a")])]},
+            {"messages": ["[nonsense", "[]", json.dumps([said("user", "a")])]},
             {0: "no conversation", 1: "no conversation", 2: "no answer"},
         ),
     ],
