@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from datasets import Dataset
-from test_parity_export import FAMILIES, tokenizer_of
-from torch_reference import TOLERANCE, paired, randomised, torch, transformers
+from test_parity_export import FAMILIES, source
+from torch_reference import TOLERANCE, torch, transformers
 
 from sft_jax.config.tasks import QuestionAnswering
 from sft_jax.data.batch import Shape, collate
@@ -23,20 +23,6 @@ CONTEXTS = [
     "the film was, sadly, not good!",
     "naïve café — 漢字 and ½ " * 3,
 ]
-
-
-def source(family: str, directory):
-    """A pretrained directory with a head for spans, as `transformers` writes one."""
-    tokenizer = tokenizer_of(family)
-    tokenizer.save_pretrained(directory)
-    size = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "max_position_embeddings": 45}
-    inner = (
-        {"dim": 24, "n_heads": 3, "hidden_dim": 31, "n_layers": 1}
-        if family == "distilbert"
-        else {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 31, "num_hidden_layers": 1}
-    )
-    types = {"type_vocab_size": 1} if "roberta" in family else {}
-    return paired(randomised(family, {**size, **inner, **types}, 3, 0.3, "question_answering"), directory)
 
 
 def windows_of_transformers(directory):
@@ -59,7 +45,7 @@ def test_an_export_answers_as_in_transformers(family, tmp_path, record_property)
 
     What others wrote is asked by the same way.
     """
-    pair = source(family, tmp_path / "source")
+    pair = source(family, tmp_path / "source", labels=2, kind="question_answering")
     section = QuestionAnswering(kind="question_answering", stride=STRIDE)
     config = open_checkpoint(pair.directory).config
     out = tmp_path / "export"

@@ -78,7 +78,7 @@ def tokenizer_of(family: str) -> "transformers.PreTrainedTokenizerBase":
     return transformers.XLMRobertaTokenizer(vocab=[tuple(entry) for entry in vocabulary])
 
 
-def source(family: str, directory: Path, labels: int = len(LABELS)) -> Pair:
+def source(family: str, directory: Path, labels: int = len(LABELS), kind: str = "sequence_classification") -> Pair:
     """A pretrained directory as `transformers` writes one: model and tokenizer."""
     tokenizer = tokenizer_of(family)
     tokenizer.save_pretrained(directory)
@@ -89,7 +89,7 @@ def source(family: str, directory: Path, labels: int = len(LABELS)) -> Pair:
         else {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 31, "num_hidden_layers": 2}
     )
     types = {"type_vocab_size": 1} if "roberta" in family else {}
-    return paired(randomised(family, {**size, **inner, **types, "num_labels": labels}, seed=3, spread=0.3), directory)
+    return paired(randomised(family, {**size, **inner, **types, "num_labels": labels}, 3, 0.3, kind), directory)
 
 
 def export(pair: Pair, out: Path, section: Any = None) -> Path:
