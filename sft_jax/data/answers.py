@@ -15,8 +15,7 @@ import tokenizers
 
 from sft_jax.data import cache
 from sft_jax.data.batch import Encoded
-from sft_jax.data.text import FAST, TextTokenizer
-from sft_jax.errors import ModelError, reason
+from sft_jax.data.text import TextTokenizer, in_use
 
 VERSION = "1"  # of what is kept; another one, and what is in caches is not found any more
 CUT = "cut before its answer"
@@ -135,9 +134,5 @@ def _encoded(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[tokenizers.
     worker = tokenizer.fast
     worker.no_padding()
     worker.no_truncation()
-    try:
+    with in_use():
         return worker.encode_batch(list(texts), add_special_tokens=False)
-    except BaseException as error:  # a panic in the library is no Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise ModelError(f"{FAST}: it cannot be used ({reason(error)}); fetch it again") from None

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 
 from sft_jax.data import cache
 from sft_jax.data.batch import Encoded
-from sft_jax.data.text import FAST, TextTokenizer
-from sft_jax.errors import ConfigError, ModelError, reason
+from sft_jax.data.text import TextTokenizer, in_use
+from sft_jax.errors import ConfigError
 
 VERSION = "1"  # of `tokenize_contexts`: another one, and what is in caches is not found any more
 LOST = "question too long"
@@ -64,14 +64,10 @@ def tokenize_contexts(
 def _windows(
     worker: Tokenizer, questions: Sequence[str], contexts: Sequence[str], max_length: int, stride: int, cut: bool
 ) -> Encoded:
-    try:
+    with in_use():
         pairs, rows = _fitting(worker, questions, contexts, max_length, stride, cut)
         worker.enable_truncation(max_length, stride=stride, strategy="only_second")
         every = [[found, *found.overflowing] for found in worker.encode_batch(pairs)]
-    except BaseException as error:  # a panic in the library is no Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise ModelError(f"{FAST}: it cannot be used ({reason(error)}); fetch it again") from None
     flat = [window for windows in every for window in windows]
     types = _joined([window.type_ids for window in flat])
     places = np.concatenate([np.zeros((0, 2), np.int32), *(np.asarray(w.offsets, np.int32) for w in flat)])

@@ -7,6 +7,7 @@ that runs JAX would not survive. What they came to can be kept in a cache, under
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,14 +114,21 @@ def tokenize(tokenizer: TextTokenizer, texts: Sequence[str], pairs: Sequence[str
     return Tokens(found, offsets, truncated)
 
 
-def _tokenized(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None) -> Tokens:
-    inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+@contextmanager
+def in_use() -> Iterator[None]:
+    """What a broken tokenizer raises while it is used, as one error of the user's."""
     try:
-        encoded = tokenizer.encode_batch_fast(inputs)
+        yield
     except BaseException as error:  # a panic in the library is no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise ModelError(f"{FAST}: it cannot be used ({reason(error)}); fetch it again") from None
+
+
+def _tokenized(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None) -> Tokens:
+    inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+    with in_use():
+        encoded = tokenizer.encode_batch_fast(inputs)
     lengths = np.fromiter((len(e) for e in encoded), np.int64, len(encoded))
     fields = {
         "input_ids": np.concatenate([np.asarray(e.ids, np.int32) for e in encoded]),

@@ -13,10 +13,10 @@ import tokenizers
 from tokenizers import Tokenizer, pre_tokenizers
 
 from sft_jax.data import cache
-from sft_jax.data.text import FAST, TextTokenizer
-from sft_jax.errors import ConfigError, ModelError, reason
+from sft_jax.data.text import TextTokenizer, in_use
+from sft_jax.errors import ConfigError
 
-VERSION = "1"  # of `tokenize_words`: another one, and what is in caches is not found any more
+VERSION = "2"  # of `tokenize_words`: another one, and what is in caches is not found any more
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def tokenize_words(tokenizer: TextTokenizer, rows: Sequence[Sequence[str]], max_
     if tokenizer.home is None:
         return _windows(worker, rows)
     origin = (VERSION, tokenizers.__version__, worker.to_str(), f"{max_length} {stride}")
-    name = cache.key((*origin, *(part for row in rows for part in (*row, "\n"))))
+    name = cache.key((*origin, *(part for row in rows for part in (str(len(row)), *row))))
     found = cache.load(tokenizer.home, name)
     if found is None:
         made = _windows(worker, rows)
@@ -64,12 +64,8 @@ def split_already(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _windows(tokenizer: Tokenizer, rows: Sequence[Sequence[str]]) -> Windows:
-    try:
+    with in_use():
         encoded = tokenizer.encode_batch([list(row) for row in rows], is_pretokenized=True)
-    except BaseException as error:  # a panic in the library is no Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise ModelError(f"{FAST}: it cannot be used ({reason(error)}); fetch it again") from None
     every = [[found, *found.overflowing] for found in encoded]
     words = [[_numbers(window.word_ids) for window in windows] for windows in every]
     for windows in words:

@@ -22,6 +22,7 @@ from sft_jax.nn.template import Params
 
 BUCKETS = 2  # lengths of prompts that are compiled for
 MULTIPLE = 16  # of the lengths
+WINDOW = 64  # batches that are sorted by length together
 
 
 class Answer(NamedTuple):
@@ -56,15 +57,16 @@ class Generator:
             )
         sizes = thresholds([up_to(int(size), MULTIPLE) for size in prompts.lengths], BUCKETS)
         rows = min(batch_size, len(prompts))
-        order = np.argsort(prompts.lengths, kind="stable")
-        found: dict[int, Answer] = {}
-        for begin in range(0, len(order), rows):
-            batch = order[begin : begin + rows]
-            size = next(size for size in sizes if size >= prompts.lengths[batch].max())
-            answers = to_host(self._answers(params, *_laid_out(prompts, batch, rows, size)))
-            for row, prompt in enumerate(batch.tolist()):
-                found[prompt] = self._read(answers, row)
-        yield from (found[prompt] for prompt in range(len(prompts)))
+        # A window of prompts at a time, so that answers do not wait for all others; shapes are those of all.
+        for first in range(0, len(prompts), WINDOW * rows):
+            order = first + np.argsort(prompts.lengths[first : first + WINDOW * rows], kind="stable")
+            found: dict[int, Answer] = {}
+            for begin in range(0, len(order), rows):
+                batch = order[begin : begin + rows]
+                size = next(size for size in sizes if size >= prompts.lengths[batch].max())
+                answers = to_host(self._answers(params, *_laid_out(prompts, batch, rows, size)))
+                found |= {prompt: self._read(answers, row) for row, prompt in enumerate(batch.tolist())}
+            yield from (found[prompt] for prompt in sorted(found))
 
     @partial(jax.jit, static_argnums=0)
     def _answers(

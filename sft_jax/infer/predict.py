@@ -60,10 +60,8 @@ class Predictor:
         texts = [clean(column, self.clean) for column in columns]
         names = _names(rows)
         if self.generate and not score:
-            for begin in range(0, len(rows), WINDOW * batch_size):
-                part = [column[begin : begin + WINDOW * batch_size] for column in texts]
-                for number, record in enumerate(self._answers(part, batch_size)):
-                    yield {**names[begin + number], **record}
+            for name, record in zip(names, self._answers(texts, batch_size), strict=True):
+                yield {**name, **record}
             return
         examples = Examples(self.task.encode(texts, None, self.tokenizer, self.max_length), texts)
         length = up_to(int(examples.encoded.lengths.max()), 8)

@@ -200,7 +200,8 @@ def test_windows_come_from_a_cache(tokenizer, tmp_path, monkeypatch):
     tokenize_words(kept, rows, 9, 2)
     tokenize_words(kept, rows, 8, 1)
     tokenize_words(kept, [["bara"], ["xyz", "bare"]], 8, 2)
-    assert len(made) == 4
+    tokenize_words(kept, [["bara", "\n", "xyz", "bare"]], 8, 2)
+    assert len(made) == 5
 
 
 def test_words_by_themselves_are_those_of_transformers(tmp_path):
