@@ -68,7 +68,7 @@ def test_span_scores_equal_those_of_seqeval(pairs, rows):
         warnings.simplefilter("ignore")  # of what is not defined, which is 0 there too
         expected = [precision_score(truth, said), recall_score(truth, said), f1_score(truth, said)]
         expected.append(f1_score(truth, said, average="macro"))
-    assert list(found.values()) == pytest.approx(expected)
+    assert list(found.values()) == pytest.approx(np.nan_to_num(expected))  # the mean over no types: NaN there, 0 here
 
 
 @pytest.mark.parametrize(("scheme", "theirs", "tags"), [("BIO", IOB2, "BI"), ("BIOES", IOBES, "BIES")])
