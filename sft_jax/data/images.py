@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def read_images(rows: Rows, column: str, home: Path | None) -> tuple[tuple[list[
         bad[row] = Bad(rows.place(row), problem.reason, f"{column} {problem.text}")
         found[row] = None
 
-    for row, digest in enumerate(_in_threads(_digest, _cells(table))):
+    for row, digest in enumerate(_each(_digest, _cells(table))):
         found.append(None if isinstance(digest, Problem) else Picture(digest, table, row))
         if isinstance(digest, Problem):
             refuse(row, digest)
@@ -147,17 +148,15 @@ def in_threads(function: Callable[[Any], Any], values: Sequence[Any], threads: i
         return list(pool.map(function, values))
 
 
-def _in_threads(function: Callable[[Any], Any], values: Iterable[Any]) -> Iterator[Any]:
-    """As `in_threads`, some at a time, on all cores; warnings of decoders are no concern of anyone."""
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+def _each(function: Callable[[Any], Any], values: Iterable[Any]) -> Iterator[Any]:
+    """As `in_threads`, on all cores, some at a time; what decoders warn of is no concern of anyone."""
+    threads = os.cpu_count() or 1
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         warnings.simplefilter("ignore")
-        part: list[Any] = []
-        for value in values:
-            part.append(value)
-            if len(part) == AT_ONCE:
-                yield from pool.map(function, part)
-                part = []
-        yield from pool.map(function, part)
+        rest = iter(values)
+        while parts := [part for _ in range(threads) if (part := list(islice(rest, AT_ONCE)))]:
+            for found in pool.map(lambda part: [function(value) for value in part], parts):
+                yield from found
 
 
 def _images(rows: Rows, column: str) -> Dataset:
@@ -214,7 +213,7 @@ def _checked(pictures: Sequence[Picture], home: Path | None) -> dict[int, Proble
     name = cache.key([VERSION, PIL.__version__, *sorted(picture.digest for picture in unlike)])
     held = cache.load(home, name) if home else None
     if held is None:
-        found = zip(unlike, _in_threads(lambda picture: _problem(picture), unlike), strict=True)
+        found = zip(unlike, _each(_problem, unlike), strict=True)
         problems = {picture.digest: problem for picture, problem in found if problem}
         held = {"digest": np.frombuffer(b"".join(problems), np.uint8).reshape(-1, 32)}
         held |= {field: np.array([getattr(p, field) for p in problems.values()], "U") for field in Problem._fields}

@@ -4,10 +4,9 @@ Equal to the Pillow ("slow") processors of `transformers` to the last bit, which
 crop, rescale, normalise. What cannot be computed as they do is refused by name. Knows no model and no task.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,28 +85,16 @@ class Processor:
         return self.table[pixels, np.arange(3)]
 
 
-def load_processor(directory: Path) -> Processor:
-    """The image processor of a checkpoint's directory."""
-    return read_processor(_settings(directory), str(directory / FILE))
+def load_processor(directory: Path, size: int | None = None) -> Processor:
+    """The image processor of a checkpoint's directory; with `size` for square images of so many pixels."""
+    return read_processor(_settings(directory, size), str(directory / FILE))
 
 
-def processor_files(directory: Path) -> dict[str, bytes]:
-    """The file that an image processor consists of, for an export."""
-    return {FILE: (directory / FILE).read_bytes()} if (directory / FILE).is_file() else {}
-
-
-def fingerprint(directory: Path) -> str:
-    """The sha256 of what `load_processor` reads."""
-    return hashlib.sha256(json.dumps(_settings(directory), sort_keys=True).encode()).hexdigest()
-
-
-def with_size(processor: Processor, edge: int) -> Processor:
-    """The same processor for square images of another size; what it cuts off in the middle stays the same share."""
-    new = Size(edge, edge)
-    if not processor.crops:
-        return replace(processor, resize=new)
-    share = processor.resize / min(processor.size) if isinstance(processor.resize, int) else None
-    return replace(processor, resize=new if share is None else round(share * edge), crops=(new,))
+def processor_files(directory: Path, size: int | None = None) -> dict[str, bytes]:
+    """The file that an image processor consists of, for an export; as it is where no other size is asked for."""
+    if size is None and (directory / FILE).is_file():
+        return {FILE: (directory / FILE).read_bytes()}
+    return {FILE: (json.dumps(_settings(directory, size), indent=2, sort_keys=True) + "\n").encode()}
 
 
 def read_processor(settings: Mapping[str, Any], where: str) -> Processor:
@@ -150,7 +137,7 @@ def cropped(pixels: Pixels, size: Size) -> Pixels:
     return pixels[top : top + size.height, begin : begin + size.width]
 
 
-def _settings(directory: Path) -> dict[str, Any]:
+def _settings(directory: Path, size: int | None) -> dict[str, Any]:
     """The content of the file, with the name of the processor; of old files that is named by the model's type."""
     file = directory / FILE
     if not file.is_file():
@@ -160,7 +147,22 @@ def _settings(directory: Path) -> dict[str, Any]:
     if kind is None and (directory / CONFIG).is_file():
         kind = OF_MODELS.get(str(_object(directory / CONFIG).get("model_type")))
     plain = str(kind).removesuffix("Pil").removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
-    return {**found, "image_processor_type": plain}
+    found = {**found, "image_processor_type": plain}
+    return found if size is None else {**found, **_resized(read_processor(found, str(file)), plain, size)}
+
+
+def _resized(processor: Processor, kind: str, edge: int) -> dict[str, Any]:
+    """The settings that differ for another size; what is cut off around the middle stays the same share."""
+    square = {"height": edge, "width": edge}
+    if kind == "ConvNextImageProcessor":  # which crops by a share of its own
+        return {"size": {"shortest_edge": edge}, "do_center_crop": False}
+    if not processor.crops:
+        return {"size": square}
+    share = edge / min(processor.size)
+    if isinstance(processor.resize, int):
+        return {"size": {"shortest_edge": round(processor.resize * share)}, "crop_size": square}
+    whole = {name: round(value * share) for name, value in (processor.resize or processor.size)._asdict().items()}
+    return {"size": whole, "crop_size": square}
 
 
 def _object(file: Path) -> dict[str, Any]:
