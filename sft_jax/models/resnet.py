@@ -6,6 +6,7 @@ Letters: r images (rows of the batch), h height, w width, c channels, e size of 
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
@@ -116,7 +117,7 @@ class Block(nnx.Module):
         short = x if self.shortcut is None else self.shortcut(x, real, key)
         *first, last = self.layers
         for layer in first:
-            x = self.activation(layer(x, real, key))
+            x = jax.nn.relu(layer(x, real, key))  # whatever the activation, as the reference does
         return self.activation(last(x, real, key) + short)
 
 
