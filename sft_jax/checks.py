@@ -31,7 +31,7 @@ def metric(name: str, task: Task) -> None:
 
 
 def changes(section: DataSection, task: Task) -> None:
-    """Texts must stay as they are where targets are places in them, tokens where they are answers; images are neither."""
+    """Texts must stay as they are where targets are places in them, tokens where they are answers; images are none."""
     if task.images:
         given = [name for name in OF_TEXTS if getattr(section, name) != DataSection.model_fields[name].get_default()]
         if given:

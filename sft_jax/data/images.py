@@ -176,7 +176,8 @@ def _images(rows: Rows, column: str) -> Dataset:
 
 def _cells(table: Dataset) -> Iterator[Any]:
     for part in table.iter(AT_ONCE):
-        yield from part["image"]
+        columns: Any = part
+        yield from columns["image"]
 
 
 def _path(cell: Any) -> str | None:
@@ -219,8 +220,8 @@ def _checked(pictures: Sequence[Picture], home: Path | None) -> dict[int, Proble
         held |= {field: np.array([getattr(p, field) for p in problems.values()], "U") for field in Problem._fields}
         if home:
             cache.store(home, name, held)
-    said = zip(held["reason"].tolist(), held["text"].tolist(), strict=True)
-    broken = dict(zip((row.tobytes() for row in held["digest"]), (Problem(*one) for one in said), strict=True))
+    columns = (held["digest"], *(held[field].tolist() for field in Problem._fields))
+    broken = {digest.tobytes(): Problem(str(why), str(text)) for digest, why, text in zip(*columns, strict=True)}
     return {picture.row: broken[picture.digest] for picture in pictures if picture.digest in broken}
 
 

@@ -154,7 +154,8 @@ def _by_workers(batches: TrainBatches, begin: int, ahead: int) -> Iterator[Batch
             yield asked.popleft().result()
     except BrokenProcessPool:
         raise DataError(
-            "data.workers: a worker process was killed, for want of memory perhaps; lower data.workers or data.prefetch"
+            "data.workers: a worker process did not begin, or was killed; if memory is short lower data.workers; a "
+            "program of your own needs `if __name__ == '__main__':` around what it does"
         ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
