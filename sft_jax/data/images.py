@@ -8,6 +8,7 @@ Files are untrusted: only the decoders of `FORMATS` are tried, the header is jud
 is too large, too narrow or has too many scans is refused. Knows no model and no task.
 """
 
+import base64
 import hashlib
 import io
 import logging
@@ -54,7 +55,9 @@ VERSION = "1"  # of `decode`: another one, and what is in caches is not found an
 FEATURE = datasets.Image(decode=False)  # of a column: {"bytes": ..., "path": ...}, one of which is there
 AT_ONCE = 64  # images that are read together
 
-logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is wrong with an image is said of its row
+# What is wrong with an image is said of its row.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -129,9 +132,18 @@ def read_images(rows: Rows, column: str, home: Path | None) -> tuple[tuple[list[
     return (found,), bad
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The images that lie in a folder, sorted by name."""
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in ENDINGS and not f.name.startswith("."))
+def image_files(place: Path) -> list[Path]:
+    """The images that lie in a folder, sorted by name; an image itself; none of what is neither."""
+    found = sorted(place.iterdir()) if place.is_dir() else [place]
+    return [file for file in found if file.suffix.lower() in ENDINGS and not file.name.startswith(".")]
+
+
+def thumbnail(picture: Picture, edge: int = 64) -> str:
+    """A small JPEG of an image as a `data:` address."""
+    small, held = Image.fromarray(picture.pixels()), io.BytesIO()
+    small.thumbnail((edge, edge))
+    small.save(held, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(held.getvalue()).decode()}"
 
 
 def encode_plain(pixels: np.ndarray) -> bytes:
@@ -149,10 +161,9 @@ def in_threads(function: Callable[[Any], Any], values: Sequence[Any], threads: i
 
 
 def _each(function: Callable[[Any], Any], values: Iterable[Any]) -> Iterator[Any]:
-    """As `in_threads`, on all cores, some at a time; what decoders warn of is no concern of anyone."""
+    """As `in_threads`, on all cores, some at a time."""
     threads = os.cpu_count() or 1
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        warnings.simplefilter("ignore")
+    with ThreadPoolExecutor(threads) as pool:
         rest = iter(values)
         while parts := [part for _ in range(threads) if (part := list(islice(rest, AT_ONCE)))]:
             for found in pool.map(lambda part: [function(value) for value in part], parts):
