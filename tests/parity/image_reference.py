@@ -80,6 +80,7 @@ class Pixels:
 def reference_model(name: str, seed: int = 0) -> "torch.nn.Module":
     """A reference of a case, every number drawn at random, running statistics too."""
     family, settings = CASES[name]
+    torch.manual_seed(seed)
     return with_statistics(randomised(family, {**settings, "num_labels": LABELS}, seed, 0.1, KIND))
 
 

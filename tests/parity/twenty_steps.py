@@ -1,6 +1,7 @@
 """What tests of trajectories share: twenty steps of AdamW by the training step of a run, and by a plain torch loop."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -62,13 +63,18 @@ def our_steps(
     return (losses, norms), {path: np.asarray(a) for path, a in {**state.weights, **frozen}.items()}
 
 
-def torch_losses(reference: Any, batches: TrainBatches, loss_of: Callable[[np.ndarray], Any]) -> Figures:
+def torch_losses(
+    reference: Any,
+    batches: TrainBatches,
+    loss_of: Callable[[np.ndarray], Any],
+    make: Callable[..., Any] = partial(torch.optim.AdamW, lr=RATE),
+) -> Figures:
     """By a plain torch loop; `loss_of` is the reference's loss of the documents that one of our batches names."""
     trained = [p for p in reference.parameters() if p.requires_grad]
     plain = [p for p in trained if p.ndim > 1]
     others = [p for p in trained if p.ndim == 1]  # biases and the scales of norms
     groups = [{"params": plain, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=RATE)
+    optimizer = make(groups)
     schedule = get_linear_schedule_with_warmup(optimizer, WARMUP, STEPS)
     found = []
     for number in range(len(batches)):
