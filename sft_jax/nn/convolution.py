@@ -1,7 +1,7 @@
 """Layers on images, channels last: convolution, batch normalisation, pooling. Arithmetic and padding are torch's.
 
-Letters: r images (rows of the batch), h height, w width, c and d channels. A row may be filler, which must not enter what
-is computed of a whole batch.
+Letters: r images (rows of the batch), h height, w width, c and d channels. A row may be filler, which must not enter
+what is computed of a whole batch.
 """
 
 import functools

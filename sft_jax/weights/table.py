@@ -159,11 +159,14 @@ def match(
     known = {name for row in table.rows for name in (row.theirs, row.theirs.removeprefix(table.prefix))}
     spare = [name for name in names if name not in known]  # what a missing one may be a misspelling of
     loaded: dict[str, str] = {}
-    initialised, problems = [], [
-        f"{name}: the same as {names[key]} by another name; leave one in the checkpoint"
-        for name in found
-        if names[key := _canonical(name, table)] != name
-    ]
+    initialised, problems = (
+        [],
+        [
+            f"{name}: the same as {names[key]} by another name; leave one in the checkpoint"
+            for name in found
+            if names[key := _canonical(name, table)] != name
+        ],
+    )
     used: set[str] = set()
     for row in table.rows:
         key = row.theirs if row.theirs in names else row.theirs.removeprefix(table.prefix)

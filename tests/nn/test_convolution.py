@@ -35,7 +35,7 @@ def test_running_statistics_unless_all_may_move_in_training(how):
 
 
 def test_filler_is_not_in_the_statistics_of_a_batch():
-    """C16: rows of weight 0, whatever they hold, change neither outputs nor statistics; a batch of filler moves none."""
+    """C16: rows of weight 0, whatever they hold, change neither outputs nor statistics; filler alone moves none."""
     found, after = passed()
     filler = jnp.full((3, *X.shape[1:]), 100.0)
     more, same = passed(jnp.concatenate([filler, X]), jnp.arange(7) >= 3)

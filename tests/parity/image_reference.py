@@ -26,7 +26,13 @@ CASES: dict[str, tuple[str, dict]] = {
     "resnet": ("resnet", RESNET),
     "resnet-basic": (
         "resnet",
-        {**RESNET, "hidden_sizes": [10, 22], "depths": [2, 1], "layer_type": "basic", "downsample_in_first_stage": True},
+        {
+            **RESNET,
+            "hidden_sizes": [10, 22],
+            "depths": [2, 1],
+            "layer_type": "basic",
+            "downsample_in_first_stage": True,
+        },
     ),
     "resnet-early-gelu-grey": (
         "resnet",

@@ -26,7 +26,7 @@ def batches_of(encoded: Encoded) -> TrainBatches:
 
 
 def trained(pair: Pair, frozen: Sequence[str] = ()) -> "torch.nn.Module":
-    """The reference as it is trained; what is frozen, by the names of its modules, is evaluated and keeps its numbers."""
+    """The reference as it is trained; modules that are frozen, by their names, are evaluated and keep their numbers."""
     reference = pair.reference.train()
     for name in frozen:
         reference.get_submodule(name).eval().requires_grad_(False)

@@ -14,7 +14,6 @@ from image_reference import (
     images,
     one_a_row,
     pair_of,
-    reference_model,
     torch_batch,
     torch_logits,
     with_statistics,
@@ -29,7 +28,10 @@ from sft_jax.tasks.losses import cross_entropy
 from sft_jax.weights.files import open_checkpoint, write_checkpoint
 from sft_jax.weights.table import save
 
-PUBLISHED = {"resnet": {}, "vit": {}}  # microsoft/resnet-50, google/vit-base-patch16-224: what `transformers` begins with
+PUBLISHED = {
+    "resnet": {},
+    "vit": {},
+}  # microsoft/resnet-50, google/vit-base-patch16-224: what `transformers` begins with
 
 
 def our_logits(pair: Pair, batch) -> np.ndarray:

@@ -23,6 +23,7 @@ from sft_jax.train.step import make_train_step, train_program
 
 STEPS, WARMUP, RATE, DECAY, CLIP = 20, 4, 5e-3, 0.5, 1.0
 SECTION = OptimSection(lr=RATE, weight_decay=DECAY, clip=CLIP, schedule=Schedule(kind="linear", warmup=WARMUP))
+ADAMW = partial(torch.optim.AdamW, lr=RATE)
 Figures = tuple[np.ndarray, np.ndarray]  # loss and gradient norm of every step
 
 
@@ -67,7 +68,7 @@ def torch_losses(
     reference: Any,
     batches: TrainBatches,
     loss_of: Callable[[np.ndarray], Any],
-    make: Callable[..., Any] = partial(torch.optim.AdamW, lr=RATE),
+    make: Callable[..., Any] = ADAMW,
 ) -> Figures:
     """By a plain torch loop; `loss_of` is the reference's loss of the documents that one of our batches names."""
     trained = [p for p in reference.parameters() if p.requires_grad]
