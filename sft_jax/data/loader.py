@@ -35,6 +35,11 @@ class TrainBatches:
     def __len__(self) -> int:
         return self.steps
 
+    @property
+    def changes(self) -> bool:
+        """Whether documents are others at each visit."""
+        return self.augmentation is not None
+
     def __getitem__(self, step: int) -> Batch:
         documents, visits, ends = self._read(step)
         encoded, numbers = self.encoded, documents
@@ -56,6 +61,21 @@ class TrainBatches:
             return read, visits, None
         sizes = np.diff(self.packs.offsets)[read]
         return self.packs.of(read), np.repeat(visits, sizes), np.cumsum(sizes)[:-1]
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Batches of one shape, of several steps at a time: those from one edge to the next, with a leading axis."""
+
+    batches: TrainBatches
+    edges: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.edges) - 1
+
+    def __getitem__(self, number: int) -> Batch:
+        found = [self.batches[step] for step in range(*self.edges[number : number + 2])]
+        return {name: np.stack([batch[name] for batch in found]) for name in found[0]}
 
 
 @dataclass(frozen=True)
@@ -83,7 +103,7 @@ class EvalBatches:
         return collate(self.encoded, self.rows[begin : begin + self.shape.rows], self.shape)
 
 
-def prefetch(batches: TrainBatches | EvalBatches, begin: int, ahead: int) -> Iterator[Batch]:
+def prefetch(batches: TrainBatches | Stacked | EvalBatches, begin: int, ahead: int) -> Iterator[Batch]:
     """The batches from `begin` on, `ahead` of them prepared in the background."""
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
     source: Any = batches  # has a length and random access, which is all that grain asks for
