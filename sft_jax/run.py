@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from sft_jax.config.data import Files, Mixture
 from sft_jax.config.read import read_config
 from sft_jax.config.schema import Config, RunSection
 from sft_jax.data.augment import augmentation
-from sft_jax.data.batch import Encoded, Shape, declare, one_row, sizes, up_to
-from sft_jax.data.loader import EvalBatches, TrainBatches, padding_share
+from sft_jax.data.batch import Batch, Encoded, Shape, declare, one_row, sizes, up_to
+from sft_jax.data.loader import EvalBatches, Stacked, TrainBatches, padding_share, prefetch
 from sft_jax.data.order import Mixing, Order
 from sft_jax.data.packs import plan as plan_packs
 from sft_jax.data.pixels import blend, changed
@@ -31,11 +31,12 @@ from sft_jax.data.report import DataReport
 from sft_jax.data.sources import load_rows
 from sft_jax.errors import ConfigError, DataError, RunError
 from sft_jax.models.family import Model, build_model, load_model
-from sft_jax.nn.template import Params
+from sft_jax.nn.template import Params, Template
 from sft_jax.tasks.task import Audit, Examples, Task, build_task
 from sft_jax.train import directory, optim, step, trackers
 from sft_jax.train.checkpoint import Checkpoints, Progress
-from sft_jax.train.loop import Plan
+from sft_jax.train.features import many_steps
+from sft_jax.train.loop import Plan, edges
 from sft_jax.train.state import (
     Begin,
     Placement,
@@ -50,6 +51,7 @@ from sft_jax.weights.files import Checkpoint, find, open_checkpoint
 from sft_jax.weights.table import Matched, match
 
 MOST_GROUPS = 100  # each is counted apart, on the device
+AT_ONCE = 500  # steps of a head on features that one call takes at most
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Run:
     evals: dict[str, EvalBatches]
     report: DataReport
     audit: Audit | None = None  # of the training documents, where the task has one
+    template: Template | None = None  # of the head alone, where it is trained on features that are computed once
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -99,9 +102,16 @@ class Run:
         """What makes the training state at step 0."""
         return beginning(self.optimizer, self.config.train)
 
-    def put(self, batch: Mapping[str, np.ndarray]) -> Params:
+    def put(self, batch: Mapping[str, np.ndarray], *, stacked: bool = False) -> Params:
         """A host batch onto the mesh."""
-        return meshes.put(batch, meshes.batch_sharding(self.mesh))
+        return meshes.put(batch, meshes.batch_sharding(self.mesh, stacked=stacked))
+
+    def stream(self, begin: int) -> Iterator[Batch]:
+        """The batches of training from a step on; of a head on features, those of many steps stacked."""
+        ahead = self.config.data.prefetch
+        if self.template is None:
+            return prefetch(self.batches, begin, ahead)
+        return prefetch(Stacked(self.batches, edges(plan(self), begin, AT_ONCE)), 0, ahead)
 
 
 def prepare(config: Config) -> Run:
@@ -111,7 +121,9 @@ def prepare(config: Config) -> Run:
     trackers.check(config.report)
     mesh = meshes.make_mesh(config.mesh)
     task, rows, report = _rows(config)
-    checkpoint = open_checkpoint(find(assets.resolve(config.model.source), config.model.revision))
+    pretrained = config.model.weights == "pretrained"
+    found = find(assets.resolve(config.model.source), config.model.revision, weights=pretrained)
+    checkpoint = open_checkpoint(found, weights=pretrained)
     noise = config.model.embedding_noise
     model = build_model(checkpoint.config, task.head, config.model.source, config.model.dropout, noise)
     checks.length(config.data.max_length, model, config.model.source)
@@ -121,8 +133,8 @@ def prepare(config: Config) -> Run:
     task = task.fit(data["train"])
     checks.ids(model, data)
     audit = checks.audit(task, Examples(data["train"], rows["train"].texts, rows["train"].targets), tokenizer)
-    new_head = checks.begins_with_new_head(config.model, model, checkpoint.config)
-    matched = match(model.table, model.template.shapes, checkpoint.shapes, str(checkpoint.directory), new_head=new_head)
+    anew = checks.begins_anew(config.model, model, checkpoint.config)
+    matched = match(model.table, model.template.shapes, checkpoint.shapes, str(checkpoint.directory), anew=anew)
     checks.head(task, matched, checkpoint.config)
     batches, evals = _batches(config, mesh, rows, data, tokenizer)
     frozen = frozen_paths(config.train.freeze, model.template)
@@ -170,8 +182,8 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> Run:
 
 def initial(run: Run) -> tuple[TrainState, Params]:
     """(state, frozen parameters) before the first step: the weights are read here."""
-    new_head = checks.begins_with_new_head(run.config.model, run.model, run.checkpoint.config)
-    _, arrays = load_model(run.model, run.checkpoint, new_head=new_head)
+    anew = checks.begins_anew(run.config.model, run.model, run.checkpoint.config)
+    _, arrays = load_model(run.model, run.checkpoint, anew=anew)
     return initial_state(
         run.model.template,
         arrays,
@@ -192,19 +204,22 @@ def restore(run: Run, checkpoints: Checkpoints, number: int) -> tuple[TrainState
 def train_program(run: Run, state: TrainState, frozen: Params) -> step.Program:
     """The training step of a run."""
     function = step.make_train_step(
-        run.model.template,
+        run.template or run.model.template,
         run.task,
         run.optimizer,
         section=run.config.train,
         compute_dtype=run.dtype,
         seed=run.config.seed.dropout,
     )
-    return step.train_program(function, run.placement, state, frozen)
+    if run.template is None:
+        return step.train_program(function, run.placement, state, frozen)
+    return step.train_program(many_steps(function), run.placement, state, frozen, stacked=True)
 
 
 def eval_program(run: Run, params: Params, frozen: Params) -> step.Program:
     """The evaluation step of a run."""
-    function = step.make_eval_step(run.model.template, run.task, groups=len(run.groups), compute_dtype=run.dtype)
+    template = run.template or run.model.template
+    function = step.make_eval_step(template, run.task, groups=len(run.groups), compute_dtype=run.dtype)
     return step.eval_program(function, run.placement, params, frozen)
 
 

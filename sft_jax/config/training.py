@@ -104,6 +104,9 @@ class TrainSection(Section):
     """Type of the arithmetic; trainable parameters and moments stay float32."""
     freeze: list[str] = []
     """Patterns of parameters that stay as they are."""
+    cache_features: Literal["auto", "always", "never"] = "auto"
+    """Where all below the head is frozen, compute what the head reads once and keep it: `auto` where that changes
+    nothing, `always` also where there is dropout below the head, which is then left out, `never`."""
     unfreeze: list[Unfreeze] = []
     """Patterns of parameters that are trained from a later step on; the first that fits wins."""
     r_drop: NotNegative = 0.0

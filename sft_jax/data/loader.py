@@ -22,7 +22,7 @@ from sft_jax.data.augment import Augmentation
 from sft_jax.data.batch import Batch, Encoded, Row, Shape, collate, lay_out, one_row, place, up_to
 from sft_jax.data.order import Order
 from sft_jax.data.packs import Packs
-from sft_jax.data.pixels import Blend
+from sft_jax.data.pixels import Blend, PixelValues
 from sft_jax.errors import DataError
 
 
@@ -44,6 +44,12 @@ class TrainBatches:
 
     def __len__(self) -> int:
         return self.steps
+
+    @property
+    def changes(self) -> bool:
+        """Whether documents are others at each visit."""
+        drawn = any(isinstance(lazy, PixelValues) and lazy.changes for lazy in self.encoded.lazy.values())
+        return drawn or self.augmentation is not None or self.blend is not None
 
     def __getitem__(self, step: int) -> Batch:
         documents, visits, ends = self._read(step)
@@ -71,6 +77,21 @@ class TrainBatches:
 
 
 @dataclass(frozen=True)
+class Stacked:
+    """Batches of one shape, of several steps at a time: those from one edge to the next, with a leading axis."""
+
+    batches: TrainBatches
+    edges: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.edges) - 1
+
+    def __getitem__(self, number: int) -> Batch:
+        found = [self.batches[step] for step in range(*self.edges[number : number + 2])]
+        return {name: np.stack([batch[name] for batch in found]) for name in found[0]}
+
+
+@dataclass(frozen=True)
 class EvalBatches:
     """Every document once, in one shape, laid out over the whole split since order does not matter."""
 
@@ -95,7 +116,7 @@ class EvalBatches:
         return collate(self.encoded, self.rows[begin : begin + self.shape.rows], self.shape)
 
 
-def prefetch(batches: TrainBatches | EvalBatches, begin: int, ahead: int) -> Iterator[Batch]:
+def prefetch(batches: TrainBatches | Stacked | EvalBatches, begin: int, ahead: int) -> Iterator[Batch]:
     """The batches from `begin` on, `ahead` of them prepared in the background: by a thread, or by worker processes."""
     if isinstance(batches, TrainBatches) and batches.workers:
         return _by_workers(batches, begin, ahead)

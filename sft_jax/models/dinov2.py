@@ -28,6 +28,7 @@ def configure(config: dict[str, Any], dropout: float | None) -> VisionConfig:
         dropout=0.0,
         attention_dropout=config.get("attention_probs_dropout_prob", 0.0) if dropout is None else dropout,
         bias=config.get("qkv_bias", True),
+        scaled=True,
         layer_scale=config.get("layerscale_value", 1.0),
         gated=gated,
         drop_path=config.get("drop_path_rate", 0.0),

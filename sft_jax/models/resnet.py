@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from sft_jax.errors import ModelError
+from sft_jax.errors import ModelError, did_you_mean
 from sft_jax.models.family import Family, Head, check_activation, check_fields
 from sft_jax.nn.convolution import BatchNorm, Conv, max_pool
-from sft_jax.nn.heads import TokenHead
+from sft_jax.nn.heads import TokenHead, features_of
 from sft_jax.nn.layers import ACTIVATIONS
 from sft_jax.nn.random import Key, split
 from sft_jax.nn.stack import Stack
@@ -43,7 +43,10 @@ class ResNetConfig:
         check_fields(self, {})
         check_activation(self.activation)
         if self.kind not in LAYERS:
-            raise ModelError(f"config.json: layer_type '{self.kind}' is not supported (known: {', '.join(LAYERS)})")
+            hint = did_you_mean(self.kind, LAYERS)
+            raise ModelError(
+                f"config.json: layer_type '{self.kind}' is not supported{hint} (known: {', '.join(LAYERS)})"
+            )
         for name, numbers, least in (("hidden_sizes", self.sizes, NARROWER), ("depths", self.depths, 1)):
             if not numbers or not all(type(n) is int and least <= n < 2**31 for n in numbers):
                 raise ModelError(f"config.json: {name} is {numbers!r:.60}, expected whole numbers of at least {least}")
@@ -144,16 +147,16 @@ class ResNet(nnx.Module):
         self.head = TokenHead(size, outputs, Normal((3 * size) ** -0.5), 0.0)
         self.activation = ACTIVATIONS[config.activation]
 
-    def features(self, batch: dict[str, Array], key: Key | None) -> Float[Array, "r 1 e"]:
-        """A vector for each image. With a key, norms whose statistics may move look at the whole batch."""
-        real, x = batch["weight"][:, 0] > 0, batch["pixel_values"].astype(self.embed.conv.kernel[...].dtype)
-        x = max_pool(self.activation(self.embed(x, real, key)), 3, 2, 1)
-        return self.stages(x, real, key=key).mean(axis=(1, 2))[:, None]
-
     def __call__(self, batch: dict[str, Array], *, key: Key | None = None) -> Float[Array, "r 1 c"]:
         """Logits of each image."""
-        inside, head_key = split(key, 2)
-        return self.head(self.features(batch, inside), batch, head_key).astype(jnp.float32)
+        return self.head(features_of(self, batch, key), batch, split(key, 2)[1]).astype(jnp.float32)
+
+    def features(self, batch: dict[str, Array], key: Key | None) -> Float[Array, "r 1 e"]:
+        """A vector for each image. With a key, norms whose statistics may move look at the whole batch."""
+        inside, _ = split(key, 2)
+        real, x = batch["weight"][:, 0] > 0, batch["pixel_values"].astype(self.embed.conv.kernel[...].dtype)
+        x = max_pool(self.activation(self.embed(x, real, inside)), 3, 2, 1)
+        return self.stages(x, real, key=inside).mean(axis=(1, 2))[:, None]
 
 
 def build(config: ResNetConfig, head: Head) -> nnx.Module:

@@ -17,7 +17,7 @@ from sft_jax.errors import ModelError
 from sft_jax.models.encoder import Attention, Mlp
 from sft_jax.models.family import check_activation, check_fields, whole
 from sft_jax.nn.convolution import Conv
-from sft_jax.nn.heads import TokenHead
+from sft_jax.nn.heads import TokenHead, features_of
 from sft_jax.nn.layers import LayerNorm, Linear, dropout
 from sft_jax.nn.random import Key, split
 from sft_jax.nn.stack import Stack
@@ -46,7 +46,8 @@ class VisionConfig:
     dropout: float  # of the branches
     attention_dropout: float
     bias: bool  # of queries, keys and values
-    layer_scale: float | None = None  # what DINOv2's scales of the branches begin with
+    scaled: bool = False  # whether the branches have DINOv2's scales
+    layer_scale: float = 1.0  # what these begin with
     gated: bool = False  # SwiGLU in the place of the MLP
     drop_path: float = 0.0  # how often a branch is left out in training
     mask_token: bool = False  # a vector of pretraining, kept for what reads an export
@@ -148,7 +149,7 @@ class Block(nnx.Module):
         self.attn = Attention(size, config.num_heads, init, config.attention_dropout, bias=config.bias)
         inner = config.mlp_size
         self.mlp = Gated(size, inner, init) if config.gated else Mlp(size, inner, init, config.activation)
-        self.attn_scale, self.mlp_scale = (None if scale is None else Scale(size, scale) for _ in range(2))
+        self.attn_scale, self.mlp_scale = (Scale(size, scale) if config.scaled else None for _ in range(2))
         self.rate, self.path_rate = config.dropout, config.drop_path
 
     def __call__(
@@ -180,16 +181,15 @@ class VisionEncoder(nnx.Module):
         self.head = TokenHead(2 * size if config.mean_patch else size, outputs, init, 0.0)
         self.mean_patch = config.mean_patch
 
+    def __call__(self, batch: dict[str, Array], *, key: Key | None = None) -> Float[Array, "r 1 c"]:
+        """Logits of each image."""
+        return self.head(features_of(self, batch, key), batch, split(key, 3)[2]).astype(jnp.float32)
+
     def features(self, batch: dict[str, Array], key: Key | None) -> Float[Array, "r 1 f"]:
         """A vector for each image: the class token, and the mean of the patches where the family has it."""
-        embed_key, blocks_key = split(key, 2)
+        embed_key, blocks_key, _ = split(key, 3)
         x = self.embed(batch["pixel_values"], embed_key)
         visible = jnp.ones((1, x.shape[1], x.shape[1]), bool)
         x = self.norm(self.blocks(x, visible, key=blocks_key))
         parts = [x[:, :1], x[:, 1:].mean(axis=1, keepdims=True)] if self.mean_patch else [x[:, :1]]
         return jnp.concatenate(parts, axis=-1)
-
-    def __call__(self, batch: dict[str, Array], *, key: Key | None = None) -> Float[Array, "r 1 c"]:
-        """Logits of each image."""
-        inside, head_key = split(key, 2)
-        return self.head(self.features(batch, inside), batch, head_key).astype(jnp.float32)

@@ -1,8 +1,10 @@
 """Layers on images, channels last: convolution, batch normalisation, pooling. Arithmetic and padding are torch's.
 
-Letters: r images (rows of the batch), h height, w width, c and d channels. A row may be filler, which must not enter what
-is computed of a whole batch.
+Letters: r images (rows of the batch), h height, w width, c and d channels. A row may be filler, which must not enter
+what is computed of a whole batch.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +107,18 @@ def patches(x: Float[Array, "r h w c"], size: int) -> Float[Array, "r i j d"]:
 
 
 def max_pool(x: Float[Array, "r h w c"], size: int, stride: int, padding: int) -> Float[Array, "r i j c"]:
-    """The largest number of each window; what is outside of the image is never the largest."""
-    sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, size, size, 1), (1, stride, stride, 1), sides)
+    """The largest number of each window; what is outside of the image is never the largest.
+
+    Along one side after the other: the gradient of `reduce_window` takes five times as long on a CPU.
+    """
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=-jnp.inf)
+    for axis in (2, 1):
+        count = (x.shape[axis] - size) // stride + 1
+        parts = [jax.lax.slice_in_dim(x, b, b + (count - 1) * stride + 1, stride, axis) for b in range(size)]
+        x = functools.reduce(_larger, parts)
+    return x
+
+
+def _larger(best: Float[Array, "..."], other: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Of equal ones the first, which then has all of the gradient, as in torch; what is not a number is not hidden."""
+    return jnp.where((other > best) | jnp.isnan(other), other, best)
