@@ -101,7 +101,8 @@ def test_defaults_are_those_of_the_reference(kind, tmp_path):
 PUBLISHED = {  # as they lie on the hub
     "resnet": {
         "crop_pct": 0.875, "do_normalize": True, "do_resize": True,
-        "feature_extractor_type": "ConvNextFeatureExtractor", "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3, "size": 224,
+        "feature_extractor_type": "ConvNextFeatureExtractor", "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225], "resample": 3, "size": 224,
     },
     "vit": {
         "do_normalize": True, "do_rescale": True, "do_resize": True, "image_mean": [0.5, 0.5, 0.5],
