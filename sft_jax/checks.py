@@ -8,6 +8,7 @@ from typing import Any
 
 from sft_jax.config.data import Augment, DataSection
 from sft_jax.config.schema import ModelSection
+from sft_jax.config.training import TrainSection
 from sft_jax.data.batch import Encoded
 from sft_jax.data.clean import RULES
 from sft_jax.data.text import TextTokenizer
@@ -77,6 +78,13 @@ def ids(model: Model, data: Mapping[str, Encoded]) -> None:
                     f"data.{split}: the tokenizer gives {name} up to {largest}, the model has {limit} of them; "
                     f"use the tokenizer that belongs to the model"
                 )
+
+
+def features(section: TrainSection, recomputed: str | None) -> None:
+    """What needs features that are computed once must have them."""
+    asked = "train.head_grid" if section.head_grid else "train.cache_features"
+    if recomputed is not None and (section.head_grid or section.cache_features == "always"):
+        raise ConfigError(f"{asked}: features would not be computed once, for {recomputed}; freeze all below the head")
 
 
 def begins_anew(section: ModelSection, model: Model, config: Mapping[str, Any]) -> Anew:

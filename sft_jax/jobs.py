@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sft_jax import assets, machine
+from sft_jax import assets, grid, machine
 from sft_jax import mesh as meshes
 from sft_jax.data.batch import Batch
 from sft_jax.data.loader import padding_share
@@ -94,7 +94,8 @@ def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
         sinks += [*_files(run, progress.step), *([screen] if screen else [])]
     for text in told:
         _tell(sinks, text)
-    run, beside = on_features(run, state.weights, frozen, partial(_tell, sinks))
+    run, beside = on_features(run, frozen, partial(_tell, sinks))
+    run = grid.chosen(run, beside, state.params, partial(_tell, sinks))
     program, validate = train_program(run, state, beside), eval_program(run, state.weights, beside)
     if progress.finished or progress.step >= run.batches.steps:
         timing = Timing(time.time(), 0.0, 0.0)

@@ -26,7 +26,7 @@ from conftest import ONE_SHAPE, SMALL, WORDS, one, write_model
 from datasets import Dataset
 from pydantic import BaseModel
 
-from sft_jax import jobs
+from sft_jax import grid, jobs
 from sft_jax import run as runs
 from sft_jax.config.data import Tfds
 from sft_jax.config.read import known_keys, write_config
@@ -329,6 +329,8 @@ SIX = ("train.steps=6", "optim.lr=0.1")
 WARM = (*SIX, "optim.schedule.warmup=2")
 PLAIN = (*SIX, "optim.name=sgd")
 DROPPING = ("model.dropout=0.5",)
+HEAD_ALONE = ("train.freeze=['embed/**', 'blocks/**']",)
+GRID = (*HEAD_ALONE, "train.head_grid.lr=[0.1, 0.2]")
 SPIKES = ("train.spikes={window: 4}",)
 LATE = "train.unfreeze=[{match: 'head/**', at: 3}]"
 GROUP = "optim.groups=[{match: 'head/**', lr_scale: 2, weight_decay: 0.5}]"
@@ -484,6 +486,10 @@ EFFECTS = {
     "TrainSection.batch_size": Effect("16", order),
     "TrainSection.accumulate": Effect("4", step_text),
     "TrainSection.compute_dtype": Effect("bfloat16", lambda run: "bf16" in step_text(run)),
+    "TrainSection.cache_features": Effect("never", lambda run: run.recomputed, HEAD_ALONE),
+    "HeadGrid.lr": Effect("[0.5]", lambda run: grid.tried(run.config), GRID),
+    "HeadGrid.weight_decay": Effect("[0.5]", lambda run: grid.tried(run.config), GRID),
+    "HeadGrid.seeds": Effect("[0, 1]", lambda run: grid.tried(run.config), GRID),
     "TrainSection.freeze": Effect("['embed/**']", lambda run: run.trainable),
     "Unfreeze.match": Effect(LATE.replace("head", "blocks"), updates, (*SIX, LATE)),
     "Unfreeze.at": Effect(LATE.replace("3", "0.7"), updates, (*SIX, LATE)),
