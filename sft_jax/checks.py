@@ -6,7 +6,7 @@ Each check looks at two or three of them and raises what the user can mend. Buil
 from collections.abc import Mapping
 from typing import Any
 
-from sft_jax.config.data import Augment, DataSection
+from sft_jax.config.data import Augment, DataSection, Images
 from sft_jax.config.schema import ModelSection
 from sft_jax.config.training import TrainSection
 from sft_jax.data.batch import Encoded
@@ -18,6 +18,7 @@ from sft_jax.tasks.labels import names_in
 from sft_jax.tasks.task import Audit, Examples, Task
 from sft_jax.weights.table import Anew, Matched
 
+OF_TEXTS = ("clean", "augment", "max_length", "layout")  # settings of `data`
 MOST_LOST = 0.5  # share of the documents of a split; if more are lost, it is the length or the rows that are wrong
 
 
@@ -31,7 +32,13 @@ def metric(name: str, task: Task) -> None:
 
 
 def changes(section: DataSection, task: Task) -> None:
-    """Texts must stay as they are where targets are places in them, tokens where they are answers."""
+    """Texts must stay as they are where targets are places in them, tokens where they are answers; images are none."""
+    if task.images:
+        given = [name for name in OF_TEXTS if getattr(section, name) != DataSection.model_fields[name].get_default()]
+        if given:
+            raise ConfigError(listing(f"data: {task.kind} reads images; leave out what is of texts", given))
+    elif section.images != Images():
+        raise ConfigError(f"data.images: {task.kind} reads no images; leave it out")
     changed = [rule for rule in RULES if getattr(section.clean, rule)]
     if changed and not task.cleans:
         raise ConfigError(f"data.clean.{changed[0]}: {task.kind} needs texts as they are written; leave it out")

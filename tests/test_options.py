@@ -24,6 +24,7 @@ import pytest
 from chats import CHATML, said, write_decoder
 from conftest import ONE_SHAPE, SMALL, WORDS, one, write_model
 from datasets import Dataset
+from pictures import VIT, coloured, encode, write_vision
 from pydantic import BaseModel
 
 from sft_jax import grid, jobs
@@ -145,6 +146,11 @@ def answer(run: Run, seed: int = 3) -> tuple[list[int], int]:
 def record(run: Run) -> dict[str, Any]:
     """What is said of outputs that are just above the middle."""
     return one(run.task, np.full(run.task.head.size, 0.1, np.float32))
+
+
+def pixels(run: Run) -> np.ndarray:
+    """The images of the first batch."""
+    return run.batches[0]["pixel_values"]
 
 
 def order(run: Run) -> list[int]:
@@ -315,6 +321,9 @@ DATED = (*TALKING, "task.template=TEMPLATE", "task.today=2025-01-01")
 ASKED = ("data.source.train=ASKED", "data.source.validation=ASKED", "data.source.test=null", "data.max_length=12")
 ASKING = (*ASKED, "task.kind=question_answering", "task.stride=4", "eval.best_metric=loss")
 NONE = (*ASKING, "task.no_answer=true")
+CUT = ("data.source.validation=null", "data.source.test=null", "eval.every=never")
+SEEN = ("data.source.train=SEEN", "data.max_length=128", *CUT)
+SEEING = ("model.source=EYE", "task={kind: image_classification}", *SEEN)
 HUB = ("data.source={kind: hub, name: some/data, validation: valid}",)
 TFDS = ("data.source={kind: tfds, name: reviews, validation: valid}",)
 PARTS = """data.source.parts=[
@@ -324,7 +333,6 @@ PARTS = """data.source.parts=[
 MIXED = ("data.source={kind: mixture, column: origin}", PARTS)
 FROM_HUB = ("model.source=some/model",)
 DIRTY = ("data.source.train=DIRTY", "data.source.validation=TEST", "data.source.test=DIRTY")
-CUT = ("data.source.validation=null", "data.source.test=null", "eval.every=never")
 SIX = ("train.steps=6", "optim.lr=0.1")
 WARM = (*SIX, "optim.schedule.warmup=2")
 PLAIN = (*SIX, "optim.name=sgd")
@@ -417,6 +425,14 @@ EFFECTS = {
     "CausalLM.template": Effect("TEMPLATE", tokens, (*TALKING, "task.today=2025-01-01")),
     "CausalLM.today": Effect("2026-12-31", tokens, DATED),
     "CausalLM.label_smoothing": Effect("0.1", step_text, DECODING),
+    "ImageClassification.image": Effect("other", pixels, SEEING),
+    "ImageClassification.label": Effect("second", labels, SEEING),
+    "ImageClassification.labels": Effect("[red, green, blue]", labels, SEEING),
+    "ImageClassification.size": Effect("24", lambda run: pixels(run).shape, SEEING),
+    "ImageClassification.loss": Effect("focal", loss, SEEING),
+    "ImageClassification.focal_gamma": Effect("0.5", loss, (*SEEING, "task.loss=focal")),
+    "ImageClassification.label_smoothing": Effect("0.1", loss, SEEING),
+    "ImageClassification.class_weights": Effect("{red: 3}", loss, SEEING),
     "QuestionAnswering.question": Effect("second", tokens, ASKING),
     "QuestionAnswering.context": Effect("passage", tokens, ASKING),
     "QuestionAnswering.answers": Effect("others", lambda run: run.rows["train"].targets, ASKING),
@@ -453,6 +469,14 @@ EFFECTS = {
     "Augment.token_dropout": Effect("0.5", batch),
     "Augment.swap": Effect("0.5", batch),
     "Augment.delete": Effect("0.5", batch),
+    "Images.flip": Effect("0.9", pixels, SEEING),
+    "Images.crop": Effect("0.3", pixels, SEEING),
+    "Images.pad": Effect("2", pixels, SEEING),
+    "Images.rand_augment": Effect("2", pixels, SEEING),
+    "Images.magnitude": Effect("20", pixels, (*SEEING, "data.images.rand_augment=2")),
+    "Images.mixup": Effect("0.5", pixels, SEEING),
+    "Images.cutmix": Effect("0.5", pixels, SEEING),
+    "DataSection.workers": Effect("2", lambda run: run.batches.workers),
     "DataSection.bad_rows": Effect("drop", on_bad_rows),
     "DataSection.duplicates": Effect("drop", rows, DIRTY),
     "DataSection.conflicts": Effect("drop", rows, DIRTY),
@@ -538,6 +562,17 @@ def asked_row(number: int) -> dict[str, Any]:
     return {**texts, "answers": answers, "others": others, "said": words[2]}
 
 
+def write_seen(home: Path) -> Path:
+    """JSON lines with the paths of two images each, and two labels."""
+    lines = []
+    for number, (label, found) in enumerate(coloured(9)):
+        (home / f"{number}.png").write_bytes(encode(found))
+        other = str(home / f"{(number + 1) % 9}.png")
+        lines.append({"image": str(home / f"{number}.png"), "other": other, "label": label, "second": number % 2})
+    (home / "seen.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return home / "seen.jsonl"
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A model of one layer, the same with a head and other numbers, and rows with more columns than are needed."""
@@ -570,6 +605,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "HEAD": write_model(home / "head", SMALL, seed=1, head=2),
         "WIDE": home / "wide.csv",
         "DIRTY": home / "dirty.csv",
+        "EYE": write_vision(home / "eye", VIT),
+        "SEEN": write_seen(home),
     }
 
 

@@ -30,6 +30,7 @@ MINILM = (
 )
 SMOLLM2 = ("SmolLM2-135M-Instruct.Q4_1.gguf",)
 SIDES = ("train.jsonl", "test.jsonl")
+FASHION = tuple(f"{side}-{kind}-ubyte.gz" for side in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 VADER = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 ASSETS = {
     asset.name: asset
@@ -133,6 +134,16 @@ ASSETS = {
             files=(*SIDES, "no-answer-train.jsonl", "no-answer-test.jsonl"),
             unpack=header_questions,
             licence="Apache-2.0",
+        ),
+        Asset(
+            name="fashion_mnist",
+            package="dataset-fashion-mnist",
+            version="0.0~git20200523.55506a9-1",
+            archive="apt",
+            sha256="39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+            files=FASHION,
+            unpack=partial(plain.copy, folder="usr/share/datasets/fashion-mnist", files=FASHION),
+            licence="MIT; cite Xiao, Rasul and Vollgraf, 2017",
         ),
     )
 }

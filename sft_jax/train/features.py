@@ -45,7 +45,7 @@ def obstacle(template: Template, task: Task, frozen: Collection[str], batches: T
     if trained:
         return f"{trained[0]} and {len(trained) - 1} more below the head are not frozen"
     if batches.changes:
-        return "training documents are changed at each visit"
+        return "training documents are changed at each visit (data.augment, data.images)"
     if asked == "auto" and _draws(template, batches[0]):
         return f"{DROPOUT} below the head; set model.dropout to 0, or train.cache_features to always"
     return None
