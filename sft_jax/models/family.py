@@ -35,6 +35,8 @@ FAMILIES = {
     "gemma": "gemma",
     "gemma2": "gemma",
     "gemma3_text": "gemma3",
+    "marian": "marian",
+    "t5": "t5",
 }
 
 
