@@ -11,7 +11,6 @@ import numpy as np
 
 from sft_jax.config.data import Clean
 from sft_jax.data.clean import RULES
-from sft_jax.data.text import tokenizer_files
 from sft_jax.models.family import Model
 from sft_jax.tasks.task import Task
 from sft_jax.weights.files import new_directory, write_checkpoint
@@ -59,7 +58,7 @@ def export_model(
     tensors = save(model.table, {p: np.asarray(a, np.float32) for p, a in params.items()})
     with new_directory(out, replace=replace) as fresh:
         write_checkpoint(fresh, config, tensors)
-        for name, content in tokenizer_files(tokenizer_from).items():
+        for name, content in task.reader.files(tokenizer_from).items():
             (fresh / name).write_bytes(content)
         for name, content in task.files(tokenizer_from).items():
             (fresh / name).write_text(content, encoding="utf-8")

@@ -87,7 +87,7 @@ def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
     state, frozen = initial(run)
     found = resume(checkpoints, run.config.run, partial(restore, run, checkpoints), told.append)
     state, progress = found or (state, Progress())
-    program, validate = train_program(run, state, frozen), eval_program(run, state.params, frozen)
+    program, validate = train_program(run, state, frozen), eval_program(run, state.weights, frozen)
     answers = sampler(run)
     if meshes.is_first_process():
         sinks += [*_files(run, progress.step), *([screen] if screen else [])]
@@ -127,7 +127,7 @@ def evaluate(run: Run, split: str, at: str = "best", tell: Tell = _to_stderr) ->
     if split not in run.evals:
         raise ConfigError(f"split '{split}': this run has {', '.join(run.evals) or 'none'}; name one of them")
     state, frozen, number = trained(run, at, tell)
-    return score(run, split, eval_program(run, state.params, frozen), state.weights, frozen), number
+    return score(run, split, eval_program(run, state.weights, frozen), state.weights, frozen), number
 
 
 def export(run: Run, out: Path, at: str = "best", tell: Tell = _to_stderr) -> int:
@@ -178,7 +178,7 @@ def begin_directory(run: Run) -> dict[str, Any]:
         run.mesh,
         run.data,
         files=[(name, Path(assets.resolve(name)).expanduser()) for name in local_files(config.data.source)],
-        tokenizer=fingerprint(run.checkpoint.directory),
+        tokenizer=fingerprint(run.task.reader.files(run.checkpoint.directory)),
         weights=run.checkpoint.digest(),
     )
     meshes.wait_for_all("run directory checked")  # or a slow process would find it in use by this very run

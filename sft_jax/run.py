@@ -20,7 +20,7 @@ from sft_jax.config.data import Files, Mixture
 from sft_jax.config.read import read_config
 from sft_jax.config.schema import Config, RunSection
 from sft_jax.data.augment import augmentation
-from sft_jax.data.batch import Encoded, Shape, declare, row_length, slots_for, up_to
+from sft_jax.data.batch import Encoded, Shape, declare, one_row, sizes, up_to
 from sft_jax.data.loader import EvalBatches, TrainBatches, padding_share
 from sft_jax.data.order import Mixing, Order
 from sft_jax.data.packs import plan as plan_packs
@@ -28,7 +28,6 @@ from sft_jax.data.prepare import Prepared
 from sft_jax.data.prepare import prepare as prepare_rows
 from sft_jax.data.report import DataReport
 from sft_jax.data.sources import load_rows
-from sft_jax.data.text import TextTokenizer, load_tokenizer
 from sft_jax.errors import ConfigError, DataError, RunError
 from sft_jax.models.family import Model, build_model, load_model
 from sft_jax.nn.template import Params
@@ -63,7 +62,7 @@ class Run:
     data: dict[str, Encoded]
     groups: tuple[str, ...]  # names of the groups that are scored apart; none without `eval.group`
     checkpoint: Checkpoint  # the pretrained one
-    tokenizer: TextTokenizer
+    tokenizer: Any  # or what else reads what the model is given: `Task.reader`
     model: Model
     matched: Matched
     frozen: frozenset[str]
@@ -88,7 +87,7 @@ class Run:
     @property
     def trainable(self) -> list[str]:
         """Paths of what is trained."""
-        return sorted(p for p in self.model.template.keys if p not in self.frozen)
+        return sorted(set(self.model.template.keys) - self.model.template.stats - self.frozen)
 
     def examples(self, split: str) -> Examples:
         """The documents of a split with the texts and targets of their rows."""
@@ -115,7 +114,7 @@ def prepare(config: Config) -> Run:
     noise = config.model.embedding_noise
     model = build_model(checkpoint.config, task.head, config.model.source, config.model.dropout, noise)
     checks.length(config.data.max_length, model, config.model.source)
-    tokenizer = load_tokenizer(checkpoint.directory)
+    tokenizer = task.reader.load(checkpoint.directory)
     data = _encoded(config, task, rows, tokenizer)
     groups, data = _grouped(config.eval.group, rows, data)
     task = task.fit(data["train"])
@@ -125,11 +124,10 @@ def prepare(config: Config) -> Run:
     matched = match(model.table, model.template.shapes, checkpoint.shapes, str(checkpoint.directory), new_head=new_head)
     checks.head(task, matched, checkpoint.config)
     batches, evals = _batches(config, mesh, rows, data, tokenizer)
-    paths = model.template.keys
-    frozen = frozen_paths(config.train.freeze, paths)
+    frozen = frozen_paths(config.train.freeze, model.template)
+    paths = [path for path in model.template.keys if path not in model.template.stats]
     optimizer = optim.build_optimizer(config.optim, batches.steps, paths, config.train.unfreeze)
-    trainable = [p for p in paths if p not in frozen]
-    placement = place(mesh, model.template, model.table.axes, trainable, beginning(optimizer, config.train))
+    placement = place(mesh, model.template, model.table.axes, frozen, beginning(optimizer, config.train))
     return Run(
         config,
         mesh,
@@ -156,7 +154,7 @@ def report_data(config: Config) -> DataReport:
     mesh = meshes.make_mesh(config.mesh)
     task, rows, report = _rows(config)
     found = find(assets.resolve(config.model.source), config.model.revision, weights=False)
-    tokenizer = load_tokenizer(found)
+    tokenizer = task.reader.load(found)
     data = _encoded(config, task, rows, tokenizer)
     return _with_tokens(report, data, *_batches(config, mesh, rows, data, tokenizer))
 
@@ -186,7 +184,7 @@ def initial(run: Run) -> tuple[TrainState, Params]:
 
 def restore(run: Run, checkpoints: Checkpoints, number: int) -> tuple[TrainState, Progress]:
     """A checkpoint onto the mesh of now."""
-    abstract = abstract_state(run.model.template, run.trainable, run.begin)
+    abstract = abstract_state(run.model.template, run.frozen, run.begin)
     return checkpoints.restore(abstract, run.placement.state, number)
 
 
@@ -245,7 +243,7 @@ def _rows(config: Config) -> tuple[Task, dict[str, Prepared], DataReport]:
     return task, *prepare_rows(found, config.data, *functions, config.seed.data)
 
 
-def _encoded(config: Config, task: Task, rows: Mapping[str, Prepared], tokenizer: TextTokenizer) -> dict[str, Encoded]:
+def _encoded(config: Config, task: Task, rows: Mapping[str, Prepared], tokenizer: Any) -> dict[str, Encoded]:
     """The splits in tokens; from the user's cache where they are there."""
     worker = replace(tokenizer, home=_cache(config, "tokens"))
     length = config.data.max_length
@@ -292,16 +290,17 @@ def _grouped(
 
 
 def _batches(
-    config: Config, mesh: Mesh, rows: Mapping[str, Prepared], data: Mapping[str, Encoded], tokenizer: TextTokenizer
+    config: Config, mesh: Mesh, rows: Mapping[str, Prepared], data: Mapping[str, Encoded], tokenizer: Any
 ) -> tuple[TrainBatches, dict[str, EvalBatches]]:
     train, seed = data["train"], config.seed.data
     parts, packs = meshes.batch_parts(mesh), None
     multiple = parts * config.train.accumulate
     if config.data.layout.kind == "planned":
-        length = row_length(config.data.layout, train)
-        packs = plan_packs(train.lengths, length, slots_for(length), seed, _cache(config, "packs"))
+        row = one_row(config.data.layout, train)
+        needed = sizes(train, np.arange(len(train)), row)
+        packs = plan_packs(needed, row.length, row.slots, seed, _cache(config, "packs"))
         order = Order(len(packs), packs.in_a_step(config.train.batch_size), seed)
-        shapes: tuple[Shape, ...] = (Shape(up_to(order.batch_size, multiple), length, packs.slots),)
+        shapes: tuple[Shape, ...] = (row._replace(rows=up_to(order.batch_size, multiple), slots=packs.slots),)
     else:
         order = Order(len(train), config.train.batch_size, seed, _mixing(config, rows["train"], train))
         shapes = declare(config.data.layout, train, order, multiple)

@@ -74,7 +74,7 @@ def _is_section(annotation: Any) -> bool:
 
 def step_text(run: Run) -> str:
     """The training step as the compiler receives it."""
-    trainable = abstract_state(run.model.template, run.trainable, run.begin)
+    trainable = abstract_state(run.model.template, run.frozen, run.begin)
     shapes = run.model.template.shapes
     frozen = {path: jax.ShapeDtypeStruct(shapes[path], run.dtype) for path in sorted(run.frozen)}
     program = runs.train_program(run, trainable, frozen)

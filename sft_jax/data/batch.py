@@ -8,11 +8,17 @@ A batch always has `segment_ids` and `position_ids` [r, t], and `starts`, `ends`
 and the last token of each document, which one it is (-1 none), and 1 for a document, 0 for filler. What documents have
 besides, such as a label, stands in [r, n] or [r, n, k]; what tokens have, in [r, t]. Filler is 0 everywhere else, so a
 task whose answers are those of tokens says which ones count by a weight of its own.
+
+Two kinds of documents have more. Those that are answered in tokens of their own, by an encoder-decoder, have a
+`target`, laid out beside the source in the same rows: what its tokens have stands in [r, u], with
+`decoder_segment_ids` and `decoder_position_ids`. Images are documents of one token, one a row, and `lazy` makes their
+pixels [r, ...] when a batch is made.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,14 +32,41 @@ Documents = Sequence[int] | np.ndarray  # numbers of documents
 
 
 class Shape(NamedTuple):
-    """A declared shape: rows, tokens in a row, document slots in a row."""
+    """A declared shape: rows, tokens in a row, document slots in a row, and tokens of targets in a row."""
 
     rows: int
     length: int
     slots: int
+    target: int = 0
 
     def __str__(self) -> str:
-        return f"{self.rows} × {self.length}" + (f" ({self.slots} slots)" if self.slots > 1 else "")
+        tokens = f"{self.rows} × {self.length}" + (f" → {self.target}" if self.target else "")
+        return tokens + (f" ({self.slots} slots)" if self.slots > 1 else "")
+
+
+class Lazy(Protocol):
+    """What is made of documents when a batch is, an array of one shape for each; goes to workers by pickle."""
+
+    digest: str  # sha256 of all that it is made of
+
+    def __call__(self, documents: np.ndarray, visits: np.ndarray | None) -> np.ndarray:
+        """[k, ...] of these documents; `visits` says how often each was read before, None that nothing is drawn."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Picked:
+    """A `Lazy` of some of the documents of another."""
+
+    whole: Lazy
+    documents: np.ndarray
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.whole.digest.encode() + self.documents.tobytes()).hexdigest()
+
+    def __call__(self, documents: np.ndarray, visits: np.ndarray | None) -> np.ndarray:
+        return self.whole(self.documents[documents], visits)
 
 
 @dataclass(frozen=True)
@@ -47,6 +80,8 @@ class Encoded:
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [documents], ascending; see below
     beside: dict[str, np.ndarray] = field(default_factory=dict)  # [tokens of all documents, ...] that no batch has
     lost: dict[str, int] = field(default_factory=dict)  # why a row became no document -> how many
+    lazy: Mapping[str, Lazy] = field(default_factory=dict)  # what is made of documents when a batch is
+    target: "Encoded | None" = None  # what each document is answered with, in tokens of its own
 
     def __post_init__(self):
         if not len(self.rows):  # a document is of the row of its number, unless said otherwise
@@ -65,7 +100,9 @@ class Encoded:
         offsets, places = np.concatenate([[0], np.cumsum(self.lengths[documents])]), self.places(documents)
         tokens, beside = ({n: a[places] for n, a in group.items()} for group in (self.tokens, self.beside))
         fields = {name: values[documents] for name, values in self.documents.items()}
-        return Encoded(tokens, offsets, fields, rows=self.rows[documents], beside=beside)
+        lazy = {name: _Picked(made, np.asarray(documents)) for name, made in self.lazy.items()}
+        target = self.target and self.target.select(documents)
+        return Encoded(tokens, offsets, fields, rows=self.rows[documents], beside=beside, lazy=lazy, target=target)
 
     def ids(self) -> list[list[int]]:
         """The tokens of each document."""
@@ -109,8 +146,16 @@ def lay_out(encoded: Encoded, documents: Documents, shape: Shape) -> list[Row]:
     """The rows that hold these documents in a shape, which may be too many for it."""
     if shape.slots == 1:
         return [[int(d)] for d in documents]
-    found = pack(encoded.lengths[documents].tolist(), shape.length, shape.slots)
+    found = pack(sizes(encoded, documents, shape).tolist(), shape.length, shape.slots)
     return [[int(documents[position]) for position in row] for row in found]
+
+
+def sizes(encoded: Encoded, documents: Documents, shape: Shape) -> np.ndarray:
+    """What each of these documents takes of a row's length: its tokens, or as large a share as its target takes."""
+    lengths = encoded.lengths[documents]
+    if encoded.target is None:
+        return lengths
+    return np.maximum(lengths, -(-encoded.target.lengths[documents] * shape.length // shape.target))
 
 
 def declare(layout: Layout, encoded: Encoded, order: Order, multiple: int) -> tuple[Shape, ...]:
@@ -119,23 +164,37 @@ def declare(layout: Layout, encoded: Encoded, order: Order, multiple: int) -> tu
     `multiple` divides the rows of every shape (devices times microbatches). The packed numbers of rows are read off
     the batches of the first epoch, so that they depend on the data, the seed and the batch size alone.
     """
-    length = row_length(layout, encoded)
-    widest = up_to(order.batch_size, multiple)
-    if layout.kind == "padded":
-        return (Shape(widest, length, 1),)
+    whole = one_row(layout, encoded)._replace(rows=up_to(order.batch_size, multiple))
+    if layout.kind == "padded" or encoded.lazy:
+        return (whole._replace(slots=1),)
     if layout.kind == "bucketed":
-        longest = [int(encoded.lengths[order.documents(step)].max()) for step in _sample(order)]
-        sizes = {*thresholds([up_to(size, 8) for size in longest], layout.buckets), length}
-        return tuple(Shape(widest, size, 1) for size in sorted(sizes))
-    whole = Shape(widest, length, slots_for(length))
+        longest = [int(sizes(encoded, order.documents(step), whole).max()) for step in _sample(order)]
+        kept = {*thresholds([up_to(size, 8) for size in longest], layout.buckets), whole.length}
+        return tuple(_shortened(whole._replace(slots=1), size) for size in sorted(kept))
     needed = [len(lay_out(encoded, order.documents(step), whole)) for step in _sample(order)]
-    sizes = {*thresholds([up_to(rows, multiple) for rows in needed], layout.buckets), widest}
-    return tuple(whole._replace(rows=rows) for rows in sorted(sizes))
+    kept = {*thresholds([up_to(rows, multiple) for rows in needed], layout.buckets), whole.rows}
+    return tuple(whole._replace(rows=rows) for rows in sorted(kept))
 
 
-def row_length(layout: Layout, encoded: Encoded) -> int:
-    """Tokens in a row."""
-    return layout.length or up_to(int(encoded.lengths.max()), 8)
+def one_row(layout: Layout, encoded: Encoded) -> Shape:
+    """The shape of one row that holds any of the documents; packed rows have room for as much target as is usual."""
+    longest = int(encoded.lengths.max())
+    if encoded.lazy:
+        return Shape(1, longest, 1)
+    length = layout.length or up_to(longest, 8)
+    if encoded.target is None:
+        return Shape(1, length, slots_for(length))
+    answer = up_to(int(encoded.target.lengths.max()), 8)
+    if layout.kind in ("packed", "planned"):
+        share = encoded.target.offsets[-1] / encoded.offsets[-1]
+        length = layout.length or max(length, up_to(int(answer / share), 8))
+        answer = max(answer, up_to(int(length * share), 8))
+    return Shape(1, length, slots_for(length), answer)
+
+
+def _shortened(shape: Shape, length: int) -> Shape:
+    """The shape with shorter rows, and targets as much shorter."""
+    return shape._replace(length=length, target=up_to(-(-shape.target * length // shape.length), 8))
 
 
 def slots_for(length: int) -> int:
@@ -146,16 +205,37 @@ def slots_for(length: int) -> int:
 def place(encoded: Encoded, documents: Documents, shapes: Sequence[Shape]) -> tuple[list[Row], Shape]:
     """The rows that hold these documents and the smallest declared shape that they fit."""
     rows = lay_out(encoded, documents, shapes[-1])
-    longest = max(int(encoded.lengths[row].sum()) for row in rows)
+    longest = max(int(sizes(encoded, row, shapes[-1]).sum()) for row in rows)
     return rows, next(s for s in shapes if len(rows) <= s.rows and longest <= s.length)
 
 
-def collate(encoded: Encoded, rows: Sequence[Row], shape: Shape) -> Batch:
-    """The batch that holds these rows; what is left of the shape is filler of weight 0."""
+def collate(encoded: Encoded, rows: Sequence[Row], shape: Shape, visits: np.ndarray | None = None) -> Batch:
+    """The batch that holds these rows; what is left of the shape is filler of weight 0.
+
+    `visits` says how often the document of each row was read before, where something is drawn anew each time.
+    """
+    index = np.full((shape.rows, shape.slots), -1, np.int32)
+    for r, row in enumerate(rows):
+        index[r, : len(row)] = row
+    documents = {name: values[index] for name, values in encoded.documents.items()}
+    for values in documents.values():
+        values[index < 0] = 0
+    batch = {**_streamed(encoded, rows, shape), **documents, "index": index, "weight": (index >= 0).astype(np.float32)}
+    if encoded.target is not None:
+        beside = _streamed(encoded.target, rows, shape._replace(length=shape.target))
+        ours = {name: f"decoder_{name}" for name in ("segment_ids", "position_ids")}
+        batch |= {ours.get(name, name): array for name, array in beside.items() if name not in ("starts", "ends")}
+    for name, lazy in encoded.lazy.items():
+        made = lazy(index[: len(rows), 0], visits)
+        batch[name] = np.concatenate([made, np.zeros((shape.rows - len(made), *made.shape[1:]), made.dtype)])
+    return batch
+
+
+def _streamed(encoded: Encoded, rows: Sequence[Row], shape: Shape) -> Batch:
+    """The tokens of these rows, where each document stands, and which one each token is of."""
     tokens = {name: np.zeros(shape[:2], values.dtype) for name, values in encoded.tokens.items()}
     segments, positions = np.zeros(shape[:2], np.int32), np.zeros(shape[:2], np.int32)
-    slots = (shape.rows, shape.slots)
-    starts, ends, index = np.zeros(slots, np.int32), np.zeros(slots, np.int32), np.full(slots, -1, np.int32)
+    starts, ends = (np.zeros((shape.rows, shape.slots), np.int32) for _ in range(2))
     for r, row in enumerate(rows):
         begin = 0
         for n, document in enumerate(row):
@@ -165,14 +245,9 @@ def collate(encoded: Encoded, rows: Sequence[Row], shape: Shape) -> Batch:
                 tokens[name][r, begin:end] = values[source]
             segments[r, begin:end] = n + 1
             positions[r, begin:end] = np.arange(end - begin)
-            starts[r, n], ends[r, n], index[r, n] = begin, end - 1, document
+            starts[r, n], ends[r, n] = begin, end - 1
             begin = end
-    documents = {name: values[index] for name, values in encoded.documents.items()}
-    for values in documents.values():
-        values[index < 0] = 0
-    weight = (index >= 0).astype(np.float32)
-    spatial = {"segment_ids": segments, "position_ids": positions, "starts": starts, "ends": ends}
-    return {**tokens, **spatial, **documents, "index": index, "weight": weight}
+    return {**tokens, "segment_ids": segments, "position_ids": positions, "starts": starts, "ends": ends}
 
 
 def room_for(outputs: Any, encoded: Encoded, grain: Grain) -> np.ndarray:

@@ -11,8 +11,9 @@ from typing import Any
 import grain
 import numpy as np
 
+from sft_jax.config.data import Layout
 from sft_jax.data.augment import Augmentation
-from sft_jax.data.batch import Batch, Encoded, Row, Shape, collate, lay_out, place, up_to
+from sft_jax.data.batch import Batch, Encoded, Row, Shape, collate, lay_out, one_row, place, up_to
 from sft_jax.data.order import Order
 from sft_jax.data.packs import Packs
 
@@ -43,7 +44,7 @@ class TrainBatches:
             rows, shape = place(encoded, numbers, self.shapes)
         else:
             rows, shape = [row.tolist() for row in np.split(numbers, ends)], self.shapes[0]
-        batch = collate(encoded, rows, shape)
+        batch = collate(encoded, rows, shape, visits)
         if encoded is self.encoded:
             return batch
         return {**batch, "index": np.where(batch["index"] < 0, -1, documents[batch["index"]]).astype(np.int32)}
@@ -68,7 +69,8 @@ class EvalBatches:
     @classmethod
     def of(cls, encoded: Encoded, like: Shape, batch_size: int, multiple: int) -> "EvalBatches":
         """Batches of about `batch_size` documents, in rows like those of training, or longer if need be."""
-        like = like._replace(length=max(like.length, up_to(int(encoded.lengths.max()), 8)))
+        needed = one_row(Layout(kind="padded"), encoded)
+        like = like._replace(length=max(like.length, needed.length), target=max(like.target, needed.target))
         rows = lay_out(encoded, range(len(encoded)), like)
         per_batch = min(len(rows), -(-batch_size * len(rows) // len(encoded)))
         return cls(encoded, rows, like._replace(rows=up_to(per_batch, multiple)))

@@ -12,15 +12,14 @@ import numpy as np
 from datasets import Dataset
 from pydantic import ValidationError
 
-from sft_jax.config.data import Clean
+from sft_jax.config.data import Clean, Layout
 from sft_jax.config.generation import Generation
 from sft_jax.config.read import read_settings
-from sft_jax.data.batch import Encoded, Shape, collect, room_for, slots_for, up_to
+from sft_jax.data.batch import Encoded, Shape, collect, one_row, room_for
 from sft_jax.data.clean import clean
 from sft_jax.data.loader import EvalBatches
 from sft_jax.data.rows import Rows, refuse
 from sft_jax.data.sources import load_files
-from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import ConfigError, DataError, ModelError, reason
 from sft_jax.infer.generate import Answer, Generator
 from sft_jax.models.family import build_model, load_model
@@ -64,8 +63,7 @@ class Predictor:
                 yield {**name, **record}
             return
         examples = Examples(self.task.encode(texts, None, self.tokenizer, self.max_length), texts)
-        length = up_to(int(examples.encoded.lengths.max()), 8)
-        shape = Shape(batch_size, length, slots_for(length))
+        shape = one_row(Layout(), examples.encoded)._replace(rows=batch_size)
         # A window of rows at a time, each with all of its documents: outputs do not pile up.
         for begin in range(0, len(rows), WINDOW * batch_size):
             ends = np.searchsorted(examples.encoded.rows, (begin, begin + WINDOW * batch_size))
@@ -114,7 +112,7 @@ def load_predictor(source: str, settings: Sequence[str] = ()) -> Predictor:
     length = ours.get("max_length", DEFAULT_LENGTH)
     if type(length) is not int or length < 1:
         raise ModelError(f"{directory}: sft_jax_task.max_length is {length!r:.60}; export the model again")
-    tokenizer, section = load_tokenizer(directory), _generation(task, settings)
+    tokenizer, section = task.reader.load(directory), _generation(task, settings)
     generator = Generator(model, section, tuple(task.stops(tokenizer))) if section else None
     return Predictor(
         task=task,

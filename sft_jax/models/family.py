@@ -38,6 +38,7 @@ FAMILIES = {
     "marian": "marian",
     "t5": "t5",
 }
+NO_LIMIT = 2**31
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class Model:
 
     @property
     def max_length(self) -> int:
-        """The longest document, in tokens."""
-        return self.limits["position_ids"]
+        """The longest document, in tokens; of a model without a table of positions any."""
+        return self.limits.get("position_ids", NO_LIMIT)
 
     def is_class(self, name: str) -> bool:
         """Whether a class of `transformers`, by its name, has a head of this kind; a bare model has none."""

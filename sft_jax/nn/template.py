@@ -5,7 +5,7 @@ arrays: the tree, the paths, the shapes and how each leaf begins. Knows no check
 """
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,22 @@ def param(shape: tuple[int, ...], init: Init) -> nnx.Param:
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), init=init)
 
 
+class Stat(nnx.Variable):
+    """A running statistic: loaded, saved and frozen like a parameter, and moved by passes instead of gradients."""
+
+
+def stat(shape: tuple[int, ...], init: Init) -> Stat:
+    """A float32 running statistic of this shape that begins as `init` says, if no checkpoint holds it."""
+    return Stat(jax.ShapeDtypeStruct(shape, jnp.float32), init=init)
+
+
+class Moving:
+    """A statistic that a pass in training may move; bound in the place of its array (`Template.bind`)."""
+
+    def __init__(self, value: Float[Array, "..."]):
+        self.value, self.moved = value, value
+
+
 @dataclass(frozen=True, eq=False)
 class Template:
     """The static half of a module; hashable, so it can be closed over by jitted functions."""
@@ -51,6 +67,7 @@ class Template:
     keys: tuple[str, ...]  # in the order of the tree's leaves
     shapes: dict[str, tuple[int, ...]]
     inits: dict[str, Init]
+    stats: frozenset[str]  # those of the keys that are running statistics
 
     @classmethod
     def of(cls, module: nnx.Module) -> "Template":
@@ -61,9 +78,10 @@ class Template:
         treedef = jax.tree.structure(module)
         shapes = {k: tuple(v.get_value().shape) for k, (_, v) in zip(keys, variables, strict=True)}
         inits = {k: v.get_metadata()["init"] for k, (_, v) in zip(keys, variables, strict=True)}
-        return cls(treedef, keys, shapes, inits)
+        stats = frozenset(k for k, (_, v) in zip(keys, variables, strict=True) if isinstance(v, Stat))
+        return cls(treedef, keys, shapes, inits, stats)
 
-    def bind(self, params: Params) -> Any:
+    def bind(self, params: Mapping[str, Any]) -> Any:
         """The module with these arrays in place; a pure function of `params`, cheap under jit."""
         return jax.tree.unflatten(self.treedef, [params[key] for key in self.keys])
 

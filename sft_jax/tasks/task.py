@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from sft_jax.config.generation import Generation
 from sft_jax.data.batch import Encoded, Grain
 from sft_jax.data.rows import Bad, Rows
+from sft_jax.data.text import load_tokenizer, tokenizer_files
 from sft_jax.errors import ModelError, listing
 from sft_jax.models.family import Head
 from sft_jax.tasks.labels import names_in
@@ -91,6 +92,16 @@ class Review:
     rows: np.ndarray | None = None  # which row of the split each entry is of; None: of all rows, in order
 
 
+class Reader(NamedTuple):
+    """What reads what a model is given, a tokenizer or a processor of images, by the files beside the weights."""
+
+    load: Callable[[Path], Any]  # directory -> what `encode` gets
+    files: Callable[[Path], dict[str, bytes]]  # of a directory: those that `load` reads, and that an export has
+
+
+TEXTS = Reader(load_tokenizer, tokenizer_files)
+
+
 @dataclass(frozen=True)
 class Task:
     """One task on one data set, as plain functions.
@@ -125,6 +136,7 @@ class Task:
     decode: Callable[[np.ndarray, Examples], list[Record]]  # (kept, examples) -> a record for each row, in order
     to_hf: Callable[[], dict[str, Any]]  # what `config.json` says of the task
     row_tables: Callable[[np.ndarray, Examples], dict[str, Table]] = lambda kept, examples: {}  # as `row_metrics`
+    reader: Reader = TEXTS
     grain: Grain = "document"  # what `keep` has an entry for
     keep: Callable[[Any, Mapping[str, Array]], Array] = lambda outputs, batch: outputs  # (outputs, batch), on device
     cleans: bool = True  # whether texts may be cleaned; not where targets are places in them

@@ -177,11 +177,15 @@ def sha256(content: Any) -> str:
 
 
 def fingerprint(encoded: Encoded) -> str:
-    """The sha256 of encoded documents: of every token and label, in order."""
+    """The sha256 of encoded documents: of every token, pixel and label, in order."""
     digest = hashlib.sha256()
     for name, array in sorted({**encoded.tokens, **encoded.documents, "offsets": encoded.offsets}.items()):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(array).tobytes())
+    for name, lazy in sorted(encoded.lazy.items()):
+        digest.update(f"{name} {lazy.digest}".encode())
+    if encoded.target is not None:
+        digest.update(fingerprint(encoded.target).encode())
     return digest.hexdigest()
 
 

@@ -34,14 +34,16 @@ class TrainState:
     opt: Any  # optimizer state over the same paths
     ema: Any = None  # Params: moving average of `params`, where there is one
     guard: Any = None  # Guard, where steps may be skipped
+    stats: Any = None  # Params: running statistics that are not frozen, float32, where a model has some
 
     @property
     def weights(self) -> Any:
-        """The parameters that are evaluated and exported: the moving average where there is one."""
-        return self.params if self.ema is None else self.ema
+        """What is evaluated and exported: the moving average of parameters where there is one, and statistics."""
+        return {**(self.params if self.ema is None else self.ema), **(self.stats or {})}
 
 
-Begin = Callable[[Params], TrainState]  # trainable parameters -> the state at step 0
+# (trainable parameters, statistics that are not frozen) -> the state at step 0
+Begin = Callable[[Params, Params], TrainState]
 
 
 @dataclass(frozen=True)
@@ -53,24 +55,20 @@ class Placement:
     state: TrainState  # of shardings
 
 
-def frozen_paths(patterns: Sequence[str], paths: Sequence[str]) -> frozenset[str]:
-    """The paths that the patterns freeze; something must be left to train."""
-    frozen = select(patterns, paths, "train.freeze")
-    if len(frozen) == len(paths):
+def frozen_paths(patterns: Sequence[str], template: Template) -> frozenset[str]:
+    """The paths that the patterns freeze, statistics too; something must be left to train."""
+    frozen = select(patterns, template.keys, "train.freeze")
+    if not set(template.keys) - template.stats - frozen:
         raise ConfigError("train.freeze: every parameter is frozen; leave something to train, such as head/**")
     return frozen
 
 
 def place(
-    mesh: Mesh,
-    template: Template,
-    axes: Mapping[str, tuple[str, ...]],
-    trainable: Sequence[str],
-    begin: Begin,
+    mesh: Mesh, template: Template, axes: Mapping[str, tuple[str, ...]], frozen: frozenset[str], begin: Begin
 ) -> Placement:
     """Shardings of parameters and all state, explicit: otherwise the step would compile twice."""
     params = param_shardings(mesh, axes, template.shapes)
-    state = like_params(abstract_state(template, trainable, begin), params, template.shapes, mesh)
+    state = like_params(abstract_state(template, frozen, begin), params, template.shapes, mesh)
     return Placement(mesh, params, state)
 
 
@@ -78,22 +76,30 @@ def beginning(optimizer: optax.GradientTransformation, section: TrainSection) ->
     """What makes a state at step 0 of trainable parameters, with what the settings need besides."""
     guard = section.spikes is not None or section.non_finite == "skip"
 
-    def begin(params: Params) -> TrainState:
+    def begin(params: Params, stats: Params) -> TrainState:
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt=optimizer.init(params),
             ema=None if section.ema is None else jax.tree.map(jnp.copy, params),
             guard=Guard.begin(section.spikes.window if section.spikes else 1) if guard else None,
+            stats=stats or None,
         )
 
     return begin
 
 
-def abstract_state(template: Template, trainable: Sequence[str], begin: Begin) -> TrainState:
+def abstract_state(template: Template, frozen: frozenset[str], begin: Begin) -> TrainState:
     """The state as shapes and types alone."""
-    params = {p: jax.ShapeDtypeStruct(template.shapes[p], jnp.float32) for p in sorted(trainable)}
-    return jax.eval_shape(begin, params)
+    shapes = {p: jax.ShapeDtypeStruct(template.shapes[p], jnp.float32) for p in sorted(template.keys)}
+    return jax.eval_shape(begin, *_moving(shapes, template, frozen))
+
+
+def _moving(params: Mapping[str, Any], template: Template, frozen: frozenset[str]) -> tuple[dict, dict]:
+    """(those that are trained, the statistics that passes move) of all that a model has."""
+    free = {p: a for p, a in params.items() if p not in frozen}
+    kinds = {kind: {p: a for p, a in free.items() if (p in template.stats) is kind} for kind in (False, True)}
+    return kinds[False], kinds[True]
 
 
 def initial_state(
@@ -107,7 +113,7 @@ def initial_state(
 ) -> tuple[TrainState, Params]:
     """(state, frozen parameters) at step 0: loaded where a checkpoint had them, else drawn from the seed.
 
-    Trainable parameters are float32 (C20); frozen ones have the type of the arithmetic.
+    Trainable parameters and statistics are float32 (C20); frozen parameters have the type of the arithmetic.
     """
     missing = [p for p in template.keys if p not in loaded]
     shardings = {p: placement.params[p] for p in missing}
@@ -117,6 +123,6 @@ def initial_state(
         {p: placement.params[p] for p in loaded},
     )
     params = {p: (drawn | held)[p] for p in sorted(template.keys)}
-    trainable = {p: a for p, a in params.items() if p not in frozen}
-    fixed = {p: a.astype(compute_dtype) for p, a in params.items() if p in frozen}
-    return jax.jit(begin, out_shardings=placement.state)(trainable), fixed
+    types = {p: jnp.float32 if p in template.stats else compute_dtype for p in frozen}
+    fixed = {p: a.astype(types[p]) for p, a in params.items() if p in frozen}
+    return jax.jit(begin, out_shardings=placement.state)(*_moving(params, template, frozen)), fixed

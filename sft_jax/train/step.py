@@ -17,7 +17,7 @@ from jaxtyping import Array, PRNGKeyArray
 from sft_jax.config.training import TrainSection
 from sft_jax.mesh import batch_sharding, replicated
 from sft_jax.nn import random
-from sft_jax.nn.template import Params, Template, crc
+from sft_jax.nn.template import Moving, Params, Template, crc
 from sft_jax.tasks.task import Counts, Ratio, Task
 from sft_jax.train.state import Placement, TrainState
 
@@ -46,34 +46,39 @@ def make_train_step(
     """(state, frozen, batch) -> (state, metrics). Dropout masks depend on seed, step and microbatch alone."""
     accumulate = section.accumulate
 
-    def total(params: Params, frozen: Params, batch: Arrays, key: PRNGKeyArray) -> tuple[Array, Ratio]:
-        model = bind(template, params, frozen, compute_dtype)
+    def total(params: Params, stats: Params, frozen: Params, batch: Arrays, key: PRNGKeyArray) -> Any:
+        moving = {path: Moving(array) for path, array in stats.items()}
+        model = bind(template, {**params, **frozen, **moving}, compute_dtype)
         outputs = model(batch, key=random.from_jax(key))
         loss = task.loss(outputs, batch)
         if section.r_drop:
             again = model(batch, key=random.from_jax(jax.random.fold_in(key, crc("r-drop"))))
             apart = task.divergence(outputs, again, batch).total  # divided by the weight of the loss, as all is
             loss = Ratio((loss.total + task.loss(again, batch).total) / 2 + section.r_drop * apart, loss.weight)
-        return loss.total, loss
+        return loss.total, (loss, {path: held.moved for path, held in moving.items()})
 
     gradient = jax.grad(total, has_aux=True)
 
-    def summed(params: Params, frozen: Params, batch: Arrays, key: PRNGKeyArray) -> tuple[Params, Ratio]:
+    def summed(
+        params: Params, stats: Params, frozen: Params, batch: Arrays, key: PRNGKeyArray
+    ) -> tuple[Params, Ratio, Params]:
         if accumulate == 1:
-            return gradient(params, frozen, batch, key)
+            totals, (loss, stats) = gradient(params, stats, frozen, batch, key)
+            return totals, loss, stats
 
         def add(carry, item):
-            number, part = item
-            found = gradient(params, frozen, part, jax.random.fold_in(key, number))
-            return jax.tree.map(jnp.add, carry, found), None
+            (*before, stats), (number, part) = carry, item
+            totals, (loss, stats) = gradient(params, stats, frozen, part, jax.random.fold_in(key, number))
+            return (*jax.tree.map(jnp.add, tuple(before), (totals, loss)), stats), None
 
-        nothing = (jax.tree.map(jnp.zeros_like, params), Ratio(jnp.zeros(()), jnp.zeros(())))
+        nothing = (jax.tree.map(jnp.zeros_like, params), Ratio(jnp.zeros(()), jnp.zeros(())), stats)
         parts = {name: microbatches(array, accumulate) for name, array in batch.items()}
         return jax.lax.scan(add, nothing, (jnp.arange(accumulate), parts))[0]
 
     def train_step(state: TrainState, frozen: Params, batch: Arrays) -> tuple[TrainState, Metrics]:
         stream = jax.random.fold_in(jax.random.key(seed), crc("dropout"))
-        totals, loss = summed(state.params, frozen, batch, jax.random.fold_in(stream, state.step))
+        key = jax.random.fold_in(stream, state.step)
+        totals, loss, stats = summed(state.params, state.stats or {}, frozen, batch, key)
         gradients = jax.tree.map(lambda g: g / jnp.where(loss.weight > 0, loss.weight, 1), totals)
         updates, opt = optimizer.update(gradients, state.opt, state.params)
         params = jax.tree.map(jnp.add, state.params, updates)
@@ -83,7 +88,8 @@ def make_train_step(
             "tokens": (batch["segment_ids"] > 0).sum(),
             "documents": (batch["weight"] > 0).sum(),
         }
-        after = TrainState(state.step + 1, params, opt, average(state, params, section.ema), state.guard)
+        ema = average(state, params, section.ema)
+        after = TrainState(state.step + 1, params, opt, ema, state.guard, stats or None)
         if state.guard is not None:
             take, guard = state.guard.judge(loss.value, metrics["grad_norm"], section)
             kept = replace(state, step=after.step)
@@ -109,7 +115,7 @@ def make_eval_step(
     """(params, frozen, batch, tally so far) -> (tally, what is kept of the outputs); without a tally, it begins one."""
 
     def eval_step(params: Params, frozen: Params, batch: Arrays, tally: Tally | None) -> tuple[Tally, Array]:
-        outputs = bind(template, params, frozen, compute_dtype)(batch)
+        outputs = bind(template, {**params, **frozen}, compute_dtype)(batch)
 
         def of_group(number: Array) -> Counts:
             return task.count(outputs, {**batch, "weight": batch["weight"] * (batch["group"] == number)})
@@ -120,9 +126,9 @@ def make_eval_step(
     return eval_step
 
 
-def bind(template: Template, params: Params, frozen: Params, compute_dtype: jnp.dtype) -> Any:
-    """The module, with all parameters in the type of the arithmetic."""
-    return template.bind({p: a.astype(compute_dtype) for p, a in {**params, **frozen}.items()})
+def bind(template: Template, params: Mapping[str, Any], compute_dtype: jnp.dtype) -> Any:
+    """The module, with all parameters in the type of the arithmetic; statistics stay as they are."""
+    return template.bind({p: a if p in template.stats else a.astype(compute_dtype) for p, a in params.items()})
 
 
 def microbatches(array: Array, count: int) -> Array:

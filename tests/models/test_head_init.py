@@ -29,7 +29,7 @@ model = build_model(checkpoint.config, Head("sequence_classification", 3), "tiny
 matched, arrays = load_model(model, checkpoint)
 paths = model.template.keys
 begin = beginning(build_optimizer(OptimSection(), 10, paths), TrainSection())
-placement = place(make_mesh(MeshSection()), model.template, model.table.axes, paths, begin)
+placement = place(make_mesh(MeshSection()), model.template, model.table.axes, frozenset(), begin)
 state, _ = initial_state(model.template, arrays, frozenset(), begin, placement, int(sys.argv[2]), jnp.dtype("float32"))
 for path in paths:
     kind = "new" if path in matched.initialised else "old"

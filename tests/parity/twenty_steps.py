@@ -37,7 +37,7 @@ def our_losses(
     mesh, paths = make_mesh(MeshSection(data=1)), model.template.keys
     optimizer = build_optimizer(section, STEPS, paths)
     begin = beginning(optimizer, TrainSection())
-    placement = place(mesh, model.template, model.table.axes, paths, begin)
+    placement = place(mesh, model.template, model.table.axes, frozenset(), begin)
     state, frozen = initial_state(model.template, params, frozenset(), begin, placement, 0, jnp.dtype("float32"))
     settings = {"section": TrainSection(), "compute_dtype": jnp.dtype("float32"), "seed": 0}
     program = train_program(make_train_step(model.template, task, optimizer, **settings), placement, state, frozen)

@@ -74,7 +74,7 @@ def stepper(section: TrainSection):
     mesh = meshes.make_mesh(MeshSection(data=1))
     template, optimizer = Template.of(Line()), optax.adam(0.1)
     begin = beginning(optimizer, section)
-    placement = place(mesh, template, {"line/kernel": (".", "."), "line/bias": (".",)}, template.keys, begin)
+    placement = place(mesh, template, {"line/kernel": (".", "."), "line/bias": (".",)}, frozenset(), begin)
     state, frozen = initial_state(template, {}, frozenset(), begin, placement, 0, jnp.dtype("float32"))
     task = SimpleNamespace(loss=lambda out, batch: Ratio((out**2).sum(), batch["weight"].sum()))
     step = make_train_step(template, task, optimizer, section=section, compute_dtype=jnp.dtype("float32"), seed=0)

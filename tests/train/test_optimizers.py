@@ -132,7 +132,7 @@ def test_any_optimizer_trains_sharded(name: str, options: dict):
     optimizer = build_optimizer(OptimSection(name=name, options=options, lr=0.01), 10, template.keys)
     section = TrainSection(accumulate=2)
     begin = beginning(optimizer, section)
-    placement = place(mesh, template, axes, template.keys, begin)
+    placement = place(mesh, template, axes, frozenset(), begin)
     state, frozen = initial_state(template, {}, frozenset(), begin, placement, 0, jnp.dtype("float32"))
     task = SimpleNamespace(loss=lambda out, batch: Ratio((out**2).sum(), batch["weight"].sum()))
     step = make_train_step(template, task, optimizer, section=section, compute_dtype=jnp.dtype("float32"), seed=0)
