@@ -237,7 +237,7 @@ def sampler(run: Run) -> Callable[[Params], list[dict[str, Any]]] | None:
         return None
     texts = [column[:count] for column in rows.texts]
     prompts = task.prompt(texts, run.tokenizer, run.config.data.max_length)
-    generator = Generator(run.model, task.generation, tuple(task.stops(run.tokenizer)), run.dtype)
+    generator = Generator(run.model, task.generation, tuple(task.stops(run.tokenizer)), dtype=run.dtype)
     asked = [run.tokenizer.fast.decode(ids, skip_special_tokens=True) for ids in prompts.ids()]
 
     def answered(params: Params) -> list[dict[str, Any]]:

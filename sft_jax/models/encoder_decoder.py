@@ -29,7 +29,7 @@ from sft_jax.nn.heads import LazyLogits
 from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, RMSNorm, dropout
 from sft_jax.nn.random import Key, split
 from sft_jax.nn.stack import Stack
-from sft_jax.nn.template import Normal, param, zeros
+from sft_jax.nn.template import Moving, Normal, param, stat, zeros
 
 # The largest numbers that are taken from a `config.json`, so that none makes a million layers; others are below 2^31.
 MOST = {
@@ -60,6 +60,7 @@ class EncoderDecoderConfig:
     encoder_mlp_size: int
     decoder_mlp_size: int
     start: int  # the token that every target is begun with
+    fixed: int | None  # a token whose vector is not trained where it is read: the padding of Marian, and its `start`
     num_positions: int  # of sinusoids; 0: none are added
     buckets: int  # of distances between tokens, each with a bias for each head; 0: none are told apart
     max_distance: int  # from which on all are alike
@@ -93,8 +94,8 @@ class EncoderDecoderConfig:
 
 def limits(config: EncoderDecoderConfig) -> dict[str, int]:
     """The numbers that the tables of a model can be asked for: each below its limit; distances have none."""
-    positions = config.num_positions or 2**31 - 1
-    sides = {"input_ids": config.vocab_size, "position_ids": positions}
+    positions = {"position_ids": config.num_positions} if config.num_positions else {}
+    sides = {"input_ids": config.vocab_size, **positions}
     return {**sides, **{f"decoder_{name}": limit for name, limit in sides.items()}}
 
 
@@ -159,15 +160,16 @@ class Embeddings(nnx.Module):
     """Words of both sides, scaled, and the sinusoids of their positions where the family has them."""
 
     def __init__(self, config: EncoderDecoderConfig):
-        std = config.init_std
-        self.word = Embed(config.vocab_size, config.size, Normal(std))
-        self.scale, self.rate = config.embed_scale, config.dropout
+        self.word = Embed(config.vocab_size, config.size, Normal(config.init_std))
+        self.scale, self.rate, self.fixed = config.embed_scale, config.dropout, config.fixed
         self.positions = (config.num_positions, config.size)
 
     def __call__(
         self, ids: Int[Array, "r t"], positions: Int[Array, "r t"], key: Key | None
     ) -> Float[Array, "r t e"]:
         words = self.word(ids)
+        if self.fixed is not None:
+            words = jnp.where((ids == self.fixed)[..., None], jax.lax.stop_gradient(words), words)
         x = words * jnp.asarray(self.scale, words.dtype)
         if self.positions[0]:
             x = x + jnp.take(jnp.asarray(sinusoids(*self.positions), x.dtype), positions, axis=0)
@@ -346,12 +348,13 @@ class VocabularyHead(nnx.Module):
 
     def __init__(self, config: EncoderDecoderConfig):
         self.embedding = None if config.tied else param((config.vocab_size, config.size), Normal(config.init_std))
-        self.bias = param((config.vocab_size,), zeros) if config.logit_bias else None
+        self.bias = stat((config.vocab_size,), zeros) if config.logit_bias else None
         self.scale = config.logit_scale
 
     def __call__(self, hidden: Float[Array, "r t e"], words: Embed) -> LazyLogits:
         table = words.embedding[...] if self.embedding is None else self.embedding[...]
-        bias = None if self.bias is None else jax.lax.stop_gradient(self.bias[...])
+        bias: Any = None if self.bias is None else self.bias.get_value()
+        bias = bias.value if isinstance(bias, Moving) else bias
         return LazyLogits(hidden * jnp.asarray(self.scale, hidden.dtype), table, bias)
 
 

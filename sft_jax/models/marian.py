@@ -39,6 +39,7 @@ def configure(config: dict[str, Any], dropout: float | None) -> EncoderDecoderCo
         encoder_mlp_size=config["encoder_ffn_dim"],
         decoder_mlp_size=config["decoder_ffn_dim"],
         start=config["decoder_start_token_id"],
+        fixed=config.get("pad_token_id"),
         num_positions=whole(config, "max_position_embeddings"),
         buckets=0,
         max_distance=1,

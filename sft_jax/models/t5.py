@@ -28,6 +28,7 @@ def configure(config: dict[str, Any], dropout: float | None) -> EncoderDecoderCo
         encoder_mlp_size=config["d_ff"],
         decoder_mlp_size=config["d_ff"],
         start=config.get("decoder_start_token_id", config.get("pad_token_id", 0)),
+        fixed=None,
         num_positions=0,
         buckets=whole(config, "relative_attention_num_buckets", 32),
         max_distance=whole(config, "relative_attention_max_distance", 128),
