@@ -46,3 +46,6 @@ class Rules:
     first: int | None = None  # what an answer begins with
     last: int | None = None  # what an answer ends with that is as long as it may be
     least: int = 0  # tokens before an answer may end
+
+
+ANYTHING = Rules()

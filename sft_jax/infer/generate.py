@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from sft_jax.config.generation import Generation, Rules
+from sft_jax.config.generation import ANYTHING, Generation, Rules
 from sft_jax.data.batch import Encoded, thresholds, up_to
 from sft_jax.data.text import TextTokenizer
 from sft_jax.errors import ConfigError
@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 
     def record(self, tokenizer: TextTokenizer) -> dict[str, Any]:
         """`{"answer": ..., "tokens": ..., "stopped": ..., "score": ...}`."""
-        text = tokenizer.fast.decode(self.ids, skip_special_tokens=True)
+        text = tokenizer.writer.decode(self.ids, skip_special_tokens=True)
         return {"answer": text, "tokens": len(self.ids), "stopped": self.stopped, "score": round(self.score, 6)}
 
 
@@ -48,7 +48,7 @@ class Generator:
     model: Model
     section: Generation
     stop: tuple[int, ...]  # tokens that end an answer
-    rules: Rules = Rules()  # which tokens may stand where besides
+    rules: Rules = ANYTHING  # which tokens may stand where besides
     dtype: Any = jnp.float32  # of the arithmetic
 
     def __call__(self, params: Params, prompts: Encoded, batch_size: int) -> Iterator[Answer]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sft_jax.config.generation import Generation, Rules
+from sft_jax.config.generation import ANYTHING, Generation, Rules
 
 Cache = Any  # a pytree of arrays with the rows first
 Forward = Callable[[Int[Array, " r"], Int[Array, " r"], Int[Array, ""], Cache], tuple[Float[Array, "r v"], Cache]]
@@ -67,7 +67,7 @@ def search(
     numbers: Int[Array, " b"],
     section: Generation,
     stop: Sequence[int],
-    rules: Rules = Rules(),
+    rules: Rules = ANYTHING,
 ) -> Found:
     """Answers to prompts whose last tokens gave these logits; `lengths` has the position of each answer's first token.
 

@@ -164,9 +164,7 @@ class Embeddings(nnx.Module):
         self.scale, self.rate, self.fixed = config.embed_scale, config.dropout, config.fixed
         self.positions = (config.num_positions, config.size)
 
-    def __call__(
-        self, ids: Int[Array, "r t"], positions: Int[Array, "r t"], key: Key | None
-    ) -> Float[Array, "r t e"]:
+    def __call__(self, ids: Int[Array, "r t"], positions: Int[Array, "r t"], key: Key | None) -> Float[Array, "r t e"]:
         words = self.word(ids)
         if self.fixed is not None:
             words = jnp.where((ids == self.fixed)[..., None], jax.lax.stop_gradient(words), words)
@@ -211,9 +209,7 @@ class Attention(nnx.Module):
         self, x: Float[Array, "r q e"], seen: KeysValues, view: View, key: Key | None
     ) -> Float[Array, "r q e"]:
         queries = self._by_head(self.q(x))
-        mixed = attend(
-            queries, *seen, view.visible, scale=self.scale, bias=view.bias, rate=self.rate, key=key
-        )
+        mixed = attend(queries, *seen, view.visible, scale=self.scale, bias=view.bias, rate=self.rate, key=key)
         return self.o(mixed.reshape(*x.shape[:2], -1))
 
     def _by_head(self, x: Float[Array, "r t hd"]) -> Float[Array, "r t h d"]:
@@ -325,9 +321,7 @@ class Side(nnx.Module):
 
     def __init__(self, config: EncoderDecoderConfig, *, encodes: bool):
         layers, heads = (
-            (config.encoder_layers, config.encoder_heads)
-            if encodes
-            else (config.decoder_layers, config.decoder_heads)
+            (config.encoder_layers, config.encoder_heads) if encodes else (config.decoder_layers, config.decoder_heads)
         )
         self.blocks = Stack(layers, lambda _: EncoderBlock(config) if encodes else DecoderBlock(config))
         self.distances = Distances(config, heads, both_ways=encodes) if config.buckets else None

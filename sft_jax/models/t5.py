@@ -14,7 +14,7 @@ def configure(config: dict[str, Any], dropout: float | None) -> EncoderDecoderCo
     """The encoder and decoder that a T5 `config.json` describes."""
     size, width, layers = whole(config, "d_model"), whole(config, "d_kv"), config["num_layers"]
     # Version 1.1 has a head of its own and does not scale; newer files say the second and not the first.
-    tied = config.get("tie_word_embeddings", True) is not False and config.get("scale_decoder_outputs", True) is not False
+    tied = all(config.get(name, True) is not False for name in ("tie_word_embeddings", "scale_decoder_outputs"))
     gated, activation = _feed_forward(config.get("feed_forward_proj", "relu"))
     rate = config.get("dropout_rate", 0.1) if dropout is None else dropout
     return EncoderDecoderConfig(
