@@ -15,7 +15,7 @@ from sft_jax.errors import ConfigError, DataError, ModelError, did_you_mean, lis
 from sft_jax.models.family import Model
 from sft_jax.tasks.labels import names_in
 from sft_jax.tasks.task import Audit, Examples, Task
-from sft_jax.weights.table import Matched
+from sft_jax.weights.table import Anew, Matched
 
 MOST_LOST = 0.5  # share of the documents of a split; if more are lost, it is the length or the rows that are wrong
 
@@ -84,11 +84,13 @@ def ids(model: Model, data: Mapping[str, Encoded]) -> None:
                 )
 
 
-def begins_with_new_head(section: ModelSection, model: Model, config: Mapping[str, Any]) -> bool:
-    """Whether the head of a checkpoint, if it has one, is not for this task: by request, or by its class."""
+def begins_anew(section: ModelSection, model: Model, config: Mapping[str, Any]) -> Anew:
+    """What of a checkpoint is left where it is: all by request; its head by request, or if its class is for others."""
     classes = config.get("architectures")
     other = isinstance(classes, list) and not all(model.is_class(str(name)) for name in classes)
-    return section.head == "new" or other
+    if section.weights == "random":
+        return "all"
+    return "head" if section.head == "new" or other else "nothing"
 
 
 def head(task: Task, matched: Matched, config: Mapping[str, Any]) -> None:

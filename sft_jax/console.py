@@ -148,7 +148,7 @@ def _model(run: Run) -> dict[str, str]:
     config = run.checkpoint.config
     facts = {
         "checkpoint": f"{run.config.model.source} ({config['model_type']}, {len(matched.loaded)} tensors loaded)",
-        "initialised": ", ".join(matched.initialised) or "nothing",
+        "initialised": (", ".join(matched.initialised) or "nothing") if matched.loaded else "all of it",
         "ignored": ", ".join(matched.ignored) or "nothing",
     }
     frozen = count({p: shapes[p] for p in run.frozen})

@@ -100,5 +100,5 @@ def _check(config: dict[str, Any], fresh: Path, where: str) -> list[str]:
     if kind not in FAMILIES:
         return [f"model type {kind!r:.40} is not known here, so names and shapes were not checked"]
     model = build_model(config, Head("sequence_classification", 2), where)
-    match(model.table, model.template.shapes, open_checkpoint(fresh).shapes, where, new_head=True)
+    match(model.table, model.template.shapes, open_checkpoint(fresh).shapes, where, anew="head")
     return []

@@ -110,7 +110,9 @@ def prepare(config: Config) -> Run:
     trackers.check(config.report)
     mesh = meshes.make_mesh(config.mesh)
     task, rows, report = _rows(config)
-    checkpoint = open_checkpoint(find(assets.resolve(config.model.source), config.model.revision))
+    pretrained = config.model.weights == "pretrained"
+    found = find(assets.resolve(config.model.source), config.model.revision, weights=pretrained)
+    checkpoint = open_checkpoint(found, weights=pretrained)
     noise = config.model.embedding_noise
     model = build_model(checkpoint.config, task.head, config.model.source, config.model.dropout, noise)
     checks.length(config.data.max_length, model, config.model.source)
@@ -120,8 +122,8 @@ def prepare(config: Config) -> Run:
     task = task.fit(data["train"])
     checks.ids(model, data)
     audit = checks.audit(task, Examples(data["train"], rows["train"].texts, rows["train"].targets), tokenizer)
-    new_head = checks.begins_with_new_head(config.model, model, checkpoint.config)
-    matched = match(model.table, model.template.shapes, checkpoint.shapes, str(checkpoint.directory), new_head=new_head)
+    anew = checks.begins_anew(config.model, model, checkpoint.config)
+    matched = match(model.table, model.template.shapes, checkpoint.shapes, str(checkpoint.directory), anew=anew)
     checks.head(task, matched, checkpoint.config)
     batches, evals = _batches(config, mesh, rows, data, tokenizer)
     frozen = frozen_paths(config.train.freeze, model.template)
@@ -169,8 +171,8 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> Run:
 
 def initial(run: Run) -> tuple[TrainState, Params]:
     """(state, frozen parameters) before the first step: the weights are read here."""
-    new_head = checks.begins_with_new_head(run.config.model, run.model, run.checkpoint.config)
-    _, arrays = load_model(run.model, run.checkpoint, new_head=new_head)
+    anew = checks.begins_anew(run.config.model, run.model, run.checkpoint.config)
+    _, arrays = load_model(run.model, run.checkpoint, anew=anew)
     return initial_state(
         run.model.template,
         arrays,

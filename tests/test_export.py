@@ -195,7 +195,7 @@ def test_a_gguf_file_becomes_a_directory(tmp_path):
     write_gguf(tmp_path / "model.gguf", tokenizer={"pre": "smollm"})
     before, task = open_checkpoint(tmp_path / "model.gguf"), task_of()
     model = build_model(before.config, task.head, "model.gguf")
-    matched, params = load_model(model, before, new_head=True)
+    matched, params = load_model(model, before, anew="head")
     head = {path: np.ones(model.template.shapes[path], np.float32) for path in matched.initialised}
     export_model(tmp_path / "out", model, {**params, **head}, before.config, task, before.directory, 24, "card")
     assert {file.name for file in (tmp_path / "out").iterdir()} == {

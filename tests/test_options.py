@@ -360,6 +360,7 @@ EFFECTS = {
     "Seeds.dropout": Effect("1", step_text, ("model.dropout=0.5",)),
     "ModelSection.source": Effect("HEAD", lambda run: run.checkpoint.digest()),
     "ModelSection.revision": Effect("abc123", lambda run: CALLS[-1], FROM_HUB),
+    "ModelSection.weights": Effect("random", lambda run: sorted(run.matched.loaded)),
     "ModelSection.head": Effect("new", lambda run: run.matched.initialised, HEAD),
     "ModelSection.dropout": Effect("0.5", step_text),
     "ModelSection.embedding_noise": Effect("5", step_text),

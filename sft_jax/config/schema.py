@@ -57,6 +57,8 @@ class ModelSection(Section):
     """A local directory, a hub name such as `bert-base-uncased`, or a packaged asset such as `asset:minilm`."""
     revision: str | None = None
     """Branch, tag or commit on the hub; a commit makes the run reproducible."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """`random` begins from `seed.init` and takes only sizes and tokenizer from the source: to learn from scratch."""
     head: Literal["auto", "new"] = "auto"
     """`auto` keeps a head of the right kind that the checkpoint holds, `new` always begins with a fresh one."""
     dropout: Share | None = None

@@ -47,7 +47,10 @@ class Shape(NamedTuple):
 class Lazy(Protocol):
     """What is made of documents when a batch is, an array of one shape for each; goes to workers by pickle."""
 
-    digest: str  # sha256 of all that it is made of
+    @property
+    def digest(self) -> str:
+        """The sha256 of all that it is made of."""
+        ...
 
     def __call__(self, documents: np.ndarray, visits: np.ndarray | None) -> np.ndarray:
         """[k, ...] of these documents; `visits` says how often each was read before, None that nothing is drawn."""

@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sft_jax.errors import ModelError
 from sft_jax.models.family import Head, check_activation, check_fields
 from sft_jax.nn.attention import attend, earlier, same_segment
-from sft_jax.nn.heads import LastTokenHead, LazyLogits, TokenHead
+from sft_jax.nn.heads import LastTokenHead, LazyLogits, TokenHead, features_of
 from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, RMSNorm, dropout, noisy
 from sft_jax.nn.random import Key, split
 from sft_jax.nn.rope import Rope, Turns, turn, turns
@@ -301,7 +301,7 @@ class Block(nnx.Module):
 class Decoder(nnx.Module):
     """Embeddings, blocks, a last norm and a head; `head` is None for logits over the vocabulary."""
 
-    def __init__(self, config: DecoderConfig, head: nnx.Module | None):
+    def __init__(self, config: DecoderConfig, head: Any):
         self.embed = Embeddings(config)
         self.blocks = Stack(config.num_layers, lambda number: Block(config, config.layers[number]))
         self.norm = make_norm(config, config.size)
@@ -313,7 +313,16 @@ class Decoder(nnx.Module):
 
     def __call__(self, batch: dict[str, Array], *, key: Key | None = None) -> Float[Array, "r n_or_t c"] | LazyLogits:
         """Logits for each document slot of each row, or for each token; where there is none they hold no meaning."""
-        embed_key, blocks_key, head_key = split(key, 3)
+        if self.on_vocabulary:
+            return self._logits(self._hidden(batch, key))
+        return self.head(features_of(self, batch, key), batch, split(key, 3)[2]).astype(jnp.float32)
+
+    def features(self, batch: dict[str, Array], key: Key | None) -> Float[Array, "r n_or_t e"]:
+        """What a head on documents or tokens reads."""
+        return self.head.pool(self._hidden(batch, key), batch)
+
+    def _hidden(self, batch: dict[str, Array], key: Key | None) -> Float[Array, "r t e"]:
+        embed_key, blocks_key, _ = split(key, 3)
         positions, own = batch["position_ids"], same_segment(batch["segment_ids"])
         lengths = own.sum(axis=-1)
         x = self.embed(batch["input_ids"], positions, lengths, embed_key)
@@ -321,8 +330,7 @@ class Decoder(nnx.Module):
             kind: View(own & earlier(positions, positions, kind.window), self._turns(kind, positions, lengths, x.dtype))
             for kind in self.kinds
         }
-        x = self.norm(self.blocks(x, views, key=blocks_key))
-        return self._logits(x) if self.on_vocabulary else self.head(x, batch, head_key).astype(jnp.float32)
+        return self.norm(self.blocks(x, views, key=blocks_key))
 
     def cached(
         self, ids: Int[Array, "b s"], positions: Int[Array, "b s"], cache: Cache, at: Int[Array, ""] | int

@@ -5,6 +5,7 @@ Letters: r rows of the batch, t tokens in a row, e size of the hidden states. A 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -13,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sft_jax.errors import ModelError
 from sft_jax.models.family import check_activation, check_fields
 from sft_jax.nn.attention import attend, same_segment
+from sft_jax.nn.heads import features_of
 from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, dropout, noisy
 from sft_jax.nn.random import Key, split
 from sft_jax.nn.stack import Stack
@@ -131,14 +133,17 @@ class Block(nnx.Module):
 class Encoder(nnx.Module):
     """Embeddings, blocks and a head."""
 
-    def __init__(self, config: EncoderConfig, head: nnx.Module):
+    def __init__(self, config: EncoderConfig, head: Any):
         self.embed = Embeddings(config)
         self.blocks = Stack(config.num_layers, lambda number: Block(config))
         self.head = head
 
     def __call__(self, batch: dict[str, Array], *, key: Key | None = None) -> Float[Array, "r n_or_t c"]:
         """Logits for each document slot of each row, or for each token; where there is none they hold no meaning."""
-        embed_key, blocks_key, head_key = split(key, 3)
+        return self.head(features_of(self, batch, key), batch, split(key, 3)[2]).astype(jnp.float32)
+
+    def features(self, batch: dict[str, Array], key: Key | None) -> Float[Array, "r n_or_t e"]:
+        """What the head reads."""
+        embed_key, blocks_key, _ = split(key, 3)
         visible = same_segment(batch["segment_ids"])
-        x = self.blocks(self.embed(batch, visible, embed_key), visible, key=blocks_key)
-        return self.head(x, batch, head_key).astype(jnp.float32)
+        return self.head.pool(self.blocks(self.embed(batch, visible, embed_key), visible, key=blocks_key), batch)

@@ -17,7 +17,7 @@ from sft_jax.errors import ModelError, did_you_mean
 from sft_jax.nn.layers import ACTIVATIONS
 from sft_jax.nn.template import Template
 from sft_jax.weights.files import Checkpoint
-from sft_jax.weights.table import Matched, Table, check_covers, load, match
+from sft_jax.weights.table import Anew, Matched, Table, check_covers, load, match
 
 # Name in `config.json` ("model_type") -> the file in this folder. One line a family.
 FAMILIES = {
@@ -114,11 +114,11 @@ def build_model(
 
 
 def load_model(
-    model: Model, checkpoint: Checkpoint, *, new_head: bool = False
+    model: Model, checkpoint: Checkpoint, *, anew: Anew = "nothing"
 ) -> tuple[Matched, dict[str, np.ndarray]]:
     """What a checkpoint holds of a model, and those numbers in our layout."""
     where = str(checkpoint.directory)
-    matched = match(model.table, model.template.shapes, checkpoint.shapes, where, new_head=new_head)
+    matched = match(model.table, model.template.shapes, checkpoint.shapes, where, anew=anew)
     return matched, load(model.table, matched, checkpoint.read)
 
 

@@ -1,25 +1,42 @@
 """Heads: from hidden states to what a task's loss reads. Their names on disk belong to the families.
 
 Letters: r rows, t tokens in a row, n document slots in a row, e size of the hidden states, c outputs, v vocabulary. A
-head takes the hidden states, the batch and a key for dropout, and picks what it needs.
+head takes features, the batch and a key for dropout. Features are what it reads of the hidden states, `pool`: those of
+one token of each document, or all of them. Where all below a head stays as it is, they are computed once.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from sft_jax.nn.layers import Linear, dropout
 from sft_jax.nn.random import Key, split
 from sft_jax.nn.template import Init
 
 
-def gather_tokens(hidden: Float[Array, "r t e"], places: Int[Array, "r n"]) -> Float[Array, "r n e"]:
-    """The hidden states at `places`: for each of n documents in a row, the token that is pooled."""
-    return jnp.take_along_axis(hidden, places[:, :, None], axis=1)
+def every_token(hidden: Float[Array, "r t e"], batch: Mapping[str, Array]) -> Float[Array, "r t e"]:
+    """All hidden states."""
+    return hidden
+
+
+def first_token(hidden: Float[Array, "r t e"], batch: Mapping[str, Array]) -> Float[Array, "r n e"]:
+    """The hidden states of the first token of each document."""
+    return jnp.take_along_axis(hidden, batch["starts"][:, :, None], axis=1)
+
+
+def last_token(hidden: Float[Array, "r t e"], batch: Mapping[str, Array]) -> Float[Array, "r n e"]:
+    """The hidden states of the last token of each document."""
+    return jnp.take_along_axis(hidden, batch["ends"][:, :, None], axis=1)
+
+
+def features_of(module: Any, batch: Mapping[str, Array], key: Key | None) -> Float[Array, "r n_or_t e"]:
+    """What the head of a module is given: what the batch brings, where it was computed before, or `module.features`."""
+    return batch["features"] if "features" in batch else module.features(batch, key)
 
 
 @jax.tree_util.register_dataclass
@@ -50,18 +67,22 @@ class LazyLogits:
 class TokenHead(nnx.Module):
     """Dropout and linear, on every token."""
 
+    pool = staticmethod(every_token)
+
     def __init__(self, size: int, labels: int, init: Init, rate: float):
         self.out = Linear(size, labels, init)
         self.rate = rate
 
     def __call__(
-        self, hidden: Float[Array, "r t e"], batch: Mapping[str, Array], key: Key | None
+        self, features: Float[Array, "r t e"], batch: Mapping[str, Array], key: Key | None
     ) -> Float[Array, "r t c"]:
-        return self.out(dropout(hidden, self.rate, key))
+        return self.out(dropout(features, self.rate, key))
 
 
 class PooledHead(nnx.Module):
     """Dense, activation, dropout, linear, on the first token of each document."""
+
+    pool = staticmethod(first_token)
 
     def __init__(
         self,
@@ -78,20 +99,22 @@ class PooledHead(nnx.Module):
         self.rate, self.rate_before = rate, rate_before
 
     def __call__(
-        self, hidden: Float[Array, "r t e"], batch: Mapping[str, Array], key: Key | None
+        self, features: Float[Array, "r n e"], batch: Mapping[str, Array], key: Key | None
     ) -> Float[Array, "r n c"]:
         before, after = split(key, 2)
-        pooled = dropout(gather_tokens(hidden, batch["starts"]), self.rate_before, before)
+        pooled = dropout(features, self.rate_before, before)
         return self.out(dropout(self.activation(self.dense(pooled)), self.rate, after))
 
 
 class LastTokenHead(nnx.Module):
     """Linear without a bias, on the last token of each document: the only one that has seen all of it (C24)."""
 
+    pool = staticmethod(last_token)
+
     def __init__(self, size: int, labels: int, init: Init):
         self.out = Linear(size, labels, init, bias=False)
 
     def __call__(
-        self, hidden: Float[Array, "r t e"], batch: Mapping[str, Array], key: Key | None
+        self, features: Float[Array, "r n e"], batch: Mapping[str, Array], key: Key | None
     ) -> Float[Array, "r n c"]:
-        return self.out(gather_tokens(hidden, batch["ends"]))
+        return self.out(features)

@@ -79,10 +79,10 @@ def find(source: str, revision: str | None = None, *, weights: bool = True) -> P
         ) from None
 
 
-def open_checkpoint(directory: Path) -> Checkpoint:
+def open_checkpoint(directory: Path, *, weights: bool = True) -> Checkpoint:
     """Open a directory, reading headers only; raises ModelError for pickles, broken files and names that escape.
 
-    A GGUF file is opened as the directory that it was made of.
+    A GGUF file is opened as the directory that it was made of. Without weights, none are looked for.
     """
     if is_gguf(directory):
         from sft_jax.weights.gguf import open_gguf
@@ -90,6 +90,8 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         return open_gguf(directory)
     check_links(directory, WANTED)
     config = read_config(directory)
+    if not weights:
+        return Checkpoint(directory, config, {}, {}, _read_safetensors)
     if (directory / INDEX).is_file():
         files = read_index(directory / INDEX, ".safetensors")
     elif (directory / SINGLE).is_file():

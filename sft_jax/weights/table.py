@@ -7,12 +7,14 @@ table. Knows no family: a table is a tuple of rows handed in.
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
 from sft_jax.errors import ModelError, did_you_mean, listing
 
 Arrays = dict[str, np.ndarray]
+Anew = Literal["nothing", "head", "all"]  # what a checkpoint is not asked for
 MOST_SHOWN = 20  # misfits in one message; near misses are looked up for no more, since each takes a while
 
 
@@ -128,12 +130,12 @@ def match(
     found: Mapping[str, tuple[int, ...]],
     where: str,
     *,
-    new_head: bool = False,
+    anew: Anew = "nothing",
 ) -> Matched:
     """Pair the table with the tensors of a checkpoint (name -> shape); every misfit in one ModelError.
 
-    `shapes` are those of our parameters. A head that the checkpoint lacks, or all of it with `new_head`, is left
-    to be initialised; a backbone must be there in full.
+    `shapes` are those of our parameters. A head that the checkpoint lacks is left to be initialised, and what
+    `anew` says; else a backbone must be there in full.
     """
     names = {_canonical(name, table): name for name in found}
     known = {name for row in table.rows for name in (row.theirs, row.theirs.removeprefix(table.prefix))}
@@ -145,9 +147,9 @@ def match(
         key = row.theirs if row.theirs in names else row.theirs.removeprefix(table.prefix)
         name = names.get(key)
         used.add(key)
-        if name is None or (row.head and new_head):
+        if name is None or anew == "all" or (row.head and anew == "head"):
             initialised.append(row.ours)
-            if not row.head:
+            if not row.head and anew != "all":
                 near = did_you_mean(row.theirs, spare) if len(problems) < MOST_SHOWN else ""
                 problems.append(f"{row.theirs}: not in the checkpoint (needed for {row.ours}){near}")
         elif row.shape(found[name]) != shapes[row.ours]:

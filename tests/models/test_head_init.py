@@ -1,6 +1,7 @@
 """A new head begins from the seed alone: not from the process, the device, the hash seed or the rest of the model."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from sft_jax.models.family import Head, build_model
+from sft_jax.errors import ModelError
+from sft_jax.models.family import Head, build_model, load_model
+from sft_jax.weights.files import open_checkpoint, read_config
 
 # What a run does for a checkpoint without a head, in a process of its own.
 PROGRAM = """
@@ -67,6 +70,19 @@ def test_a_new_head_is_bit_equal_in_two_processes(tiny):
 
 
 @pytest.mark.parametrize("layers", [1, 4])
+def test_random_weights_need_none(tiny, tmp_path):
+    """C23: `model.weights: random` begins from the seed alone, needs no weights in the directory, and reads none."""
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny, bare)
+    (bare / "model.safetensors").unlink()
+    model = build_model(read_config(bare), Head("sequence_classification", 2), str(bare))
+    for source in (tiny, bare):
+        matched, arrays = load_model(model, open_checkpoint(source, weights=False), anew="all")
+        assert not arrays and sorted(matched.initialised) == sorted(model.template.keys)
+    with pytest.raises(ModelError, match=r"no model\.safetensors"):
+        open_checkpoint(bare)
+
+
 def test_a_new_head_does_not_depend_on_the_backbone(layers):
     """C23: the head begins the same under any number of layers, and its kernels differ from each other."""
     here = build_model(TINY, Head("sequence_classification", 3), "tiny").template

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.nn.heads import LastTokenHead, PooledHead, gather_tokens
+from sft_jax.nn.heads import LastTokenHead, PooledHead, first_token
 from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, RMSNorm, noisy
 from sft_jax.nn.random import from_jax
 from sft_jax.nn.template import Normal, Template
@@ -104,7 +104,7 @@ def test_activations_equal_their_definitions(name):
 def test_pooling_reads_the_first_token_of_each_document():
     """C24: each document slot pools the token where its document begins."""
     hidden = jnp.arange(24.0).reshape(2, 4, 3)
-    found = gather_tokens(hidden, jnp.asarray([[0, 2], [3, 0]]))
+    found = first_token(hidden, {"starts": jnp.asarray([[0, 2], [3, 0]])})
     assert (np.asarray(found) == np.asarray([[hidden[0, 0], hidden[0, 2]], [hidden[1, 3], hidden[1, 0]]])).all()
 
 
@@ -112,9 +112,10 @@ def test_the_last_token_of_each_document_is_scored():
     """C24: the head of decoders reads where each document ends, wherever that is, and nothing else."""
     hidden = DRAW.normal(size=(2, 4, 3)).astype(np.float32)
     kernel = DRAW.normal(size=(3, 2)).astype(np.float32)
-    template = Template.of(LastTokenHead(3, 2, Normal(1)))
+    template, batch = Template.of(LastTokenHead(3, 2, Normal(1))), {"ends": jnp.asarray([[1, 3], [0, 2]])}
     assert template.keys == ("out/kernel",)
-    found = template.bind({"out/kernel": kernel})(hidden, {"ends": jnp.asarray([[1, 3], [0, 2]])}, None)
+    head = template.bind({"out/kernel": kernel})
+    found = head(head.pool(hidden, batch), batch, None)
     expected = np.stack([hidden[[0, 0], [1, 3]], hidden[[1, 1], [0, 2]]]) @ kernel
     assert np.abs(found - expected).max() < 1e-5
 

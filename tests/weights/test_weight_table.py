@@ -114,7 +114,7 @@ def test_every_misfit_is_in_one_message(tensors, tmp_path):
 def test_a_missing_layer_is_not_silently_made(tensors, tmp_path):
     """C17: a backbone that is not there in full is refused; nothing of it is ever drawn at random."""
     wrong = {name: tensor for name, tensor in tensors.items() if ".layer.1." not in name}
-    lines = refusal(tmp_path, wrong, new_head=True)
+    lines = refusal(tmp_path, wrong, anew="head")
     assert lines[0] == "bert: checkpoint 'DIR' is not what its config.json says; fetch both again: 16 problems"
     assert all("not in the checkpoint (needed for blocks/1/" in line for line in lines[1:])
 
@@ -135,14 +135,14 @@ def test_a_head_of_another_size(tensors, tmp_path):
         f"  - classifier.weight: shape (16, 2) for head/out/kernel, expected (16, 5){remedy}",
         f"  - classifier.bias: shape (2,) for head/out/bias, expected (5,){remedy}",
     ]
-    matched, arrays = loaded(tmp_path, tensors, labels=5, new_head=True)
+    matched, arrays = loaded(tmp_path, tensors, labels=5, anew="head")
     assert matched.initialised == HEAD_PATHS
     assert sorted([*arrays, *HEAD_PATHS]) == sorted(model_of(5).template.keys)
 
 
 def test_a_new_head_replaces_one_that_fits(tensors, tmp_path):
     """C23: with `model.head=new` not even a head of the right size is used; without it, it is."""
-    assert loaded(tmp_path, tensors, new_head=True)[0].initialised == HEAD_PATHS
+    assert loaded(tmp_path, tensors, anew="head")[0].initialised == HEAD_PATHS
     assert loaded(tmp_path, tensors)[0].initialised == ()
 
 
