@@ -117,14 +117,6 @@ class Cache:
     layers: tuple[tuple[KeysValues, KeysValues], ...]  # (of the answer [b, l], of the source [b, s])
 
 
-def even_share(size: int, *heads: int) -> int:
-    """The size of a head of both sides, where it is the hidden size divided by their number."""
-    if any(size % count for count in heads) or len(set(heads)) > 1:
-        counts = " or ".join(map(str, heads))
-        raise ModelError(f"config.json: hidden size {size} is not divisible by {counts} heads alike; fetch it again")
-    return size // heads[0]
-
-
 def linear(config: EncoderDecoderConfig, inputs: int, outputs: int, scale: float = 1.0) -> Linear:
     """A linear layer of the family; `scale` is of the spread that it begins with."""
     std = config.init_std * scale * (inputs**-0.5 if config.init_by_inputs else 1.0)

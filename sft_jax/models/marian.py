@@ -4,7 +4,7 @@ from typing import Any
 
 from flax import nnx
 
-from sft_jax.models import encoder_decoder
+from sft_jax.models.decoder import even_share
 from sft_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, limits
 from sft_jax.models.family import Family, Head, refuse, whole
 from sft_jax.weights.table import SAME, Layout, Row, Table, linear, norm, over_layers
@@ -14,7 +14,9 @@ ONE_ROW = Layout(lambda a: a[0], lambda a: a[None], lambda shape: shape[1:])  # 
 
 def configure(config: dict[str, Any], dropout: float | None) -> EncoderDecoderConfig:
     """The encoder and decoder that a Marian `config.json` describes."""
+    size, heads = whole(config, "d_model"), whole(config, "encoder_attention_heads")
     plain = {
+        "decoder_attention_heads": heads,
         "share_encoder_decoder_embeddings": True,
         "tie_word_embeddings": True,
         "normalize_before": False,
@@ -25,9 +27,8 @@ def configure(config: dict[str, Any], dropout: float | None) -> EncoderDecoderCo
         "decoder_layerdrop": 0.0,
     }
     refuse(config, "marian", plain)
-    size, heads = whole(config, "d_model"), whole(config, "encoder_attention_heads")
     rates = (("dropout", 0.1), ("attention_dropout", 0.0), ("activation_dropout", 0.0))
-    head_dim = encoder_decoder.even_share(size, heads, whole(config, "decoder_attention_heads"))
+    head_dim = even_share(size, heads)
     return EncoderDecoderConfig(
         vocab_size=config["vocab_size"],
         size=size,
@@ -35,7 +36,7 @@ def configure(config: dict[str, Any], dropout: float | None) -> EncoderDecoderCo
         encoder_layers=config["encoder_layers"],
         decoder_layers=config["decoder_layers"],
         encoder_heads=heads,
-        decoder_heads=config["decoder_attention_heads"],
+        decoder_heads=heads,
         encoder_mlp_size=config["encoder_ffn_dim"],
         decoder_mlp_size=config["decoder_ffn_dim"],
         start=config["decoder_start_token_id"],

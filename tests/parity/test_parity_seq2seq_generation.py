@@ -67,7 +67,11 @@ def theirs(reference: Any, given: Encoded, **settings: Any) -> list[list[int]]:
         ids[row, :length], mask[row, :length] = given.tokens["input_ids"][given.places([row])], 1
     with torch.no_grad():
         found = reference.generate(
-            torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), max_new_tokens=MOST, do_sample=False, **settings
+            torch.from_numpy(ids),
+            attention_mask=torch.from_numpy(mask),
+            max_new_tokens=MOST,
+            do_sample=False,
+            **settings,
         )
     rows = found.numpy()[:, 1:].tolist()
     ends = [next((n for n, token in enumerate(row) if token in ENDS), len(row)) for row in rows]

@@ -34,7 +34,7 @@ def our_losses(
     model: Model, params: Mapping[str, np.ndarray], task: Task, batches: TrainBatches, section: OptimSection = SECTION
 ) -> Figures:
     """By the training step of a run."""
-    mesh, paths = make_mesh(MeshSection(data=1)), model.template.keys
+    mesh, paths = make_mesh(MeshSection(data=1)), sorted(set(model.template.keys) - model.template.stats)
     optimizer = build_optimizer(section, STEPS, paths)
     begin = beginning(optimizer, TrainSection())
     placement = place(mesh, model.template, model.table.axes, frozenset(), begin)
