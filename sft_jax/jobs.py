@@ -90,7 +90,7 @@ def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
     found = resume(checkpoints, run.config.run, partial(restore, run, checkpoints), told.append)
     state, progress = found or (state, Progress())
     program, validate = train_program(run, state, frozen), eval_program(run, state.weights, frozen)
-    answers = _answering(run, "validation")
+    answers = answers_to(run, "validation")
     if meshes.is_first_process():
         sinks += [*_files(run, progress.step), *([screen] if screen else [])]
     for text in told:
@@ -159,7 +159,7 @@ def score(
 
 def _scored(run: Run, split: str, program: step.Program, params: Params, frozen: Params) -> Scores:
     """The same, answers and all."""
-    answering = _answering(run, split)
+    answering = answers_to(run, split)
     return score(run, split, program, params, frozen, answering({**params, **frozen}) if answering else None)
 
 
@@ -241,7 +241,7 @@ def _compile(run: Run, program: step.Program, sinks: list[Sink]) -> None:
     _tell(sinks, f"{text} ({_size(memory.temp_size_in_bytes)} of it temporary)")
 
 
-def _answering(run: Run, split: str) -> Answering | None:
+def answers_to(run: Run, split: str) -> Answering | None:
     """What answers the first rows of a split, of a task that answers in words; only validation shows some."""
     section, data = run.config.eval, run.config.data
     return answering(

@@ -331,7 +331,7 @@ DECODING = ("model.source=DECODER", "task.kind=causal_lm", "data.max_length=120"
 TAGS = ("data.source={kind: files, train: TAGS}", "data.source.test=null", "eval.every=never", "data.max_length=24")
 TAGGING = ("task={kind: token_classification}", *TAGS)
 PAIRS = ("data.source.train=PAIRS", "data.source.validation=PAIRS", "data.source.test=null", "eval.best_metric=loss")
-TRANSLATING = ("model.source=MARIAN", "task.kind=seq2seq", *PAIRS)
+TRANSLATING = ("model.source=MARIAN", "task.kind=seq2seq", "task.generate.max_new_tokens=3", *PAIRS)
 DRAWING = (*DECODING, "task.generate.temperature=2.0")
 COMPLETING, TALKING = (*DECODING, "task.format=completion"), (*DECODING, "task.format=chat")
 DATED = (*TALKING, "task.template=TEMPLATE", "task.today=2025-01-01")

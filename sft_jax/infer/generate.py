@@ -70,13 +70,12 @@ class Generator:
     def _check(self, prompt: int) -> None:
         answer, limits = self.section.max_new_tokens, self.model.limits
         if "decoder_input_ids" in limits:  # an answer has positions of its own, and a token before it
-            most, needed = limits.get("decoder_position_ids", NO_LIMIT), answer + 1
+            most, needed, what = limits.get("decoder_position_ids", NO_LIMIT), answer + 1, "its first token and"
         else:
-            most, needed = self.model.max_length, prompt + answer
+            most, needed, what = self.model.max_length, answer + prompt, f"a prompt of {prompt} tokens and"
         if needed > most:
             raise ConfigError(
-                f"max_new_tokens: a prompt of {prompt} tokens and an answer of {answer} are more than the model's "
-                f"{most} positions; lower it"
+                f"max_new_tokens: {what} an answer of {answer} are more than the model's {most} positions; lower it"
             )
 
     @partial(jax.jit, static_argnums=0)

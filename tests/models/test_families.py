@@ -200,7 +200,7 @@ def test_models_share_one_form(name):
         ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0 is not supported"),
         ("marian", {"share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings=False is not"),
         ("marian", {"encoder_layerdrop": 0.1}, "encoder_layerdrop=0.1 is not supported; only 0.0 is"),
-        ("marian", {"encoder_attention_heads": 3}, "hidden size 16 is not divisible by 3 heads"),
+        ("marian", {"d_model": 18}, "hidden size 18 is not divisible by 4 heads"),
         ("marian", {"decoder_attention_heads": 2}, "decoder_attention_heads=2 is not supported; only 4 is"),
         ("marian", {"decoder_start_token_id": 45}, "decoder_start_token_id is 45, of 45 tokens"),
         ("t5", {"feed_forward_proj": "gated-mish"}, "activation 'mish' is not supported"),
@@ -372,7 +372,7 @@ def test_new_weights_of_encoder_decoders(name, path, std):
 
 @pytest.mark.parametrize(("buckets", "most"), [(32, 128), (16, 128), (7, 20), (8, 11), (12, 100)])
 def test_buckets_of_distances(buckets, most):
-    """R57: each distance has a bucket, nearer ones never a later one than farther ones, and the last is the farthest's."""
+    """R57: each distance has a bucket, nearer ones never a later one than farther ones; the farthest has the last."""
     found = distance_buckets(buckets, most)
     assert found[: buckets // 2].tolist() == list(range(buckets // 2)) and (np.diff(found) >= 0).all()
     assert found[-1] == buckets - 1 and len(found) == most + 1

@@ -1,4 +1,4 @@
-"""Answers of encoder-decoders equal `generate` of `transformers`, token for token, by the rules of the model's files."""
+"""Answers of encoder-decoders equal those of `transformers`, token for token, by the rules of the model's files."""
 
 import json
 from pathlib import Path
