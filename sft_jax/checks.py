@@ -22,12 +22,17 @@ OF_TEXTS = ("clean", "augment", "max_length", "layout")  # settings of `data`
 MOST_LOST = 0.5  # share of the documents of a split; if more are lost, it is the length or the rows that are wrong
 
 
-def metric(name: str, task: Task) -> None:
-    """The metric that picks the best step must be one that evaluation gives (C18)."""
+def metric(name: str, task: Task, answers: int) -> None:
+    """The metric that picks the best step must be one that evaluation gives (C18), which answers so many rows."""
     if name not in task.metric_names:
         hint = did_you_mean(name, task.metric_names)
         raise ConfigError(
             f"eval.best_metric: {task.kind} has no metric '{name}'{hint} (known: {', '.join(task.metric_names)})"
+        )
+    if name in task.answer_metric_names and not answers:
+        raise ConfigError(
+            f"eval.answers: 0, but the best step is picked by {name}, which is of answers; raise it, or set "
+            f"eval.best_metric=loss"
         )
 
 

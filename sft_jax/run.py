@@ -261,7 +261,7 @@ def _rows(config: Config) -> tuple[Task, dict[str, Prepared], DataReport]:
     """(task, the rows that are used, what became of all of them)."""
     found = load_rows(_local(config.data.source))
     task = build_task(config.task, found)
-    checks.metric(_best_metric(config, task), task)
+    checks.metric(_best_metric(config, task), task, config.eval.answers)
     checks.changes(config.data, task)
     functions = (task.read, task.targets, task.classes, task.label_counts)
     return task, *prepare_rows(found, config.data, *functions, config.seed.data)

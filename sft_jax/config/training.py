@@ -157,6 +157,8 @@ class EvalSection(Section):
     """Stop after so many validations in a row without a better one; null never stops early."""
     min_delta: NotNegative = 0.0
     """By how much a validation must be better to count as better."""
+    answers: Annotated[int, Field(ge=0)] = 100
+    """Of tasks that score what they write: how many of the first rows of a split are answered; 0 scores none."""
     samples: Annotated[int, Field(ge=0)] = 3
     """Of tasks that answer in words: how many of the first validation rows are answered at each validation."""
     group: str | None = None
