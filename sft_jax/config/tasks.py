@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sft_jax.config.generation import Generation
-from sft_jax.config.section import NotNegative, Section, Share
+from sft_jax.config.section import NotNegative, Positive, Section, Share
 
 
 class Texts(Section):
@@ -121,6 +121,28 @@ class QuestionAnswering(Section):
     """Tokens that a predicted answer may have."""
 
 
+class ImageClassification(Section):
+    """One label for each image."""
+
+    kind: Literal["image_classification"]
+    image: str = "image"
+    """Column that holds the image: encoded, or the path of its file."""
+    label: str = "label"
+    """Column that holds the label: a name, or a number from 0."""
+    labels: list[str] | None = None
+    """Names of the labels in the order of their numbers; null takes them from the source or the sorted values."""
+    size: Positive | None = None
+    """Height and width that the model reads, in place of those of its `preprocessor_config.json`; exported so."""
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """`focal` weighs rows down that are already right."""
+    focal_gamma: NotNegative = 2.0
+    """How steeply `focal` weighs down; 0 is cross-entropy."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target that is spread evenly over all labels."""
+    class_weights: Literal["balanced"] | dict[str, NotNegative] | None = None
+    """Weight of each label's rows in the loss: by name (1 where not named), or inverse to how often it occurs."""
+
+
 class CausalLM(Section):
     """The next token of each text, of answers to prompts, or of what an assistant says in conversations."""
 
@@ -149,6 +171,31 @@ class CausalLM(Section):
     """How answers are written, in samples while training and in `predict`."""
 
 
+class Seq2Seq(Section):
+    """A text for each text: translations, summaries."""
+
+    kind: Literal["seq2seq"]
+    source: str = "source"
+    """Column that holds the text that is given; `translation.en` is the `en` of what a column `translation` holds."""
+    target: str = "target"
+    """Column that holds the text that is to be written."""
+    prefix: str = ""
+    """What is put before each source, such as "summarize: " for T5."""
+    max_target_length: Positive = 128
+    """Tokens of a target at most; longer ones lose their end."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target that is spread evenly over the vocabulary."""
+    generate: Generation = Generation()
+    """How answers are written, in evaluation and in `predict`."""
+
+
 TaskSection = (
-    SequenceClassification | MultiLabelClassification | Regression | TokenClassification | QuestionAnswering | CausalLM
+    SequenceClassification
+    | MultiLabelClassification
+    | Regression
+    | TokenClassification
+    | QuestionAnswering
+    | CausalLM
+    | ImageClassification
+    | Seq2Seq
 )

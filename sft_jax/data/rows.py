@@ -45,7 +45,10 @@ class Rows:
         return self.table.column_names
 
     def column(self, name: str) -> list[Any]:
-        """One column as a list; a missing one is an error that lists what was found."""
+        """One column as a list, `a.b` being the `b` of what `a` holds; a missing one is an error that lists all."""
+        head, _, rest = name.partition(".")
+        if name not in self.names and rest and head in self.names:
+            return [value.get(rest) if isinstance(value, Mapping) else None for value in self.column(head)]
         if name not in self.names:
             raise DataError(f"{self.where}: no column '{name}'; the rows have: {', '.join(self.names)}")
         if name in self.lacking:
@@ -70,8 +73,8 @@ class Rows:
 
 
 def plain(value: Any) -> str:
-    """What a row says in one text, for people and for counting: a text as it is, several with blanks between."""
-    return value if isinstance(value, str) else " ".join(plain(part) for part in value)
+    """What a row says in one text, for people and for counting: several texts with blanks between, an image by name."""
+    return " ".join(plain(part) for part in value) if isinstance(value, tuple | list) else str(value)
 
 
 def numbered(table: Dataset, where: str, name: str = "row") -> Rows:

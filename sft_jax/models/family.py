@@ -38,6 +38,8 @@ FAMILIES = {
     "resnet": "resnet",
     "vit": "vit",
     "dinov2": "dinov2",
+    "marian": "marian",
+    "t5": "t5",
 }
 NO_LIMIT = 2**31
 
