@@ -148,6 +148,16 @@ def check_activation(name: str) -> None:
         raise ModelError(f"config.json: activation '{name}' is not supported{hint} (known: {known})")
 
 
+def check_images(shape: tuple[int, ...], channels: int, least: int) -> None:
+    """A batch of images [r, h, w, c] must have the channels that a model is made for, and no side shorter than this."""
+    _, height, width, found = shape
+    if found != channels or min(height, width) < least:
+        raise ModelError(
+            f"images: {height} x {width} pixels of {found} channels, expected {channels} channels and sides of at "
+            f"least {least}; mend preprocessor_config.json"
+        )
+
+
 def whole(config: dict[str, Any], key: str, default: int | None = None, most: int = 2**31) -> int:
     """A whole number of a `config.json` that others are computed from; null and, given a default, missing is that."""
     value: Any = config.get(key)
