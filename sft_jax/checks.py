@@ -8,6 +8,7 @@ from typing import Any
 
 from sft_jax.config.data import Augment, DataSection, Images
 from sft_jax.config.schema import ModelSection
+from sft_jax.config.training import TrainSection
 from sft_jax.data.batch import Encoded
 from sft_jax.data.clean import RULES
 from sft_jax.data.text import TextTokenizer
@@ -21,12 +22,17 @@ OF_TEXTS = ("clean", "augment", "max_length", "layout")  # settings of `data`
 MOST_LOST = 0.5  # share of the documents of a split; if more are lost, it is the length or the rows that are wrong
 
 
-def metric(name: str, task: Task) -> None:
-    """The metric that picks the best step must be one that evaluation gives (C18)."""
+def metric(name: str, task: Task, answers: int) -> None:
+    """The metric that picks the best step must be one that evaluation gives (C18), which answers so many rows."""
     if name not in task.metric_names:
         hint = did_you_mean(name, task.metric_names)
         raise ConfigError(
             f"eval.best_metric: {task.kind} has no metric '{name}'{hint} (known: {', '.join(task.metric_names)})"
+        )
+    if name in task.answer_metric_names and not answers:
+        raise ConfigError(
+            f"eval.answers: 0, but the best step is picked by {name}, which is of answers; raise it, or set "
+            f"eval.best_metric=loss"
         )
 
 
@@ -84,6 +90,13 @@ def ids(model: Model, data: Mapping[str, Encoded]) -> None:
                     f"data.{split}: the tokenizer gives {name} up to {largest}, the model has {limit} of them; "
                     f"use the tokenizer that belongs to the model"
                 )
+
+
+def features(section: TrainSection, recomputed: str | None) -> None:
+    """What needs features that are computed once must have them."""
+    asked = "train.head_grid" if section.head_grid else "train.cache_features"
+    if recomputed is not None and (section.head_grid or section.cache_features == "always"):
+        raise ConfigError(f"{asked}: features would not be computed once, for {recomputed}; freeze all below the head")
 
 
 def begins_anew(section: ModelSection, model: Model, config: Mapping[str, Any]) -> Anew:

@@ -32,6 +32,7 @@ PIPELINES = {
     "question_answering": "question-answering",
     "causal_lm": "text-generation",
     "image_classification": "image-classification",
+    "seq2seq": "text2text-generation",
 }  # kind of head -> what `transformers` calls its use
 
 
@@ -73,9 +74,10 @@ def _end_of_text(config: Mapping[str, Any]) -> Any:
 
 
 def in_python(task: Task, directory: str) -> str:
-    """How `transformers` is asked for an exported model; it has no pipeline for spans any more."""
-    if task.head.kind == "question_answering":
-        return f'transformers.AutoModelForQuestionAnswering.from_pretrained("{directory}")'
+    """How `transformers` is asked for an exported model; for some kinds it has no pipeline any more."""
+    without = {"question_answering": "AutoModelForQuestionAnswering", "seq2seq": "AutoModelForSeq2SeqLM"}
+    if task.head.kind in without:
+        return f'transformers.{without[task.head.kind]}.from_pretrained("{directory}")'
     return f'transformers.pipeline("{PIPELINES[task.head.kind]}", model="{directory}")'
 
 

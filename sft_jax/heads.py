@@ -8,31 +8,19 @@ import numpy as np
 
 from sft_jax import machine, mesh
 from sft_jax.data.loader import EvalBatches
-from sft_jax.errors import ConfigError
 from sft_jax.nn.template import Params
 from sft_jax.run import Run
 from sft_jax.train import features
 from sft_jax.train.resume import Tell
 
 
-def on_features(run: Run, params: Params, frozen: Params, tell: Tell) -> tuple[Run, Params]:
-    """(the run on features, what a step gets beside its state), or the run as it is where they change or are refused.
-
-    `params` and `frozen` are those of step 0; the first ones have no part in the features.
-    """
-    asked = run.config.train.cache_features
-    why = features.obstacle(run.model.template, run.task, run.frozen) if asked != "never" else "never"
-    if why is None and run.batches.changes:
-        why = "training documents are changed at each visit (data.augment, data.images)"
-    if why is not None:
-        if asked == "always":
-            raise ConfigError(f"train.cache_features: always, but {why}; freeze all below the head, or set it to auto")
+def on_features(run: Run, frozen: Params, tell: Tell) -> tuple[Run, Params]:
+    """(the run on features, what a step gets beside its state), or the run as it is where they are not to be."""
+    if run.recomputed is not None:
+        if run.recomputed.startswith(features.DROPOUT):  # all else is as it was asked for
+            tell(f"features are computed at every step: {run.recomputed}")
         return run, frozen
     below = {path: array for path, array in frozen.items() if not path.startswith(f"{features.HEAD}/")}
-    if asked == "auto" and features.draws(run.model.template, {**params, **frozen}, run.batches[0]):
-        tell("features are computed at every step: there is dropout below the head; set model.dropout to 0, or "
-             "train.cache_features to always, and they are computed once")  # fmt: skip
-        return run, frozen
     found = {split: _features(run, split, below, tell) for split in run.data}
     return _placed(run, found), {
         **{path: array for path, array in frozen.items() if path not in below},

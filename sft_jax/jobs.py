@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sft_jax import assets, machine
+from sft_jax import assets, grid, machine
 from sft_jax import mesh as meshes
 from sft_jax.data.batch import Batch
 from sft_jax.data.loader import padding_share
@@ -20,7 +20,7 @@ from sft_jax.data.text import fingerprint
 from sft_jax.errors import ConfigError, RunError, did_you_mean
 from sft_jax.export import export_model, model_card
 from sft_jax.heads import on_features
-from sft_jax.infer.generate import Generator
+from sft_jax.infer.answered import Answered, answering
 from sft_jax.nn.template import Params
 from sft_jax.report.page import write_report
 from sft_jax.report.review import summarise
@@ -37,6 +37,8 @@ from sft_jax.train.report import MetricsFile, SamplesFile, Screen, Sink
 from sft_jax.train.resume import Tell, newest, resume
 from sft_jax.train.state import TrainState
 from sft_jax.train.trackers import Events, Wandb
+
+Answering = Callable[[Params], Answered]
 
 
 def _to_stderr(text: str) -> None:
@@ -89,12 +91,13 @@ def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
     state, frozen = initial(run)
     found = resume(checkpoints, run.config.run, partial(restore, run, checkpoints), told.append)
     state, progress = found or (state, Progress())
-    answers = sampler(run)
+    answers = answers_to(run, "validation")
     if meshes.is_first_process():
         sinks += [*_files(run, progress.step), *([screen] if screen else [])]
     for text in told:
         _tell(sinks, text)
-    run, beside = on_features(run, state.weights, frozen, partial(_tell, sinks))
+    run, beside = on_features(run, frozen, partial(_tell, sinks))
+    run = grid.chosen(run, beside, state.params, partial(_tell, sinks))
     program, validate = train_program(run, state, beside), eval_program(run, state.weights, beside)
     if progress.finished or progress.step >= run.batches.steps:
         timing = Timing(time.time(), 0.0, 0.0)
@@ -130,7 +133,7 @@ def evaluate(run: Run, split: str, at: str = "best", tell: Tell = _to_stderr) ->
     if split not in run.evals:
         raise ConfigError(f"split '{split}': this run has {', '.join(run.evals) or 'none'}; name one of them")
     state, frozen, number = trained(run, at, tell)
-    return score(run, split, eval_program(run, state.weights, frozen), state.weights, frozen), number
+    return _scored(run, split, eval_program(run, state.weights, frozen), state.weights, frozen), number
 
 
 def export(run: Run, out: Path, at: str = "best", tell: Tell = _to_stderr) -> int:
@@ -140,8 +143,10 @@ def export(run: Run, out: Path, at: str = "best", tell: Tell = _to_stderr) -> in
     return number
 
 
-def score(run: Run, split: str, program: step.Program, params: Params, frozen: Params) -> Scores:
-    """What the run's task says of these parameters on one of its splits."""
+def score(
+    run: Run, split: str, program: step.Program, params: Params, frozen: Params, answered: Answered | None = None
+) -> Scores:
+    """What the run's task says of these parameters on one of its splits, and of what they answered there."""
     task, examples = run.task, run.examples(split)
     found = evaluate_split(program, params, frozen, run.evals[split], run.put, run.config.data.prefetch, task.grain)
     groups = {}
@@ -150,9 +155,16 @@ def score(run: Run, split: str, program: step.Program, params: Params, frozen: P
         if len(members):
             picked = members if task.grain == "document" else examples.encoded.places(members)
             groups[name] = {**task.metrics(counts), **task.row_metrics(found.kept[picked], examples.select(members))}
-    metrics = {**task.metrics(found.counts), **task.row_metrics(found.kept, examples)}
+    of_answers = answered.metrics if answered else {}
+    metrics = {**task.metrics(found.counts), **task.row_metrics(found.kept, examples), **of_answers}
     tables = {**task.tables(found.counts), **task.row_tables(found.kept, examples)}
     return Scores(metrics, groups, tables, found.kept)
+
+
+def _scored(run: Run, split: str, program: step.Program, params: Params, frozen: Params) -> Scores:
+    """The same, answers and all."""
+    answering = answers_to(run, split)
+    return score(run, split, program, params, frozen, answering({**params, **frozen}) if answering else None)
 
 
 def trained(run: Run, at: str, tell: Tell = _to_stderr) -> tuple[TrainState, Params, int]:
@@ -232,21 +244,20 @@ def _compile(batches: Iterator[Batch], program: step.Program, sinks: list[Sink])
     _tell(sinks, f"{text} ({_size(memory.temp_size_in_bytes)} of it temporary)")
 
 
-def sampler(run: Run) -> Callable[[Params], list[dict[str, Any]]] | None:
-    """What answers the first validation rows, of a task that answers in words: parameters -> samples."""
-    task, rows, count = run.task, run.rows.get("validation"), run.config.eval.samples
-    if task.generation is None or task.prompt is None or rows is None or not count:
-        return None
-    texts = [column[:count] for column in rows.texts]
-    prompts = task.prompt(texts, run.tokenizer, run.config.data.max_length)
-    generator = Generator(run.model, task.generation, tuple(task.stops(run.tokenizer)), run.dtype)
-    asked = [run.tokenizer.fast.decode(ids, skip_special_tokens=True) for ids in prompts.ids()]
-
-    def answered(params: Params) -> list[dict[str, Any]]:
-        found = [answer.record(run.tokenizer) for answer in generator(params, prompts, len(prompts))]
-        return [{"prompt": prompt, **record} for prompt, record in zip(asked, found, strict=True)]
-
-    return answered
+def answers_to(run: Run, split: str) -> Answering | None:
+    """What answers the first rows of a split, of a task that answers in words; only validation shows some."""
+    section, data = run.config.eval, run.config.data
+    return answering(
+        run.model,
+        run.task,
+        run.tokenizer,
+        run.rows.get(split),
+        data.max_length,
+        run.dtype,
+        scored=section.answers,
+        shown=section.samples if split == "validation" else 0,
+        batch_size=section.batch_size,
+    )
 
 
 def _validated(
@@ -255,18 +266,18 @@ def _validated(
     params: Params,
     frozen: Params,
     ledger: Ledger,
-    answers: Callable[[Params], list[dict[str, Any]]] | None,
+    answering: Answering | None,
     progress: Progress,
     sinks: Sequence[Sink],
 ) -> dict[str, Any]:
     with ledger("compile"):  # the first time
         program.compile(run.evals["validation"][0])
     with ledger("evaluation"):
-        if answers:
-            samples = answers({**params, **frozen})
+        answered = answering({**params, **frozen}) if answering else None
+        if answered and answered.samples:
             for sink in sinks:
-                sink.emit("samples", {"step": progress.step, "samples": samples})
-        return score(run, "validation", program, params, frozen).values()
+                sink.emit("samples", {"step": progress.step, "samples": answered.samples})
+        return score(run, "validation", program, params, frozen, answered).values()
 
 
 def _finish(
@@ -281,7 +292,7 @@ def _finish(
     sinks: list[Sink],
 ) -> Result:
     """Test, export and sum up."""
-    test = score(run, "test", evaluator, state.weights, beside) if "test" in run.evals else None
+    test = _scored(run, "test", evaluator, state.weights, beside) if "test" in run.evals else None
     if test:
         for sink in sinks:
             sink.emit("test", {"step": progress.best_step or progress.step, "split": "test", **test.values()})
@@ -377,8 +388,11 @@ def _review(run: Run, test: Scores) -> dict[str, Any]:
 
 
 def _baselines(run: Run) -> dict[str, float]:
-    """The headline metric of what needs no pretrained model, on the rows of this run."""
-    return run.task.baselines(run.examples("train"), run.examples("test"))
+    """The headline metric of what needs no pretrained model, on the rows of this run that have it of the model."""
+    test = run.examples("test")
+    if run.task.headline in run.task.answer_metric_names:
+        test = test.select(np.flatnonzero(test.encoded.rows < run.config.eval.answers))
+    return run.task.baselines(run.examples("train"), test)
 
 
 def _size(count: float) -> str:

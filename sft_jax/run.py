@@ -33,9 +33,8 @@ from sft_jax.errors import ConfigError, DataError, RunError
 from sft_jax.models.family import Model, build_model, load_model
 from sft_jax.nn.template import Params, Template
 from sft_jax.tasks.task import Audit, Examples, Task, build_task
-from sft_jax.train import directory, optim, step, trackers
+from sft_jax.train import directory, features, optim, step, trackers
 from sft_jax.train.checkpoint import Checkpoints, Progress
-from sft_jax.train.features import many_steps
 from sft_jax.train.loop import Plan, edges
 from sft_jax.train.state import (
     Begin,
@@ -75,7 +74,8 @@ class Run:
     evals: dict[str, EvalBatches]
     report: DataReport
     audit: Audit | None = None  # of the training documents, where the task has one
-    template: Template | None = None  # of the head alone, where it is trained on features that are computed once
+    recomputed: str | None = None  # why features are not computed once; None where they are
+    template: Template | None = None  # of the head alone, where it is trained on them
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -138,8 +138,9 @@ def prepare(config: Config) -> Run:
     checks.head(task, matched, checkpoint.config)
     batches, evals = _batches(config, mesh, rows, data, tokenizer)
     frozen = frozen_paths(config.train.freeze, model.template)
-    paths = [path for path in model.template.keys if path not in model.template.stats]
-    optimizer = optim.build_optimizer(config.optim, batches.steps, paths, config.train.unfreeze)
+    recomputed = features.obstacle(model.template, task, frozen, batches, config.train.cache_features)
+    checks.features(config.train, recomputed)
+    optimizer = build_optimizer(config, model, batches.steps)
     placement = place(mesh, model.template, model.table.axes, frozen, beginning(optimizer, config.train))
     return Run(
         config,
@@ -159,6 +160,7 @@ def prepare(config: Config) -> Run:
         evals,
         _with_tokens(report, data, batches, evals),
         audit,
+        recomputed,
     )
 
 
@@ -178,6 +180,12 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> Run:
     if not file.is_file():
         raise RunError(f"{path}: holds no run (no config.yaml); give the run.dir of a `sft-jax train`")
     return prepare(read_config([file], overrides).model_copy(update={"run": RunSection(dir=str(path), resume="must")}))
+
+
+def build_optimizer(config: Config, model: Model, steps: int) -> optax.GradientTransformation:
+    """The optimizer of a run of so many steps, by the paths of all that can be trained."""
+    paths = [path for path in model.template.keys if path not in model.template.stats]
+    return optim.build_optimizer(config.optim, steps, paths, config.train.unfreeze)
 
 
 def initial(run: Run) -> tuple[TrainState, Params]:
@@ -213,7 +221,7 @@ def train_program(run: Run, state: TrainState, frozen: Params) -> step.Program:
     )
     if run.template is None:
         return step.train_program(function, run.placement, state, frozen)
-    return step.train_program(many_steps(function), run.placement, state, frozen, stacked=True)
+    return step.train_program(features.many_steps(function), run.placement, state, frozen, stacked=True)
 
 
 def eval_program(run: Run, params: Params, frozen: Params) -> step.Program:
@@ -253,7 +261,7 @@ def _rows(config: Config) -> tuple[Task, dict[str, Prepared], DataReport]:
     """(task, the rows that are used, what became of all of them)."""
     found = load_rows(_local(config.data.source))
     task = build_task(config.task, found)
-    checks.metric(_best_metric(config, task), task)
+    checks.metric(_best_metric(config, task), task, config.eval.answers)
     checks.changes(config.data, task)
     functions = (task.read, task.targets, task.classes, task.label_counts)
     return task, *prepare_rows(found, config.data, *functions, config.seed.data)

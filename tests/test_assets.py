@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import shutil
+import struct
 import subprocess
 import tarfile
 import zipfile
@@ -16,10 +17,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from sft_jax import assets
-from sft_jax.assets import fetch
+from sft_jax.assets import fetch, translations
 from sft_jax.assets.corpora import coarse
 from sft_jax.assets.mails import QUESTIONS
 from sft_jax.assets.ratings import DOMAINS
+from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import ConfigError
 
 FOLDER = "vaderSentiment-3.3.2/additional_resources"
@@ -368,6 +370,71 @@ def test_dialogues(monkeypatch):
             ["user", row["prompt"]],
             ["assistant", row["completion"]],
         ]
+
+
+def catalogue(texts: dict[str, str], order: str = "<") -> bytes:
+    """A compiled catalogue of gettext."""
+    held = [[text.encode() for text in side] for side in (sorted(texts), [texts[key] for key in sorted(texts)])]
+    begin, tables, content = 28 + 16 * len(texts), [], b""
+    for side in held:
+        for text in side:
+            tables.append(struct.pack(f"{order}2I", len(text), begin + len(content)))
+            content += text + b"\0"
+    head = struct.pack(f"{order}7I", 0x950412DE, 0, len(texts), 28, 28 + 8 * len(texts), 0, 0)
+    return head + b"".join(tables) + content
+
+
+def messages(count: int) -> dict[str, str]:
+    """Messages with their translations, as a catalogue has them."""
+    found = {f"Message {n} of the words {n % 7} and {n % 11}": f"Le message {n} des mots {n % 7}" for n in range(count)}
+    return {
+        "": "Content-Type: text/plain; charset=UTF-8",
+        "menu\x04Open": "Ouvrir",
+        "%d file\0%d files": "%d fichier\0%d fichiers",
+        "Same": "Same",
+        "%s": "%s !",
+        "Not translated": "",
+        "MESSAGE 0 OF THE WORDS 0 AND 0": "Encore",
+        **found,
+    }
+
+
+def translated(monkeypatch, name: str, order: str = "<") -> Path:
+    """An asset made of these messages."""
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        archive.writestr("a.data/data/share/locale/fr/LC_MESSAGES/a.mo", catalogue(messages(300), order))
+        archive.writestr("a.data/data/share/locale/de/LC_MESSAGES/a.mo", catalogue({"Yes": "Ja"}))
+    archive_of(name, held.getvalue(), monkeypatch)
+    return Path(assets.resolve(f"asset:{name}"))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_messages_with_translations(monkeypatch, order):
+    """Each is there once, in whatever case, on one side; contexts and plurals go, what is no text or the same too."""
+    home = translated(monkeypatch, "en_fr", order)
+    splits = [[json.loads(line) for line in open(home / f"{s}.jsonl")] for s in ("train", "validation", "test")]
+    rows = {row["en"]: row["fr"] for split in splits for row in split}
+    assert sum(map(len, splits)) == len(rows) == 302 and all(splits)
+    assert rows["Open"] == "Ouvrir" and rows["%d file"] == "%d fichier"
+    assert not {"Same", "%s", "Not translated", "Yes", ""} & rows.keys()
+    assert len({text.lower() for text in rows}) == len(rows)
+
+
+def test_a_translator_that_knows_nothing(monkeypatch):
+    """A model without weights, whose tokenizer is made of the training messages, the same bytes each time."""
+    monkeypatch.setattr(translations, "PIECES", 90)
+    home = translated(monkeypatch, "tiny_marian")
+    config, tokenizer = json.loads((home / "config.json").read_text()), load_tokenizer(home)
+    said = json.loads((home / "generation_config.json").read_text())
+    assert config["vocab_size"] == 91 == len(json.loads((home / "vocab.json").read_text()))
+    assert {config[name] for name in ("pad_token_id", "decoder_start_token_id")} == {90} == {*said["bad_words_ids"][0]}
+    found = tokenizer.fast.encode("Message 3 of the words")
+    assert tokenizer.fast.id_to_token(found.ids[-1]) == "</s>" and config["eos_token_id"] == found.ids[-1]
+    assert tokenizer.writer.decode(found.ids) == "Message 3 of the words"
+    first = (home / "source.spm").read_bytes()
+    shutil.rmtree(home)
+    assert (translated(monkeypatch, "tiny_marian") / "source.spm").read_bytes() == first
 
 
 def test_topics(monkeypatch):

@@ -22,6 +22,7 @@ import pytest
 from chats import write_decoder, write_talks
 from conftest import SMALL, WORDS, write_model, write_questions, write_rows
 from pictures import RESNET, VIT, coloured, encode, write_vision
+from translations import write_marian, write_pairs
 
 import sft_jax
 from sft_jax import machine
@@ -383,12 +384,28 @@ def test_example_is_right(file):
     assert len(header) >= 3 and any("expected" in line for line in header)
 
 
+def write_translated(config: Config, home: Path) -> Path:
+    """Pairs under the names that a configuration reads them by, nested where these are."""
+    rows = [json.loads(line) for line in write_pairs(home / "pairs.jsonl", len(WORDS)).read_text().splitlines()]
+    file, written = home / "rows.jsonl", []
+    for row in rows:
+        found: dict = {}
+        for side in ("source", "target"):
+            head, _, rest = getattr(config.task, side).partition(".")
+            found = {**found, head: {**found.get(head, {}), rest: row[side]} if rest else row[side]}
+        written.append(json.dumps(found) + "\n")
+    file.write_text("".join(written))
+    return file
+
+
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
 def test_example_runs(file, home, tmp_path):
     """Every file in configs/ runs when it is shrunk: a tiny model, few rows with its columns, two steps."""
     config = read_config([file])
     if config.task.kind == "causal_lm":
         rows, model = write_talks(tmp_path / "rows.jsonl", len(WORDS)), write_decoder(tmp_path / "decoder")
+    elif config.task.kind == "seq2seq":
+        rows, model = write_translated(config, tmp_path), write_marian(tmp_path / "marian")
     elif config.task.kind == "token_classification":
         rows, model = write_tagged(config, tmp_path / "rows.jsonl"), home / "tiny"
     elif config.task.kind == "question_answering":
@@ -411,6 +428,7 @@ def test_example_runs(file, home, tmp_path):
         "train.steps=2",
         "train.batch_size=8",
         "train.accumulate=" + str(min(8, config.train.accumulate)),
+        *(["eval.answers=8", "task.generate.max_new_tokens=9"] if config.task.kind == "seq2seq" else []),
         "eval.batch_size=8",
     ]
     said = sft_jax_command("train", file, *shrunk)
@@ -427,6 +445,7 @@ def test_example_runs(file, home, tmp_path):
         "causal_lm": "answer",
         "question_answering": "answer",
         "image_classification": "label",
+        "seq2seq": "answer",
     }
     assert len(found) == len(WORDS) and all(answers[config.task.kind] in record for record in found)
 

@@ -18,6 +18,7 @@ RANKS = {
     **dict.fromkeys(("checks", "infer", "export", "convert", "report", "study"), 6),
     "run": 7,
     "heads": 8,
+    "grid": 8,
     "jobs": 9,
     "console": 10,
     "cli": 11,

@@ -5,6 +5,7 @@ without an entry in EFFECTS fails the test, so no option can be added that does 
 """
 
 import csv
+import dataclasses
 import itertools
 import json
 import tempfile
@@ -26,8 +27,9 @@ from conftest import ONE_SHAPE, SMALL, WORDS, one, write_model
 from datasets import Dataset
 from pictures import VIT, coloured, encode, write_vision
 from pydantic import BaseModel
+from translations import write_marian, write_pairs
 
-from sft_jax import jobs
+from sft_jax import grid, jobs
 from sft_jax import run as runs
 from sft_jax.config.data import Tfds
 from sft_jax.config.read import known_keys, write_config
@@ -102,6 +104,25 @@ def initial_head(run: Run) -> np.ndarray:
 def tokens(run: Run) -> list[int]:
     """The training documents in tokens."""
     return run.data["train"].tokens["input_ids"].tolist()
+
+
+def targets(run: Run) -> list[int]:
+    """What the training documents are answered with, in tokens."""
+    target = run.data["train"].target
+    assert target
+    return target.tokens["label"].tolist()
+
+
+def answered(run: Run) -> int:
+    """How many validation rows are answered and scored."""
+    scored: list[int] = []
+    task = dataclasses.replace(run.task, answer_metrics=lambda said, expected: scored.append(len(said)) or {})
+    run = dataclasses.replace(run, task=task)
+    state, frozen = runs.initial(run)
+    answer_rows = jobs.answers_to(run, "validation")
+    assert answer_rows
+    answer_rows({**state.weights, **frozen})
+    return scored[0]
 
 
 def supervised(run: Run) -> list[float]:
@@ -315,6 +336,8 @@ TALKS = ("data.source.train=TALKS", "data.source.validation=TALKS", "data.source
 DECODING = ("model.source=DECODER", "task.kind=causal_lm", "data.max_length=120", "eval.best_metric=loss", *TALKS)
 TAGS = ("data.source={kind: files, train: TAGS}", "data.source.test=null", "eval.every=never", "data.max_length=24")
 TAGGING = ("task={kind: token_classification}", *TAGS)
+PAIRS = ("data.source.train=PAIRS", "data.source.validation=PAIRS", "data.source.test=null", "eval.best_metric=loss")
+TRANSLATING = ("model.source=MARIAN", "task.kind=seq2seq", "task.generate.max_new_tokens=3", *PAIRS)
 DRAWING = (*DECODING, "task.generate.temperature=2.0")
 COMPLETING, TALKING = (*DECODING, "task.format=completion"), (*DECODING, "task.format=chat")
 DATED = (*TALKING, "task.template=TEMPLATE", "task.today=2025-01-01")
@@ -337,6 +360,8 @@ SIX = ("train.steps=6", "optim.lr=0.1")
 WARM = (*SIX, "optim.schedule.warmup=2")
 PLAIN = (*SIX, "optim.name=sgd")
 DROPPING = ("model.dropout=0.5",)
+HEAD_ALONE = ("train.freeze=['embed/**', 'blocks/**']",)
+GRID = (*HEAD_ALONE, "train.head_grid.lr=[0.1, 0.2]")
 SPIKES = ("train.spikes={window: 4}",)
 LATE = "train.unfreeze=[{match: 'head/**', at: 3}]"
 GROUP = "optim.groups=[{match: 'head/**', lr_scale: 2, weight_decay: 0.5}]"
@@ -431,6 +456,11 @@ EFFECTS = {
     "ImageClassification.focal_gamma": Effect("0.5", loss, (*SEEING, "task.loss=focal")),
     "ImageClassification.label_smoothing": Effect("0.1", loss, SEEING),
     "ImageClassification.class_weights": Effect("{red: 3}", loss, SEEING),
+    "Seq2Seq.source": Effect("target", tokens, TRANSLATING),
+    "Seq2Seq.target": Effect("source", targets, TRANSLATING),
+    "Seq2Seq.prefix": Effect("bara ", tokens, TRANSLATING),
+    "Seq2Seq.max_target_length": Effect("2", targets, TRANSLATING),
+    "Seq2Seq.label_smoothing": Effect("0.1", step_text, TRANSLATING),
     "QuestionAnswering.question": Effect("second", tokens, ASKING),
     "QuestionAnswering.context": Effect("passage", tokens, ASKING),
     "QuestionAnswering.answers": Effect("others", lambda run: run.rows["train"].targets, ASKING),
@@ -508,6 +538,10 @@ EFFECTS = {
     "TrainSection.batch_size": Effect("16", order),
     "TrainSection.accumulate": Effect("4", step_text),
     "TrainSection.compute_dtype": Effect("bfloat16", lambda run: "bf16" in step_text(run)),
+    "TrainSection.cache_features": Effect("never", lambda run: run.recomputed, HEAD_ALONE),
+    "HeadGrid.lr": Effect("[0.5]", lambda run: grid.tried(run.config), GRID),
+    "HeadGrid.weight_decay": Effect("[0.5]", lambda run: grid.tried(run.config), GRID),
+    "HeadGrid.seeds": Effect("[0, 1]", lambda run: grid.tried(run.config), GRID),
     "TrainSection.freeze": Effect("['embed/**']", lambda run: run.trainable),
     "Unfreeze.match": Effect(LATE.replace("head", "blocks"), updates, (*SIX, LATE)),
     "Unfreeze.at": Effect(LATE.replace("3", "0.7"), updates, (*SIX, LATE)),
@@ -524,7 +558,8 @@ EFFECTS = {
     "EvalSection.best_mode": Effect("max", trained("saved"), TRAINING),
     "EvalSection.patience": Effect("1", trained("validated"), (*IMPATIENT, "eval.best_mode=max")),
     "EvalSection.min_delta": Effect("0.9", trained("validated"), (*IMPATIENT, "eval.patience=2", "optim.lr=1e-2")),
-    "EvalSection.samples": Effect("0", lambda run: jobs.sampler(run) is None, DECODING),
+    "EvalSection.answers": Effect("7", answered, TRANSLATING),
+    "EvalSection.samples": Effect("0", lambda run: jobs.answers_to(run, "validation") is None, DECODING),
     "EvalSection.group": Effect("second", lambda run: run.groups, WIDE),
     "EvalSection.baselines": Effect("true", trained("baselines"), TRAINING),
     "CheckpointSection.every": Effect("1", trained("saved"), TRAINING),
@@ -592,6 +627,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "DECODER": write_decoder(home / "decoder"),
         "TALKS": home / "talks.jsonl",
+        "MARIAN": write_marian(home / "marian"),
+        "PAIRS": write_pairs(home / "pairs.jsonl", 16),
         "ASKED": home / "asked.jsonl",
         "TAGS": write_tagged(home / "tagged.jsonl"),
         "TEMPLATE": home / "dated.jinja",

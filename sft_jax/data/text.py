@@ -18,16 +18,17 @@ from tokenizers import Tokenizer
 
 from sft_jax.data import cache
 from sft_jax.data.gguf import read_tokenizer
+from sft_jax.data.pieces import SOURCE, TARGET, Pieces, load_pieces
 from sft_jax.errors import ConfigError, ModelError, reason
 from sft_jax.gguf import is_gguf
 
 FAST, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
-CONFIG = "config.json"  # of the model, which knows where texts begin and end
+CONFIG, GENERATION = "config.json", "generation_config.json"  # of the model, which knows where texts begin and end
 VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 # Files that a tokenizer consists of; copied as they are into an export.
 FILES = (
     FAST, SETTINGS, TEMPLATE, "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
-    "merges.txt", "sentencepiece.bpe.model", "spiece.model",
+    "merges.txt", "sentencepiece.bpe.model", "spiece.model", SOURCE, TARGET,
 )  # fmt: skip
 VERSION = "1"  # of `tokenize`: another one, and what is in caches is not found any more
 
@@ -36,14 +37,21 @@ VERSION = "1"  # of `tokenize`: another one, and what is in caches is not found 
 class TextTokenizer:
     """A tokenizer with what its directory says besides."""
 
-    fast: Tokenizer
+    fast: Tokenizer | Any  # or `Pieces`, which has of it what answers to sources need
     special: Mapping[str, str] = field(default_factory=dict)  # "eos_token" -> the token, of those that are named
     template: str | None = None  # of chats; untrusted, and rendered nowhere but in `data/chat.py`
     home: Path | None = None  # where its work is kept, so that it is not done twice
+    targets: Pieces | None = None  # of what is written, where that has a tokenizer of its own
+    answers: Mapping[str, Any] = field(default_factory=dict)  # what the model's files say of generation
 
     def id(self, name: str) -> int | None:
         """The id of a special token by its name, such as "eos_token"; None where there is none."""
         return self.fast.token_to_id(self.special[name]) if name in self.special else None
+
+    @property
+    def writer(self) -> Any:
+        """The tokenizer of what is written."""
+        return self.targets or self.fast
 
 
 @dataclass(frozen=True)
@@ -60,9 +68,9 @@ def load_tokenizer(directory: Path) -> TextTokenizer:
     if is_gguf(directory):
         return TextTokenizer(*read_tokenizer(directory))
     try:
-        whole = (directory / FAST).is_file()
-        fast = Tokenizer.from_file(str(directory / FAST)) if whole else _converted(directory)
-        return TextTokenizer(fast, *_described(directory, fast))
+        fast, targets = _read(directory)
+        answers = {**_object(directory / CONFIG), **_object(directory / GENERATION)}
+        return TextTokenizer(fast, *_described(directory, fast), targets=targets, answers=answers)
     except Exception as error:  # the tokenizer libraries raise bare Exception for broken files
         raise ModelError(
             f"{directory}: its tokenizer cannot be loaded ({reason(error)}); fetch {FAST} again, or save one there"
@@ -145,7 +153,16 @@ def _origin(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | N
     yield from pairs or ()
 
 
-def _described(directory: Path, fast: Tokenizer) -> tuple[dict[str, str], str | None]:
+def _read(directory: Path) -> tuple[Any, Pieces | None]:
+    """(the tokenizer of what is read, that of what is written where it is another one)."""
+    if (directory / FAST).is_file():
+        return Tokenizer.from_file(str(directory / FAST)), None
+    if (directory / SOURCE).is_file():
+        return load_pieces(directory)
+    return _converted(directory), None
+
+
+def _described(directory: Path, fast: Any) -> tuple[dict[str, str], str | None]:
     """(special tokens by name, chat template) as the files beside a tokenizer have them, the model's own at last."""
     template, settings, config = directory / TEMPLATE, _object(directory / SETTINGS), _object(directory / CONFIG)
     ids = {name: config.get(f"{name}_id") for name in ("bos_token", "eos_token")}

@@ -1,4 +1,8 @@
-"""Answers of a decoder to prompts: batches of like lengths, each declared shape compiled once."""
+"""Answers to prompts: batches of like lengths, each declared shape compiled once.
+
+Knows of a model that it can `begin(ids, lengths, room)` with prompts and go on with the `next` token, no more; see the
+top of `models/decoder.py` and `models/encoder_decoder.py`.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,14 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from sft_jax.config.generation import Generation
+from sft_jax.config.generation import ANYTHING, Generation, Rules
 from sft_jax.data.batch import Encoded, thresholds, up_to
 from sft_jax.data.text import TextTokenizer
 from sft_jax.errors import ConfigError
-from sft_jax.infer.search import Cache, Found, search
+from sft_jax.infer.search import Found, search
 from sft_jax.mesh import to_host
-from sft_jax.models.decoder import empty_cache
-from sft_jax.models.family import Model
+from sft_jax.models.family import NO_LIMIT, Model
 from sft_jax.nn.template import Params
 
 BUCKETS = 2  # lengths of prompts that are compiled for
@@ -34,27 +37,23 @@ class Answer(NamedTuple):
 
     def record(self, tokenizer: TextTokenizer) -> dict[str, Any]:
         """`{"answer": ..., "tokens": ..., "stopped": ..., "score": ...}`."""
-        text = tokenizer.fast.decode(self.ids, skip_special_tokens=True)
+        text = tokenizer.writer.decode(self.ids, skip_special_tokens=True)
         return {"answer": text, "tokens": len(self.ids), "stopped": self.stopped, "score": round(self.score, 6)}
 
 
 @dataclass(frozen=True, eq=False)  # told apart by identity, as what jit keeps executables by
 class Generator:
-    """A decoder that answers prompts."""
+    """A model that answers prompts."""
 
     model: Model
     section: Generation
     stop: tuple[int, ...]  # tokens that end an answer
+    rules: Rules = ANYTHING  # which tokens may stand where besides
     dtype: Any = jnp.float32  # of the arithmetic
 
     def __call__(self, params: Params, prompts: Encoded, batch_size: int) -> Iterator[Answer]:
         """An answer to each prompt, in order; raises ConfigError where one is too long for the model's positions."""
-        most = int(prompts.lengths.max()) + self.section.max_new_tokens
-        if most > self.model.max_length:
-            raise ConfigError(
-                f"max_new_tokens: a prompt of {prompts.lengths.max()} tokens and an answer of "
-                f"{self.section.max_new_tokens} are more than the model's {self.model.max_length} positions; lower it"
-            )
+        self._check(int(prompts.lengths.max()))
         sizes = thresholds([up_to(int(size), MULTIPLE) for size in prompts.lengths], BUCKETS)
         rows = min(batch_size, len(prompts))
         # A window of prompts at a time, so that answers do not wait for all others; shapes are those of all.
@@ -68,23 +67,24 @@ class Generator:
                 found |= {prompt: self._read(answers, row) for row, prompt in enumerate(batch.tolist())}
             yield from (found[prompt] for prompt in sorted(found))
 
+    def _check(self, prompt: int) -> None:
+        answer, limits = self.section.max_new_tokens, self.model.limits
+        if "decoder_input_ids" in limits:  # an answer has positions of its own, and a token before it
+            most, needed, what = limits.get("decoder_position_ids", NO_LIMIT), answer + 1, "its first token and"
+        else:
+            most, needed, what = self.model.max_length, answer + prompt, f"a prompt of {prompt} tokens and"
+        if needed > most:
+            raise ConfigError(
+                f"max_new_tokens: {what} an answer of {answer} are more than the model's {most} positions; lower it"
+            )
+
     @partial(jax.jit, static_argnums=0)
     def _answers(
         self, params: Params, ids: Int[Array, "b s"], lengths: Int[Array, " b"], numbers: Int[Array, " b"]
     ) -> Found:
-        rows, size = ids.shape
         module = self.model.template.bind({path: array.astype(self.dtype) for path, array in params.items()})
-        cache = empty_cache(self.model.config, rows, size + self.section.max_new_tokens, self.dtype)
-        places = jnp.arange(size)[None, :]
-        positions = jnp.where(places < lengths[:, None], places, -1)
-        lazy, cache = module.cached(ids, positions, cache, 0)
-        last = jnp.take_along_axis(lazy.hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
-
-        def forward(token: Array, position: Array, count: Array, cache: Cache) -> tuple[Array, Cache]:
-            lazy, cache = module.cached(token[:, None], position[:, None], cache, size + count)
-            return lazy.of(lazy.hidden[:, 0]), cache
-
-        return search(forward, lazy.of(last), cache, lengths, numbers, self.section, self.stop)
+        logits, cache, positions = module.begin(ids, lengths, self.section.max_new_tokens)
+        return search(module.next, logits, cache, positions, numbers, self.section, self.stop, self.rules)
 
     def _read(self, found: Any, row: int) -> Answer:
         length = int(found.lengths[row])

@@ -115,7 +115,7 @@ def load_predictor(source: str, settings: Sequence[str] = ()) -> Predictor:
     if type(length) is not int or length < 1:
         raise ModelError(f"{directory}: sft_jax_task.max_length is {length!r:.60}; export the model again")
     tokenizer, section = task.reader.load(directory), _generation(task, settings)
-    generator = Generator(model, section, tuple(task.stops(tokenizer))) if section else None
+    generator = Generator(model, section, tuple(task.stops(tokenizer)), task.rules(tokenizer)) if section else None
     return Predictor(
         task=task,
         tokenizer=tokenizer,

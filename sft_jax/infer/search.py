@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sft_jax.config.generation import Generation
+from sft_jax.config.generation import ANYTHING, Generation, Rules
 
 Cache = Any  # a pytree of arrays with the rows first
 Forward = Callable[[Int[Array, " r"], Int[Array, " r"], Int[Array, ""], Cache], tuple[Float[Array, "r v"], Cache]]
@@ -67,15 +67,16 @@ def search(
     numbers: Int[Array, " b"],
     section: Generation,
     stop: Sequence[int],
+    rules: Rules = ANYTHING,
 ) -> Found:
-    """Answers to prompts of these lengths, whose last tokens gave these logits.
+    """Answers to prompts whose last tokens gave these logits; `lengths` has the position of each answer's first token.
 
     `numbers` tells the rows apart when tokens are drawn: what is drawn depends on seed, number and place, and on no
     other row.
     """
     if section.num_beams > 1:
-        return _beams(forward, logits, cache, lengths, section, stop)
-    return _single(forward, logits, cache, lengths, numbers, section, stop)
+        return _beams(forward, logits, cache, lengths, section, stop, rules)
+    return _single(forward, logits, cache, lengths, numbers, section, stop, rules)
 
 
 def _single(
@@ -86,20 +87,22 @@ def _single(
     numbers: Int[Array, " b"],
     section: Generation,
     stop: Sequence[int],
+    rules: Rules,
 ) -> Found:
     rows, most = logits.shape[0], section.max_new_tokens
     keys = jax.vmap(lambda number: jax.random.fold_in(jax.random.key(section.seed), number))(numbers)
 
-    def pick(state: _Draws) -> Int[Array, " b"]:
+    def pick(scores: Float[Array, "b v"], state: _Draws) -> Int[Array, " b"]:
         if not section.temperature:
-            return jnp.argmax(state.logits, axis=-1)
-        chances = likeliest(state.logits / section.temperature, section.top_k, section.top_p)
+            return jnp.argmax(scores, axis=-1)
+        chances = likeliest(scores / section.temperature, section.top_k, section.top_p)
         own = jax.vmap(jax.random.fold_in, (0, None))(keys, state.count)
         return jax.vmap(jax.random.categorical)(own, chances)
 
     def step(state: _Draws) -> _Draws:
-        token = pick(state).astype(jnp.int32)
-        gained = jnp.take_along_axis(jax.nn.log_softmax(state.logits), token[:, None], axis=-1)[:, 0]
+        scores = ruled(jax.nn.log_softmax(state.logits), state.count, most, stop, rules)
+        token = pick(scores, state).astype(jnp.int32)
+        gained = jnp.take_along_axis(scores, token[:, None], axis=-1)[:, 0]
         after, cache = forward(token, lengths + state.count, state.count, state.cache)
         return _Draws(
             state.count + 1,
@@ -131,6 +134,7 @@ def _beams(
     lengths: Int[Array, " b"],
     section: Generation,
     stop: Sequence[int],
+    rules: Rules,
 ) -> Found:
     """Beam search; which answers are kept, and when it ends, as `transformers` 5 has it.
 
@@ -144,7 +148,8 @@ def _beams(
     each = jnp.repeat(lengths, beams)
 
     def step(state: _Beams) -> _Beams:
-        total = jax.nn.log_softmax(state.logits) + state.scores[..., None]
+        gained = ruled(jax.nn.log_softmax(state.logits), state.count, most, stop, rules)
+        total = gained + state.scores[..., None]
         scores, picked = jax.lax.top_k(total.reshape(rows, -1), looked_at)
         beam, token = picked // vocabulary, (picked % vocabulary).astype(jnp.int32)
         tokens = _of(state.tokens, beam).at[:, :, state.count].set(token)
@@ -196,6 +201,26 @@ def _beams(
     )
     end = jax.lax.while_loop(goes_on, step, begin)
     return Found(end.whole[:, 0], end.whole_lengths[:, 0], end.whole_scores[:, 0])
+
+
+def ruled(
+    scores: Float[Array, "... v"], count: Int[Array, ""], most: int, stop: Sequence[int], rules: Rules
+) -> Float[Array, "... v"]:
+    """Log-probabilities of the token number `count` as the rules leave them, in the order of `transformers` 5.
+
+    What may not be said has -inf, and nothing is shared out anew; what must be said has 0.
+    """
+    never = [token for token in rules.banned if token not in stop]
+    if never:
+        scores = scores.at[..., jnp.asarray(never)].set(-jnp.inf)
+    if rules.least and stop:
+        early = scores.at[..., jnp.asarray(stop)].set(-jnp.inf)
+        scores = jnp.where(count < rules.least, early, scores)
+    for token, place in ((rules.first, 0), (rules.last, most - 1)):
+        if token is not None:
+            only = jnp.full(scores.shape[-1], -jnp.inf).at[token].set(0)
+            scores = jnp.where(count == place, only, scores)
+    return scores
 
 
 def likeliest(logits: Float[Array, "b v"], top_k: int | None, top_p: float) -> Float[Array, "b v"]:

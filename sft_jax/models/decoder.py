@@ -18,7 +18,7 @@ and sees nothing. `logits` are the `LazyLogits` of these s tokens; take the hidd
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -124,6 +124,7 @@ class Cache:
 
     positions: Int[Array, "b l"]
     layers: tuple[tuple[Float[Array, "b l g d"], Float[Array, "b l g d"]], ...]
+    answers: int = field(default=0, metadata={"static": True})  # the slot of the first token of every answer
 
 
 def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: Any) -> Cache:
@@ -307,6 +308,7 @@ class Decoder(nnx.Module):
         untied = head is None and not config.tied
         self.head: Any = Embed(config.vocab_size, config.size, Normal(config.init_std)) if untied else head
         self.kinds, self.softcap = frozenset(config.layers), config.logit_softcap
+        self.config = config
         self.on_vocabulary = head is None
 
     def __call__(self, batch: dict[str, Array], *, key: Key | None = None) -> Float[Array, "r n_or_t c"] | LazyLogits:
@@ -344,7 +346,26 @@ class Decoder(nnx.Module):
             for kind in self.kinds
         }
         x, layers = self.blocks.cached(x, cache.layers, views, at)
-        return self._logits(self.norm(x)), Cache(held, layers)
+        return self._logits(self.norm(x)), replace(cache, positions=held, layers=layers)
+
+    def begin(
+        self, ids: Int[Array, "b s"], lengths: Int[Array, " b"], room: int
+    ) -> tuple[Float[Array, "b v"], Cache, Int[Array, " b"]]:
+        """Logits of the first token of the answer to each prompt, the cache, and the position of that token."""
+        rows, size = ids.shape
+        cache = empty_cache(self.config, rows, size + room, self.embed.word.embedding[...].dtype)
+        places = jnp.arange(size)[None, :]
+        positions = jnp.where(places < lengths[:, None], places, -1)
+        lazy, cache = self.cached(ids, positions, replace(cache, answers=size), 0)
+        last = jnp.take_along_axis(lazy.hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
+        return lazy.of(last), cache, lengths
+
+    def next(
+        self, token: Int[Array, " b"], position: Int[Array, " b"], count: Int[Array, ""], cache: Cache
+    ) -> tuple[Float[Array, "b v"], Cache]:
+        """Logits of the token after this one, before which the answer has `count`, and the cache with it."""
+        lazy, cache = self.cached(token[:, None], position[:, None], cache, cache.answers + count)
+        return lazy.of(lazy.hidden[:, 0]), cache
 
     def _turns(
         self, kind: LayerKind, positions: Int[Array, "r t"], lengths: Int[Array, "r t"], dtype: Any

@@ -38,6 +38,8 @@ FAMILIES = {
     "resnet": "resnet",
     "vit": "vit",
     "dinov2": "dinov2",
+    "marian": "marian",
+    "t5": "t5",
 }
 NO_LIMIT = 2**31
 
@@ -144,6 +146,16 @@ def check_activation(name: str) -> None:
         known = ", ".join(ACTIVATIONS)
         hint = did_you_mean(name, ACTIVATIONS)
         raise ModelError(f"config.json: activation '{name}' is not supported{hint} (known: {known})")
+
+
+def check_images(shape: tuple[int, ...], channels: int, least: int) -> None:
+    """A batch of images [r, h, w, c] must have the channels that a model is made for, and no side shorter than this."""
+    _, height, width, found = shape
+    if found != channels or min(height, width) < least:
+        raise ModelError(
+            f"images: {height} x {width} pixels of {found} channels, expected {channels} channels and sides of at "
+            f"least {least}; mend preprocessor_config.json"
+        )
 
 
 def whole(config: dict[str, Any], key: str, default: int | None = None, most: int = 2**31) -> int:

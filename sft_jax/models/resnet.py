@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from sft_jax.errors import ModelError, did_you_mean
-from sft_jax.models.family import Family, Head, check_activation, check_fields
+from sft_jax.models.family import Family, Head, check_activation, check_fields, check_images
 from sft_jax.nn.convolution import BatchNorm, Conv, max_pool
 from sft_jax.nn.heads import TokenHead, features_of
 from sft_jax.nn.layers import ACTIVATIONS
@@ -145,7 +145,7 @@ class ResNet(nnx.Module):
         self.embed = ConvNorm(config.channels, config.stem, 7, 2)
         self.stages = Stack(len(config.depths), lambda stage: Stage(config, stage))
         self.head = TokenHead(size, outputs, Normal((3 * size) ** -0.5), 0.0)
-        self.activation = ACTIVATIONS[config.activation]
+        self.channels, self.activation = config.channels, ACTIVATIONS[config.activation]
 
     def __call__(self, batch: dict[str, Array], *, key: Key | None = None) -> Float[Array, "r 1 c"]:
         """Logits of each image."""
@@ -153,6 +153,7 @@ class ResNet(nnx.Module):
 
     def features(self, batch: dict[str, Array], key: Key | None) -> Float[Array, "r 1 e"]:
         """A vector for each image. With a key, norms whose statistics may move look at the whole batch."""
+        check_images(batch["pixel_values"].shape, self.channels, 1)
         inside, _ = split(key, 2)
         real, x = batch["weight"][:, 0] > 0, batch["pixel_values"].astype(self.embed.conv.kernel[...].dtype)
         x = max_pool(self.activation(self.embed(x, real, inside)), 3, 2, 1)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from sft_jax.errors import ModelError
 from sft_jax.models.encoder import Attention, Mlp
-from sft_jax.models.family import check_activation, check_fields, whole
+from sft_jax.models.family import check_activation, check_fields, check_images, whole
 from sft_jax.nn.convolution import Conv
 from sft_jax.nn.heads import TokenHead, features_of
 from sft_jax.nn.layers import LayerNorm, Linear, dropout
@@ -85,9 +85,10 @@ class Embeddings(nnx.Module):
         self.cls = param((1, 1, size), init)
         self.position = param((1, config.side**2 + 1, size), init)
         self.mask = stat((1, size), zeros) if config.mask_token else None
-        self.side, self.rate = config.side, config.embed_dropout
+        self.channels, self.side, self.rate = config.channels, config.side, config.embed_dropout
 
     def __call__(self, pixels: Float[Array, "r h w c"], key: Key | None) -> Float[Array, "r t e"]:
+        check_images(pixels.shape, self.channels, self.patch.size)
         found = self.patch(pixels.astype(self.patch.kernel[...].dtype))
         count, rows, columns, size = found.shape
         cls = jnp.broadcast_to(self.cls[...], (count, 1, size))

@@ -31,6 +31,7 @@ def attend(
     visible: Bool[Array, "r q k"],
     *,
     scale: float | None = None,
+    bias: Float[Array, "r h q k"] | None = None,
     softcap: float | None = None,
     rate: float = 0.0,
     key: Key | None = None,
@@ -38,7 +39,7 @@ def attend(
     """Scaled dot-product attention, softmax in float32. Source: Vaswani et al., 2017, arXiv 1706.03762.
 
     Each head of keys and values serves h / g neighbouring heads of queries (arXiv 2305.13245). The scale is
-    1 / sqrt(d) unless given; `softcap` bounds the scores (Gemma 2): cap * tanh(x / cap).
+    1 / sqrt(d) unless given; `bias` is added to the scores (T5); `softcap` bounds them (Gemma 2): cap * tanh(x / cap).
     """
     rows, length, _, size = queries.shape
     groups, shared = keys.shape[2], queries.shape[2] // keys.shape[2]
@@ -47,6 +48,9 @@ def attend(
     mask = jnp.repeat(visible, shared, axis=1)[:, None]
     scores = jnp.einsum("rqhd,rkhd->rhqk", folded, keys) * (size**-0.5 if scale is None else scale)
     scores = scores.astype(jnp.float32)
+    if bias is not None:
+        split = bias.reshape(rows, groups, shared, length, -1).swapaxes(2, 3)
+        scores = scores + split.reshape(scores.shape)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     scores = jnp.where(mask, scores, -jnp.inf)

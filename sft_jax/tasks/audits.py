@@ -40,7 +40,7 @@ def of_tokens(encoded: Encoded, tokenizer: TextTokenizer, stops: Sequence[int]) 
                 f"{twice:,} documents begin with {tokenizer.special['bos_token']} twice; take it out of the texts "
                 f"or the template"
             )
-    return Audit([pieces(encoded, number, tokenizer) for number in _shown(len(encoded))], facts, problems)
+    return Audit([pieces(encoded, number, tokenizer) for number in shown(len(encoded))], facts, problems)
 
 
 def pieces(encoded: Encoded, document: int, tokenizer: TextTokenizer) -> list[tuple[str, bool]]:
@@ -62,7 +62,8 @@ def shortened(text: str) -> str:
     return text if len(text) <= PIECE else f"{text[:half]} … {text[-half:]}"
 
 
-def _shown(count: int) -> list[int]:
+def shown(count: int) -> list[int]:
+    """The documents that are shown."""
     return sorted({0, count // 2, count - 1} if count > ROWS - 1 else set(range(count)))
 
 

@@ -12,16 +12,12 @@ Letters: r rows of the batch, t tokens in a row, n document slots in a row, d do
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from sft_jax.config.tasks import CausalLM
 from sft_jax.data import chat
@@ -29,31 +25,11 @@ from sft_jax.data.answers import Passage, cached, encode_passages, encode_prompt
 from sft_jax.data.batch import Encoded
 from sft_jax.data.prepare import read_texts
 from sft_jax.data.rows import Bad, Rows
-from sft_jax.data.text import TEMPLATE, TextTokenizer, load_tokenizer
+from sft_jax.data.text import GENERATION, TEMPLATE, TextTokenizer, load_tokenizer
 from sft_jax.errors import ConfigError, ModelError, reason
 from sft_jax.models.family import Head
-from sft_jax.nn.heads import LazyLogits
-from sft_jax.tasks import audits, baselines, metrics
-from sft_jax.tasks.losses import token_weights
-from sft_jax.tasks.task import Audit, Examples, Ratio, Record, Review, Targets, Task, Texts, written
-from sft_jax.tasks.vocabulary import token_divergence, token_scores
-
-GENERATION = "generation_config.json"
-MOST_LOSS = 700.0  # of which the exponential is a finite number
-MOST_SHOWN = 200  # characters of an answer in a review
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class TokenCounts:
-    """What evaluation adds up."""
-
-    loss: Ratio  # what is trained on
-    log_loss: Ratio  # cross-entropy, no more
-    tokens: Int[Array, ""]
-    right: Int[Array, ""]
-    answers: Int[Array, ""]  # documents
-    whole: Int[Array, ""]  # those of which every token is right
+from sft_jax.tasks import audits, baselines, next_token
+from sft_jax.tasks.task import Audit, Examples, Targets, Task, Texts, written
 
 
 def build(section: CausalLM, rows: Mapping[str, Rows]) -> Task:
@@ -91,15 +67,6 @@ def _task(section: CausalLM, template: str | None) -> Task:
     def stops(tokenizer: TextTokenizer) -> list[int]:
         return chat.stop_tokens(of(tokenizer) if is_chat else replace(tokenizer, template=None), section.today)
 
-    def loss(logits: LazyLogits, batch: Mapping[str, Array]) -> Ratio:
-        each, _ = token_scores(logits, batch["label"], batch["token_weight"] > 0, section.label_smoothing)
-        weight = token_weights(batch)
-        return Ratio((each * weight).sum(), weight.sum())
-
-    def divergence(one: LazyLogits, other: LazyLogits, batch: Mapping[str, Array]) -> Ratio:
-        each, weight = token_divergence(one, other, batch["token_weight"] > 0), token_weights(batch)
-        return Ratio((each * weight).sum(), weight.sum())
-
     task = Task(
         kind=section.kind,
         head=Head("causal_lm", 0),
@@ -112,20 +79,20 @@ def _task(section: CausalLM, template: str | None) -> Task:
         label_counts=lambda targets: {},
         encode=encode,
         fit=lambda train: task,
-        loss=loss,
-        divergence=divergence,
-        count=lambda logits, batch: count(logits, batch, loss(logits, batch) if section.label_smoothing else None),
-        metrics=finish,
+        loss=lambda logits, batch: next_token.loss(logits, batch, section.label_smoothing),
+        divergence=next_token.divergence,
+        count=lambda logits, batch: next_token.count(logits, batch, section.label_smoothing),
+        metrics=next_token.finish,
         row_metrics=lambda kept, examples: {},
-        metric_names=("loss", "perplexity", "token_accuracy", "answer_accuracy"),
-        least_is_best=frozenset({"loss", "perplexity"}),
+        metric_names=next_token.METRICS,
+        least_is_best=next_token.LEAST_IS_BEST,
         headline="token_accuracy",
         tables=lambda counts: {},
-        review=review,
+        review=next_token.review,
         baselines=baseline_scores,
-        decode=decode,
+        decode=next_token.decode,
         to_hf=lambda: {"sft_jax_task": section.model_dump(mode="json", exclude={"template", "label_smoothing"})},
-        keep=keep,
+        keep=next_token.keep,
         cleans=section.format == "text",
         moves=False,
         audit=lambda train, tokenizer: audit(train, tokenizer, stops(tokenizer)),
@@ -137,60 +104,6 @@ def _task(section: CausalLM, template: str | None) -> Task:
     return task
 
 
-def count(logits: LazyLogits, batch: Mapping[str, Array], loss: Ratio | None) -> TokenCounts:
-    """The counts of a batch; filler has weight 0 and is not counted (C16). No loss: it is the cross-entropy."""
-    each, right = token_scores(logits, batch["label"], batch["token_weight"] > 0)
-    weight = token_weights(batch)
-    log_loss = Ratio((each * weight).sum(), weight.sum())
-    wanted = weight > 0
-    of_document = _by_document(batch, wanted.astype(jnp.float32), wanted * right)
-    learned = (of_document[..., 0] > 0) & (batch["weight"] > 0)
-    return TokenCounts(
-        loss=loss or log_loss,
-        log_loss=log_loss,
-        tokens=wanted.sum(dtype=jnp.int32),
-        right=(wanted & (right > 0)).sum(dtype=jnp.int32),
-        answers=learned.sum(dtype=jnp.int32),
-        whole=(learned & (of_document[..., 0] == of_document[..., 1])).sum(dtype=jnp.int32),
-    )
-
-
-def finish(counts: TokenCounts) -> dict[str, float]:
-    """Every metric that counts are enough for, on the host."""
-    log_loss = metrics.mean(counts.log_loss)
-    return {
-        "loss": metrics.mean(counts.loss),
-        "perplexity": math.exp(min(log_loss, MOST_LOSS)),
-        "token_accuracy": int(counts.right) / max(int(counts.tokens), 1),
-        "answer_accuracy": int(counts.whole) / max(int(counts.answers), 1),
-    }
-
-
-def keep(logits: LazyLogits, batch: Mapping[str, Array]) -> Float[Array, "r n 3"]:
-    """Of each document the sum of its loss, how many tokens it is of, and how many of them were right."""
-    each, right = token_scores(logits, batch["label"], batch["token_weight"] > 0)
-    wanted = (token_weights(batch) > 0).astype(jnp.float32)
-    return _by_document(batch, each * wanted, wanted, right * wanted)
-
-
-def review(kept: Float[np.ndarray, "d 3"], examples: Examples) -> Review:
-    """What was to be said, how much of it the model thought likeliest, and its mean loss."""
-    loss, tokens, right = kept.astype(np.float64).T
-    mean, rows = loss / np.maximum(tokens, 1), examples.encoded.rows
-    targets, texts = examples.targets or [""] * len(examples.texts[0]), examples.texts[0]
-    return Review(
-        truth=[_shown(targets[row] or texts[row]) for row in rows],
-        predicted=[
-            f"{int(hits)} of {int(count)} tokens, perplexity {_exp(value):.4g}"
-            for hits, count, value in zip(right, tokens, mean, strict=True)
-        ],
-        right=right == tokens,
-        confidence=None,
-        loss=mean,
-        rows=rows,
-    )
-
-
 def baseline_scores(train: Examples, test: Examples) -> dict[str, float]:
     """Token accuracy of always saying the commonest token, and the one that is commonest after the token before."""
     (before, label), (test_before, test_label) = _pairs(train), _pairs(test)
@@ -198,18 +111,6 @@ def baseline_scores(train: Examples, test: Examples) -> dict[str, float]:
         "commonest token": baselines.commonest_class(label, test_label),
         "commonest after the token before": baselines.commonest_next(before, label, test_before, test_label),
     }
-
-
-def decode(kept: Float[np.ndarray, "d 3"], examples: Examples) -> list[Record]:
-    """`{"loss": ..., "perplexity": ..., "tokens": ...}` of the text of each row, which is what stands in for a text."""
-    numbers, places = np.unique(examples.encoded.rows, return_inverse=True)
-    sums = np.zeros((len(numbers), kept.shape[-1]))
-    np.add.at(sums, places, kept)
-    means = sums[:, 0] / np.maximum(sums[:, 1], 1)
-    return [
-        {"loss": round(mean, 6), "perplexity": round(_exp(mean), 6), "tokens": int(tokens)}
-        for mean, tokens in zip(means.tolist(), sums[:, 1], strict=True)
-    ]
 
 
 def audit(train: Examples, tokenizer: TextTokenizer, stops: Sequence[int]) -> Audit:
@@ -316,33 +217,8 @@ def _template(file: str) -> str:
         ) from None
 
 
-def _by_document(batch: Mapping[str, Array], *values: Float[Array, "r t"]) -> Float[Array, "r n k"]:
-    """The sums of values of tokens over each document."""
-    slots = batch["weight"].shape[1]
-
-    def of_row(values: Float[Array, "t k"], segments: Int[Array, " t"]) -> Float[Array, "n k"]:
-        return jax.ops.segment_sum(values, segments, num_segments=slots + 1)[1:]
-
-    return jax.vmap(of_row)(jnp.stack(values, axis=-1).astype(jnp.float32), batch["segment_ids"])
-
-
 def _pairs(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
     """(token, the one that follows) wherever that one is to be learned."""
     tokens = examples.encoded.tokens
     learned = tokens["token_weight"] > 0
     return tokens["input_ids"][learned], tokens["label"][learned]
-
-
-def _exp(value: float) -> float:
-    return math.exp(min(value, MOST_LOSS))
-
-
-def _shown(target: str) -> str:
-    """What was to be said, for people: of a message its content."""
-    try:
-        message = json.loads(target)
-        found = message.get("content") or target if isinstance(message, dict) and "role" in message else target
-    except ValueError:
-        found = target
-    text = found if isinstance(found, str) else str(found)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} …"

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from pydantic import ValidationError
 
-from sft_jax.config.generation import Generation
+from sft_jax.config.generation import ANYTHING, Generation, Rules
 from sft_jax.data.batch import Encoded, Grain
 from sft_jax.data.rows import Bad, Rows
 from sft_jax.data.text import load_tokenizer, tokenizer_files
@@ -147,6 +147,9 @@ class Task:
     generation: Generation | None = None
     prompt: Callable[[Texts, Any, int], Encoded] | None = None
     stops: Callable[[Any], list[int]] = lambda tokenizer: []
+    rules: Callable[[Any], Rules] = lambda tokenizer: ANYTHING  # which tokens may stand where, by the tokenizer's place
+    answer_metrics: Callable[[Sequence[str], Sequence[Any]], dict[str, float]] | None = None  # (answers, targets)
+    answer_metric_names: tuple[str, ...] = ()  # those of `metric_names` that are of answers
     files: Callable[[Path], dict[str, str]] = lambda directory: {}  # (of the tokenizer) -> more files of an export
 
 
@@ -160,7 +163,10 @@ TASKS = {
     "question_answering": "question_answering",
     "causal_lm": "causal_lm",
     "image_classification": "image_classification",
+    "seq2seq": "seq2seq",
 }
+# How the class of a model ends that answers in a kind of its own name.
+ENDINGS = {"lmheadmodel": "causal_lm", "mtmodel": "seq2seq", "forconditionalgeneration": "seq2seq"}
 # What `transformers` calls the problems that it solves with one and the same kind of head.
 PROBLEMS = {
     "single_label_classification": "sequence_classification",
@@ -199,9 +205,8 @@ def written(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _foreign_kind(config: Mapping[str, Any]) -> str | None:
     classes = config.get("architectures")
     ending = "".join(map(str, classes if isinstance(classes, list) else [])).lower()
-    if ending.endswith("lmheadmodel"):  # GPT-2's name for it
-        return "causal_lm"
-    kind = next((kind for kind in TASKS if ending.endswith(f"for{kind.replace('_', '')}")), None)
+    named = {**ENDINGS, **{f"for{kind.replace('_', '')}": kind for kind in TASKS}}
+    kind = next((kind for name, kind in named.items() if ending.endswith(name)), None)
     if kind != "sequence_classification":
         return kind
     alone = len(names_in(config)) == 1  # which `transformers` takes for a number

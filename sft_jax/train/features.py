@@ -19,10 +19,9 @@ import numpy as np
 from jax.extend.core import Literal
 from jaxtyping import Array, Float
 
-import sft_jax
 from sft_jax.data import cache
 from sft_jax.data.batch import Batch, Encoded, Grain, collect, room_for
-from sft_jax.data.loader import EvalBatches, prefetch
+from sft_jax.data.loader import EvalBatches, TrainBatches, prefetch
 from sft_jax.mesh import replicated
 from sft_jax.nn.heads import ON_VOCABULARY
 from sft_jax.nn.template import Params, Template
@@ -32,25 +31,34 @@ from sft_jax.train.state import Placement, TrainState
 from sft_jax.train.step import Arrays, Metrics, abstract, bind
 
 HEAD, FEATURES, PLACE = "head", "features", "place"
+DROPOUT = "there is dropout"
 ARITHMETIC = ("nn", "models")  # folders of the package that features are computed by
 
 
-def obstacle(template: Template, task: Task, frozen: Collection[str]) -> str | None:
-    """Why a head cannot be trained on features that are computed once; None where it can."""
+def obstacle(template: Template, task: Task, frozen: Collection[str], batches: TrainBatches, asked: str) -> str | None:
+    """Why features are not computed once as `train.cache_features` asks; None where they are."""
+    trained = [path for path in template.keys if path not in frozen and not path.startswith(f"{HEAD}/")]
+    if asked == "never":
+        return "train.cache_features is never"
     if task.head.kind in ON_VOCABULARY:
         return f"a head on a vocabulary, as {task.kind} has it, is part of the model"
-    trained = [path for path in template.keys if path not in frozen and not path.startswith(f"{HEAD}/")]
-    return f"{trained[0]} and {len(trained) - 1} more below the head are not frozen" if trained else None
+    if trained:
+        return f"{trained[0]} and {len(trained) - 1} more below the head are not frozen"
+    if batches.changes:
+        return "training documents are changed at each visit (data.augment, data.images)"
+    if asked == "auto" and _draws(template, batches[0]):
+        return f"{DROPOUT} below the head; set model.dropout to 0, or train.cache_features to always"
+    return None
 
 
-def draws(template: Template, params: Params, batch: Arrays) -> bool:
-    """Whether anything below the head depends on a key: dropout. Traces, and computes nothing."""
+def _draws(template: Template, batch: Batch) -> bool:
+    """Whether anything below the head depends on a key. Traces, and computes nothing."""
 
     def features(params: Params, batch: Arrays, key: Array) -> Array:
         return template.bind(params).features(batch, key)
 
-    key = jax.ShapeDtypeStruct((2,), jnp.uint32)
-    traced = jax.make_jaxpr(features)(abstract(params), abstract(batch), key).jaxpr
+    params = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in template.shapes.items()}
+    traced = jax.make_jaxpr(features)(params, abstract(batch), jax.ShapeDtypeStruct((2,), jnp.uint32)).jaxpr
     touched = {traced.invars[-1]}
     for equation in traced.eqns:
         if any(not isinstance(v, Literal) and v in touched for v in equation.invars):
@@ -128,5 +136,5 @@ def many_steps(
 
 
 def _arithmetic() -> list[bytes]:
-    home = Path(sft_jax.__file__).parent
+    home = Path(__file__).parents[1]
     return [file.read_bytes() for folder in ARITHMETIC for file in sorted((home / folder).glob("*.py"))]

@@ -32,7 +32,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
 READABLE = ("F32", "F16", "BF16", "F64")  # types of tensors, as safetensors calls them
 MOST_SHOWN = 20  # problems in one message
 JSON_BYTES = 64 << 20
-WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md")
+WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "README.md")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import pytest
 from conftest import TINY
 
 from sft_jax.errors import ModelError
-from sft_jax.models.family import FAMILIES, Head, build_model, find_family
+from sft_jax.models.encoder_decoder import distance_buckets, sinusoids
+from sft_jax.models.family import FAMILIES, NO_LIMIT, Head, build_model, find_family
 from sft_jax.nn.layers import ACTIVATIONS
 from sft_jax.weights.table import match
 
@@ -73,22 +74,54 @@ OWN = {
     "vit": {**VISION, "intermediate_size": 24},
     "dinov2": {**VISION, "mlp_ratio": 2, "use_swiglu_ffn": False, "layerscale_value": 0.5, "drop_path_rate": 0.0},
 }
+SEQ2SEQ = {
+    "marian": {
+        "vocab_size": 45,
+        "d_model": 16,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 24,
+        "decoder_ffn_dim": 24,
+        "max_position_embeddings": 48,
+        "decoder_start_token_id": 44,
+        "pad_token_id": 44,
+        "scale_embedding": True,
+        "init_std": 0.02,
+    },
+    "t5": {
+        "vocab_size": 45,
+        "d_model": 16,
+        "d_kv": 6,
+        "d_ff": 24,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 20,
+        "feed_forward_proj": "gated-gelu",
+        "decoder_start_token_id": 0,
+        "initializer_factor": 1.0,
+    },
+}
 HEADS = {name: tuple(find_family({"model_type": name}, "").heads) for name in FAMILIES}
 DECODERS = [name for name in FAMILIES if "causal_lm" in HEADS[name]]
 IMAGES = [name for name in FAMILIES if "image_classification" in HEADS[name]]
-TEXTS = [name for name in FAMILIES if name not in IMAGES]
+OTHERS = [name for name in FAMILIES if name not in SEQ2SEQ]  # which classify
+TEXTS = [name for name in OTHERS if name not in IMAGES]
 ENCODERS = [name for name in TEXTS if name not in DECODERS]
 LEARNED = [*ENCODERS, "gpt2"]  # positions are looked up in a table
 
 
 def config_of(name: str, **changes) -> dict:
     """A small `config.json` of a model type."""
-    return {**OWN.get(name, TINY), "model_type": name, **changes}
+    return {**{**OWN, **SEQ2SEQ}.get(name, TINY), "model_type": name, **changes}
 
 
 def head_of(name: str) -> Head:
-    """A head on documents that a model type has."""
-    return PIXELS if name in IMAGES else HEAD
+    """A head that a model type has, on documents if it can be."""
+    return Head("seq2seq", 0) if name in SEQ2SEQ else PIXELS if name in IMAGES else HEAD
 
 
 @pytest.mark.parametrize(("name", "kind"), [(n, k) for n in FAMILIES for k in HEADS[n]])
@@ -120,8 +153,9 @@ def test_axes_name_every_dimension(name):
     assert {a for axes in model.table.axes.values() for a in axes} <= {"vocab", "embed", "heads", "mlp", "."}
     if name == "resnet":
         return
-    assert model.table.axes["blocks/1/attn/q/kernel"] == ("embed", "heads")
-    assert model.table.axes["blocks/1/mlp/down/kernel"] == ("mlp", "embed")
+    side = "decoder/" if name in SEQ2SEQ else ""
+    assert model.table.axes[f"{side}blocks/1/attn/q/kernel"] == ("embed", "heads")
+    assert model.table.axes[f"{side}blocks/1/mlp/down/kernel"] == ("mlp", "embed")
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -137,7 +171,7 @@ def test_sizes_come_from_the_configuration(name):
     assert {p.split("/")[1] for p in shapes if p.startswith("blocks/")} == {"0", "1"}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", OTHERS)
 def test_models_share_one_form(name):
     """C24: every family gives logits for each document slot, in float32, and lives in one file with one `FAMILY`.
 
@@ -209,6 +243,14 @@ def test_models_share_one_form(name):
         ("vit", {"num_attention_heads": 3}, "hidden size 16 is not divisible by 3 heads"),
         ("dinov2", {"mlp_ratio": 0.5}, "mlp_ratio is 0.5, expected int"),
         ("dinov2", {"drop_path_rate": 1.5}, "drop_path is 1.5, expected float of at least 0 and at most 1"),
+        ("marian", {"share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings=False is not"),
+        ("marian", {"encoder_layerdrop": 0.1}, "encoder_layerdrop=0.1 is not supported; only 0.0 is"),
+        ("marian", {"d_model": 18}, "hidden size 18 is not divisible by 4 heads"),
+        ("marian", {"decoder_attention_heads": 2}, "decoder_attention_heads=2 is not supported; only 4 is"),
+        ("marian", {"decoder_start_token_id": 45}, "decoder_start_token_id is 45, of 45 tokens"),
+        ("t5", {"feed_forward_proj": "gated-mish"}, "activation 'mish' is not supported"),
+        ("t5", {"feed_forward_proj": "gated-gelu-x"}, "feed_forward_proj is 'gated-gelu-x'"),
+        ("t5", {"relative_attention_num_buckets": 3}, "relative_attention_num_buckets is 3, expected at least 4"),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(name, changes, said):
@@ -338,3 +380,52 @@ def test_new_weights_have_the_spread_of_the_configuration(name):
     drawn = model.template.initial(jax.random.key(0), ["blocks/1/attn/q/kernel", "blocks/0/mlp/up/kernel"])
     for values in map(np.asarray, drawn.values()):
         assert math.isclose(values.std(), 0.05, rel_tol=0.25)
+
+
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_encoder_decoders_have_one_form(name):
+    """R30 C24: sizes are those of `config.json`, and every token of a target has logits over the vocabulary."""
+    model = build_model(config_of(name), head_of(name), name)
+    shapes = model.template.shapes
+    assert shapes["embed/word/embedding"] == (45, 16)
+    assert {path.split("/")[2] for path in shapes if path.startswith("decoder/blocks/")} == {"0", "1"}
+    assert not any(path.startswith("encoder/blocks/0/cross") for path in shapes)
+    params = model.template.initial(jax.random.key(0), model.template.keys)
+    source, target = (np.ones((2, count), np.int32) for count in (5, 7))
+    batch = {"input_ids": source, "segment_ids": source, "position_ids": source}
+    batch |= {f"decoder_{key}": target for key in batch}
+    logits = jax.eval_shape(lambda p: model.template.bind(p)(batch).dense(), params)
+    assert logits.shape == (2, 7, 45) and logits.dtype == np.float32
+    assert model.limits["input_ids"] == model.limits["decoder_input_ids"] == 45
+    assert model.max_length == (48 if name == "marian" else NO_LIMIT)
+
+
+@pytest.mark.parametrize(("name", "path", "std"), [
+    ("marian", "decoder/blocks/1/cross/q/kernel", 0.02),
+    ("marian", "embed/word/embedding", 0.02),
+    ("t5", "encoder/blocks/1/attn/q/kernel", (16 * 6) ** -0.5),
+    ("t5", "decoder/blocks/0/cross/k/kernel", 16**-0.5),
+    ("t5", "decoder/blocks/0/attn/o/kernel", 24**-0.5),
+    ("t5", "encoder/blocks/0/mlp/down/kernel", 24**-0.5),
+    ("t5", "embed/word/embedding", 1.0),
+])  # fmt: skip
+def test_new_weights_of_encoder_decoders(name, path, std):
+    """C23: what is drawn anew has the spread that the reference draws it with, which T5 has by the layer's inputs."""
+    drawn = build_model(config_of(name), head_of(name), name).template.initial(jax.random.key(0), [path])
+    assert math.isclose(np.asarray(drawn[path]).std(), std, rel_tol=0.25)
+
+
+@pytest.mark.parametrize(("buckets", "most"), [(32, 128), (16, 128), (7, 20), (8, 11), (12, 100)])
+def test_buckets_of_distances(buckets, most):
+    """R57: each distance has a bucket, nearer ones never a later one than farther ones; the farthest has the last."""
+    found = distance_buckets(buckets, most)
+    assert found[: buckets // 2].tolist() == list(range(buckets // 2)) and (np.diff(found) >= 0).all()
+    assert found[-1] == buckets - 1 and len(found) == most + 1
+
+
+def test_sinusoids_of_odd_sizes():
+    """R57: sines come first and cosines after, one sine more than cosines where the size is odd."""
+    for size in (6, 7):
+        found = sinusoids(5, size)
+        assert found.shape == (5, size) and np.allclose(found[0], [0] * -(-size // 2) + [1] * (size // 2))
+        assert np.allclose(found[:, 0], np.sin(np.arange(5)), atol=1e-6)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_families import PIXELS, config_of
+from test_families import IMAGES, PIXELS, config_of
 
 from sft_jax import mesh as meshes
 from sft_jax.config.schema import MeshSection
@@ -104,6 +104,28 @@ def test_stochastic_depth_is_of_training_alone():
     first, again, other = (np.asarray(dropping.template.bind(params)(batch, key=key)) for key in keys)
     assert np.array_equal(first, again) and (first != other).any() and (first != without[0]).any()
     assert np.array_equal(np.asarray(plain.template.bind(params)(batch, key=keys[0])), without[0])
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_arithmetic_is_that_of_the_parameters(name):
+    """C20: with parameters in bfloat16 features are so too, and logits float32, whatever the size of the images."""
+    model = build_model(config_of(name), PIXELS, name)
+    types = {path: "float32" if path in model.template.stats else "bfloat16" for path in model.template.keys}
+    params = {path: jax.ShapeDtypeStruct(shape, types[path]) for path, shape in model.template.shapes.items()}
+    batch = batch_of(3, 20)
+    found = jax.eval_shape(lambda p: model.template.bind(p).features(batch, jnp.zeros(2, jnp.uint32)), params)
+    assert found.dtype == jnp.bfloat16
+    assert jax.eval_shape(lambda p: model.template.bind(p)(batch), params).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(("name", "side", "channels"), [("resnet", 20, 1), ("vit", 20, 4), ("dinov2", 3, 3)])
+def test_images_that_do_not_fit_a_model(name, side, channels):
+    """R29: images of other channels, or smaller than a patch, are one line that says what was expected."""
+    model = build_model(config_of(name), PIXELS, name)
+    params = model.template.initial(jax.random.key(0), model.template.keys)
+    pixels = np.zeros((2, side, side, channels), np.float32)
+    with pytest.raises(ModelError, match=f"images: {side} x {side} pixels of {channels} channels, expected 3 channels"):
+        model.template.bind(params)({"pixel_values": pixels, "weight": np.ones((2, 1), np.float32)})
 
 
 def test_dropout_of_vision_transformers():

@@ -48,7 +48,7 @@ def our_steps(
     freeze: Sequence[str] = (),
 ) -> tuple[Figures, dict[str, np.ndarray]]:
     """The same, and all that the model has after the last step."""
-    mesh, paths = make_mesh(MeshSection(data=1)), model.template.keys
+    mesh, paths = make_mesh(MeshSection(data=1)), sorted(set(model.template.keys) - model.template.stats)
     optimizer = build_optimizer(section, STEPS, paths)
     fixed, begin = frozen_paths(freeze, model.template), beginning(optimizer, TrainSection())
     placement = place(mesh, model.template, model.table.axes, fixed, begin)

@@ -19,6 +19,7 @@ from sft_jax.config.tasks import (
     MultiLabelClassification,
     QuestionAnswering,
     Regression,
+    Seq2Seq,
     SequenceClassification,
     TokenClassification,
 )
@@ -42,6 +43,9 @@ OTHERS = {
     "vocabulary",
     "audits",
     "classes",
+    "next_token",
+    "answer_scores",
+    "word_table",
     "metrics",
     "baselines",
 }
@@ -56,6 +60,7 @@ EACH = {
         build_task(QuestionAnswering(kind="question_answering", no_answer=True), {}),
         build_task(CausalLM(kind="causal_lm"), {}),
         build_task(ImageClassification(kind="image_classification", labels=NAMES), {}),
+        build_task(Seq2Seq(kind="seq2seq"), {}),
     )
 }
 each_task = pytest.mark.parametrize("task", EACH.values(), ids=EACH)
@@ -70,7 +75,7 @@ def sections() -> dict[str, type]:
 
 def batch_of(task: Task) -> tuple[Any, dict[str, np.ndarray]]:
     """(outputs, batch) of two documents; on a vocabulary, of two tokens each."""
-    if task.head.kind == "causal_lm":
+    if task.head.kind in ("causal_lm", "seq2seq"):
         return lazy_batch()
     if task.grain == "token":
         return token_batch(task.head.size)
@@ -109,6 +114,8 @@ def lazy_batch() -> tuple[LazyLogits, dict[str, np.ndarray]]:
     draw = np.random.default_rng(0)
     hidden, embedding = (draw.normal(size=shape).astype(np.float32) for shape in ((1, 4, 3), (7, 3)))
     tokens = {"segment_ids": [[1, 1, 2, 2]], "label": [[5, 0, 6, 0]]}
+    tokens["position_ids"] = [[0, 1, 0, 1]]
+    tokens |= {f"decoder_{name}": tokens[name] for name in ("segment_ids", "position_ids")}
     batch = {name: np.asarray(values, np.int32) for name, values in tokens.items()}
     weights = {"token_weight": np.float32([[1, 0, 1, 0]]), "weight": np.ones((1, 2), np.float32)}
     return LazyLogits(jax.numpy.asarray(hidden), jax.numpy.asarray(embedding)), {**batch, **weights}
@@ -153,8 +160,9 @@ def test_a_task_is_named_by_its_kind(task):
 def test_metric_names_are_those_of_the_metrics(task):
     """C18: the names that a configuration may ask for are exactly those that evaluation gives, in their order."""
     outputs, batch = batch_of(task)
-    found = {**task.metrics(task.count(outputs, batch)), **task.row_metrics(*kept_of(task))}
-    assert tuple(found) == task.metric_names
+    answered = task.answer_metrics(["a b", ""], ["a c", "d"]) if task.answer_metrics else {}
+    found = {**task.metrics(task.count(outputs, batch)), **task.row_metrics(*kept_of(task)), **answered}
+    assert tuple(found) == task.metric_names and tuple(answered) == task.answer_metric_names
     assert all(type(value) is float for value in found.values())
     assert task.headline in found and task.least_is_best < set(found) and task.headline not in task.least_is_best
 

@@ -1,0 +1,102 @@
+"""Sources and what they are answered with, in tokens of their own: the documents of an encoder-decoder.
+
+A target is read with the token that begins all answers before it, and written with the one that ends it, so each token
+has the one after it to be learned. A source that is too long loses its last tokens but keeps its end; a target loses
+its end too, since it does not end there. Holds numpy only.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import tokenizers
+
+from sft_jax.data import cache
+from sft_jax.data.answers import frame
+from sft_jax.data.batch import Encoded
+from sft_jax.data.text import TextTokenizer, in_use
+from sft_jax.errors import ModelError
+
+VERSION = "1"  # of what is kept; another one, and what is in caches is not found any more
+START = "decoder_start_token_id"
+TARGET = "target "  # before the names of what is kept of targets
+
+
+def encode_pairs(
+    tokenizer: TextTokenizer, sources: Sequence[str], targets: Sequence[str], max_length: int, max_target_length: int
+) -> Encoded:
+    """Documents of sources with their targets; from the tokenizer's cache where they are there."""
+    if tokenizer.home is None:
+        return _pairs(tokenizer, sources, targets, max_length, max_target_length)
+    described = json.dumps([sorted(tokenizer.special.items()), start(tokenizer), max_length, max_target_length])
+    sides = (side.to_str() for side in (tokenizer.fast, tokenizer.writer))
+    name = cache.key([VERSION, tokenizers.__version__, *sides, described, *sources, *targets])
+    found = cache.load(tokenizer.home, name)
+    if found is None:
+        encoded = _pairs(tokenizer, sources, targets, max_length, max_target_length)
+        assert encoded.target
+        kept = {**_plain(encoded), **{TARGET + name: array for name, array in _plain(encoded.target).items()}}
+        cache.store(tokenizer.home, name, kept)
+        return encoded
+    target = {name.removeprefix(TARGET): found.pop(name) for name in [n for n in found if n.startswith(TARGET)]}
+    return replace(_of_plain(found), target=_of_plain(target))
+
+
+def encode_sources(tokenizer: TextTokenizer, sources: Sequence[str], max_length: int) -> Encoded:
+    """Documents of sources that are to be answered."""
+    before, after = frame(tokenizer)
+    room = max(max_length - len(before) - len(after), 1)
+    found = _ids(tokenizer, sources)
+    whole = [[*before, *ids[:room], *after] for ids in found]
+    return _documents({"input_ids": whole}, sum(len(ids) > room for ids in found))
+
+
+def start(tokenizer: TextTokenizer) -> int:
+    """The token that the model begins all answers with."""
+    found = tokenizer.answers.get(START, tokenizer.answers.get("pad_token_id"))
+    if type(found) is not int:
+        raise ModelError(f"config.json: {START} is {found!r:.60}, expected the token that answers begin with")
+    return found
+
+
+def _pairs(
+    tokenizer: TextTokenizer, sources: Sequence[str], targets: Sequence[str], max_length: int, max_target_length: int
+) -> Encoded:
+    writer = replace(tokenizer, fast=tokenizer.writer)
+    before, after = frame(writer)
+    whole = [[*before, *ids, *after] for ids in _ids(writer, targets)]
+    labels = [ids[:max_target_length] for ids in whole]
+    begin = start(tokenizer)
+    target = _documents(
+        {"decoder_input_ids": [[begin, *ids[:-1]] for ids in labels], "label": labels},
+        sum(len(ids) > max_target_length for ids in whole),
+    )
+    target.tokens["token_weight"] = np.ones(len(target.tokens["label"]), np.float32)
+    return replace(encode_sources(tokenizer, sources, max_length), target=target)
+
+
+def _ids(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[list[int]]:
+    worker = tokenizer.fast
+    worker.no_padding()
+    worker.no_truncation()
+    with in_use():
+        return [found.ids for found in worker.encode_batch(list(texts), add_special_tokens=False)]
+
+
+def _documents(fields: dict[str, list[list[int]]], truncated: int) -> Encoded:
+    """Documents of these tokens; all fields have as many of each."""
+    first = next(iter(fields.values()))
+    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in first], dtype=np.int64)])
+    nothing = np.zeros(0, np.int32)
+    tokens = {n: np.concatenate([nothing, *(np.asarray(i, np.int32) for i in ids)]) for n, ids in fields.items()}
+    return Encoded(tokens, offsets, {}, truncated)
+
+
+def _plain(encoded: Encoded) -> dict[str, np.ndarray]:
+    return {**encoded.tokens, "offsets": encoded.offsets, "truncated": np.asarray(encoded.truncated)}
+
+
+def _of_plain(arrays: dict[str, np.ndarray]) -> Encoded:
+    offsets, truncated = arrays.pop("offsets"), int(arrays.pop("truncated"))
+    return Encoded(arrays, offsets, {}, truncated)
