@@ -21,6 +21,7 @@ from unittest import mock
 import pytest
 from chats import write_decoder, write_talks
 from conftest import SMALL, WORDS, write_model, write_questions, write_rows
+from pictures import RESNET, VIT, coloured, encode, write_vision
 from translations import write_marian, write_pairs
 
 import sft_jax
@@ -409,6 +410,9 @@ def test_example_runs(file, home, tmp_path):
         rows, model = write_tagged(config, tmp_path / "rows.jsonl"), home / "tiny"
     elif config.task.kind == "question_answering":
         rows, model = write_questions(tmp_path / "rows.jsonl", len(WORDS), silent=False), home / "tiny"
+    elif config.task.kind == "image_classification":
+        rows, model = write_seen(config, tmp_path / "rows.jsonl"), tmp_path / "eye"
+        write_vision(model, RESNET if "resnet" in config.model.source else VIT)
     else:
         rows, model = write_labelled(config, tmp_path / "rows.csv"), home / "tiny"
     given = {split: str(rows) for split in ("train", "validation", "test") if getattr(config.data.source, split)}
@@ -417,9 +421,10 @@ def test_example_runs(file, home, tmp_path):
         f"model.source={model}",
         "model.revision=null",
         f"data.source={json.dumps({'kind': 'files', **given})}",
-        f"data.max_length={128 if config.task.kind == 'causal_lm' else 16}",
+        f"data.max_length={128 if config.task.kind in ('causal_lm', 'image_classification') else 16}",
         "data.layout.length=null",
         *(["task.stride=4"] if config.task.kind == "question_answering" else []),
+        *(["task.size=16"] if config.task.kind == "image_classification" else []),
         "train.steps=2",
         "train.batch_size=8",
         "train.accumulate=" + str(min(8, config.train.accumulate)),
@@ -440,6 +445,7 @@ def test_example_runs(file, home, tmp_path):
         "causal_lm": "answer",
         "question_answering": "answer",
         "seq2seq": "answer",
+        "image_classification": "label",
     }
     assert len(found) == len(WORDS) and all(answers[config.task.kind] in record for record in found)
 
@@ -447,6 +453,17 @@ def test_example_runs(file, home, tmp_path):
 def write_tagged(config: Config, rows: Path) -> Path:
     """JSON lines of short rows of words, with the columns that a configuration names."""
     lines = [{config.task.words: [word, "bara"], config.task.tags: ["B-X", "O"]} for word in WORDS]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return rows
+
+
+def write_seen(config: Config, rows: Path) -> Path:
+    """JSON lines with the paths of images and the column and labels that a configuration names."""
+    names, lines = config.task.labels or ["0", "1"], []
+    for number, (_, found) in enumerate(coloured(len(WORDS))):
+        file = rows.with_name(f"{number}.png")
+        file.write_bytes(encode(found))
+        lines.append({config.task.image: str(file), config.task.label: names[number % len(names)]})
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return rows
 
