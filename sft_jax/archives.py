@@ -1,4 +1,4 @@
-"""Members of zip and tar archives, read in memory one at a time; nothing is ever extracted to a disk.
+"""Members of zip and tar archives and Debian packages, read in memory one at a time; nothing is extracted to a disk.
 
 Archives are untrusted: names stay relative and plain, only regular files are read, and number, size and ratio are
 bounded before anything is unpacked. Knows nothing of what is inside.
@@ -6,15 +6,18 @@ bounded before anything is unpacked. Knows nothing of what is inside.
 
 import bz2
 import gzip
+import io
 import lzma
+import os
 import re
 import stat
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sft_jax.errors import DataError, reason
 
@@ -26,6 +29,7 @@ MOST_RATIO, SMALL_BYTES = 100, 64 << 20  # unpacked bytes for each packed one, o
 HEADER_BYTES = 1 << 20  # of a tar that belong to no member, in one place
 BLOCK, RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 ZIPS = (b"PK\x03\x04", b"PK\x05\x06")  # the first bytes of a file
+DEBIAN, DEBIAN_HEADER = b"!<arch>\n", 60  # of a package, and the bytes before each of its parts
 UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 BROKEN = (OSError, EOFError, ValueError, RuntimeError, MemoryError, zipfile.BadZipFile, tarfile.TarError, zlib.error,
           lzma.LZMAError)  # fmt: skip
@@ -34,14 +38,21 @@ BROKEN = (OSError, EOFError, ValueError, RuntimeError, MemoryError, zipfile.BadZ
 def members(archive: Path, limit_bytes: int = LIMIT_BYTES) -> Iterator[tuple[str, bytes]]:
     """(name, content) of each regular file in a zip or a tar (plain, gzip, bzip2, xz), in the archive's order.
 
+    Of a Debian package these are the files that it would install; links, which many have, are passed over there.
     Raises DataError for a broken archive, one that unpacks to more than `limit_bytes`, or any member that could
     reach outside: absolute names, `..`, links, devices, encrypted or repeated members.
     """
     try:
         tally = _Tally(archive, limit_bytes)
         with open(archive, "rb") as file:
-            begin = file.read(6)
-        yield from _of_zip(tally) if begin.startswith(ZIPS) else _of_tar(tally, begin)
+            begin = file.read(8)
+            file.seek(0)
+            if begin.startswith(ZIPS):
+                yield from _of_zip(tally)
+            elif begin == DEBIAN:
+                yield from _of_tar(tally, io.BytesIO(_installed(file)), links=True)
+            else:
+                yield from _of_tar(tally, file)
     except BROKEN as error:
         raise DataError(f"{archive}: not a whole zip or tar archive ({reason(error, 100)}); fetch it again") from None
 
@@ -137,15 +148,33 @@ class _Stream:
         return begin >= 0 and self.last[begin : begin + BLOCK] == b"\0" * BLOCK
 
 
-def _of_tar(tally: _Tally, begin: bytes) -> Iterator[tuple[str, bytes]]:
-    opener = next((o for magic, o in UNPACKERS.items() if begin.startswith(magic)), open)
-    with opener(tally.archive, "rb") as source:
+def _installed(package: IO[bytes]) -> bytes:
+    """The tar in a Debian package, packed as it is, that holds what the package installs: deb(5)."""
+    package.seek(len(DEBIAN))
+    while len(header := package.read(DEBIAN_HEADER)) == DEBIAN_HEADER:
+        size = int(header[48:58])
+        if size < 0:  # or this would never end
+            break
+        if header.startswith(b"data.tar"):
+            return package.read(size)
+        package.seek(size + size % 2, os.SEEK_CUR)
+    raise tarfile.ReadError("a Debian package without data")
+
+
+def _of_tar(tally: _Tally, packed: IO[bytes], *, links: bool = False) -> Iterator[tuple[str, bytes]]:
+    """The members of a tar; with `links` it may hold some, which are passed over."""
+    begin = packed.read(6)
+    packed.seek(0)
+    opener: Any = next((o for magic, o in UNPACKERS.items() if begin.startswith(magic)), nullcontext)
+    with opener(packed) as source:
         stream = _Stream(source, tally)
         stream.allow(0)
         reader: Any = stream  # all that tarfile asks of a stream is `read`
         with tarfile.open(fileobj=reader, mode="r|", bufsize=RECORD) as tar:
             while (member := tar.next()) is not None:
                 vars(tar)["members"].clear()  # or each would be kept
+                if links and (member.issym() or member.islnk()):
+                    continue
                 name = tally.admit(member.name, member.size, _tar_kind(member))
                 stream.allow(member.size)
                 if member.isfile():

@@ -6,8 +6,9 @@ Each check looks at two or three of them and raises what the user can mend. Buil
 from collections.abc import Mapping
 from typing import Any
 
-from sft_jax.config.data import Augment, DataSection
+from sft_jax.config.data import Augment, DataSection, Images
 from sft_jax.config.schema import ModelSection
+from sft_jax.config.training import TrainSection
 from sft_jax.data.batch import Encoded
 from sft_jax.data.clean import RULES
 from sft_jax.data.text import TextTokenizer
@@ -17,6 +18,7 @@ from sft_jax.tasks.labels import names_in
 from sft_jax.tasks.task import Audit, Examples, Task
 from sft_jax.weights.table import Anew, Matched
 
+OF_TEXTS = ("clean", "augment", "max_length", "layout")  # settings of `data`
 MOST_LOST = 0.5  # share of the documents of a split; if more are lost, it is the length or the rows that are wrong
 
 
@@ -35,7 +37,13 @@ def metric(name: str, task: Task, answers: int) -> None:
 
 
 def changes(section: DataSection, task: Task) -> None:
-    """Texts must stay as they are where targets are places in them, tokens where they are answers."""
+    """Texts must stay as they are where targets are places in them, tokens where they are answers; images are none."""
+    if task.images:
+        given = [name for name in OF_TEXTS if getattr(section, name) != DataSection.model_fields[name].get_default()]
+        if given:
+            raise ConfigError(listing(f"data: {task.kind} reads images; leave out what is of texts", given))
+    elif section.images != Images():
+        raise ConfigError(f"data.images: {task.kind} reads no images; leave it out")
     changed = [rule for rule in RULES if getattr(section.clean, rule)]
     if changed and not task.cleans:
         raise ConfigError(f"data.clean.{changed[0]}: {task.kind} needs texts as they are written; leave it out")
@@ -93,6 +101,13 @@ def target_length(model: Model, data: Mapping[str, Encoded], source: str) -> Non
         raise ConfigError(
             f"task.max_target_length: a target has {longest} tokens, but {source} has positions for {most}; lower it"
         )
+
+
+def features(section: TrainSection, recomputed: str | None) -> None:
+    """What needs features that are computed once must have them."""
+    asked = "train.head_grid" if section.head_grid else "train.cache_features"
+    if recomputed is not None and (section.head_grid or section.cache_features == "always"):
+        raise ConfigError(f"{asked}: features would not be computed once, for {recomputed}; freeze all below the head")
 
 
 def begins_anew(section: ModelSection, model: Model, config: Mapping[str, Any]) -> Anew:

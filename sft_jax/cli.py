@@ -89,7 +89,7 @@ def predict(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of tokens at a time.")] = 32,
 ) -> None:
-    """Label texts, tag words, answer questions: a JSON line for each row."""
+    """Label texts and images, tag words, answer questions: a JSON line for each row."""
     from sft_jax.infer.predict import load_predictor, read_inputs
 
     predictor = load_predictor(model, settings or [])
@@ -104,8 +104,11 @@ def export(path: RunDir, out: Annotated[Path, typer.Argument(help="A new directo
     """Write the best step of a run as a Hugging Face directory."""
     from sft_jax import jobs, run
 
-    step = jobs.export(run.open_run(path), out, at)
-    print(f"step {step} of {path} is in {out}; try: echo 'some text' | sft-jax predict {out}")
+    found = run.open_run(path)
+    step = jobs.export(found, out, at)
+    predict = f"sft-jax predict {out}"
+    tried = f"{predict} picture.jpg" if found.task.images else f"echo 'some text' | {predict}"
+    print(f"step {step} of {path} is in {out}; try: {tried}")
 
 
 @app.command()

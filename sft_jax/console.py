@@ -77,18 +77,24 @@ def show_result(console: Console, run: Run, result: Result) -> None:
         "peak memory": f"{summary['peak_memory_bytes'] / 1e9:.2f} GB",
     }
     show_facts(console, "Done", facts)
-    model, alone = result.directory / "model", len(run.task.texts) == 1  # else a line says not which column it is of
-    predict = f"sft-jax predict {model}"
+    model = result.directory / "model"
     show_facts(
         console,
         "Next",
         {
             "see the report": f"open {result.directory / 'report.html'} in a browser",
-            "predict": f"echo 'What a delightful film.' | {predict}" if alone else f"{predict} rows.jsonl",
+            "predict": _to_predict(run, f"sft-jax predict {model}"),
             "score again": f"sft-jax evaluate {result.directory}",
             "in Python": in_python(run.task, str(model)),
         },
     )
+
+
+def _to_predict(run: Run, command: str) -> str:
+    if run.task.images:
+        return f"{command} picture.jpg"
+    alone = len(run.task.texts) == 1  # else a line says not which column it is of
+    return f"echo 'What a delightful film.' | {command}" if alone else f"{command} rows.jsonl"
 
 
 def show_evaluation(console: Console, split: str, step: int, scores: Scores) -> None:

@@ -31,6 +31,7 @@ PIPELINES = {
     "token_classification": "token-classification",
     "question_answering": "question-answering",
     "causal_lm": "text-generation",
+    "image_classification": "image-classification",
     "seq2seq": "text2text-generation",
 }  # kind of head -> what `transformers` calls its use
 

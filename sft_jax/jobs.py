@@ -2,9 +2,9 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from sft_jax import assets, machine
+from sft_jax import assets, grid, machine
 from sft_jax import mesh as meshes
+from sft_jax.data.batch import Batch
 from sft_jax.data.loader import padding_share
 from sft_jax.data.text import fingerprint
 from sft_jax.errors import ConfigError, RunError, did_you_mean
 from sft_jax.export import export_model, model_card
+from sft_jax.heads import on_features
 from sft_jax.infer.answered import Answered, answering
 from sft_jax.nn.template import Params
 from sft_jax.report.page import write_report
@@ -89,31 +91,33 @@ def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
     state, frozen = initial(run)
     found = resume(checkpoints, run.config.run, partial(restore, run, checkpoints), told.append)
     state, progress = found or (state, Progress())
-    program, validate = train_program(run, state, frozen), eval_program(run, state.weights, frozen)
     answers = answers_to(run, "validation")
     if meshes.is_first_process():
         sinks += [*_files(run, progress.step), *([screen] if screen else [])]
     for text in told:
         _tell(sinks, text)
+    run, beside = on_features(run, frozen, partial(_tell, sinks))
+    run = grid.chosen(run, beside, state.params, partial(_tell, sinks))
+    program, validate = train_program(run, state, beside), eval_program(run, state.weights, beside)
     if progress.finished or progress.step >= run.batches.steps:
         timing = Timing(time.time(), 0.0, 0.0)
     else:
         with ledger("compile"):
-            _compile(run, program, sinks)
+            alone = replace(run, batches=replace(run.batches, workers=0))  # one batch is worth no process
+            _compile(alone.stream(progress.step), program, sinks)
         state, timing = train_loop(
             state,
-            frozen,
+            beside,
             progress,
             plan=plan(run),
             program=program,
-            batches=run.batches,
-            put=run.put,
+            batches=run.stream(progress.step),
+            put=partial(run.put, stacked=run.template is not None),
             rate=optim.learning_rate(run.config.optim, run.batches.steps),
             validate=lambda params, frozen: _validated(run, validate, params, frozen, ledger, answers, progress, sinks),
             checkpoints=checkpoints,
             sinks=sinks,
             ledger=ledger,
-            ahead=run.config.data.prefetch,
         )
     ledger.end_loop()
     if screen:
@@ -121,7 +125,7 @@ def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
     if progress.best_step not in (None, progress.step):
         state, _ = _best(run, checkpoints, progress.best_step)
     checkpoints.close()
-    return _finish(run, state, frozen, progress, timing, program, validate, sinks)
+    return _finish(run, state, frozen, beside, progress, timing, program, validate, sinks)
 
 
 def evaluate(run: Run, split: str, at: str = "best", tell: Tell = _to_stderr) -> tuple[Scores, int]:
@@ -231,10 +235,9 @@ def _tell(sinks: Sequence[Sink], text: str) -> None:
         sink.emit("note", {"text": text})
 
 
-def _compile(run: Run, program: step.Program, sinks: list[Sink]) -> None:
-    """Compile for the shapes that the first epoch needs; rarer ones follow when they are met."""
-    batch = run.batches[0]
-    executable = program.compile(batch)
+def _compile(batches: Iterator[Batch], program: step.Program, sinks: list[Sink]) -> None:
+    """Compile for the shape of the first batch; others follow when they are met."""
+    executable = program.compile(next(batches))
     memory = executable.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     text = f"compiled in {program.seconds:.1f} s; a step needs {_size(held + memory.temp_size_in_bytes)}"
@@ -281,6 +284,7 @@ def _finish(
     run: Run,
     state: TrainState,
     frozen: Params,
+    beside: Params,
     progress: Progress,
     timing: Timing,
     program: step.Program,
@@ -288,7 +292,7 @@ def _finish(
     sinks: list[Sink],
 ) -> Result:
     """Test, export and sum up."""
-    test = _scored(run, "test", evaluator, state.weights, frozen) if "test" in run.evals else None
+    test = _scored(run, "test", evaluator, state.weights, beside) if "test" in run.evals else None
     if test:
         for sink in sinks:
             sink.emit("test", {"step": progress.best_step or progress.step, "split": "test", **test.values()})

@@ -96,9 +96,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows divided over `data` and `fsdp`."""
-    return NamedSharding(mesh, BATCH)
+def batch_sharding(mesh: Mesh, *, stacked: bool = False) -> NamedSharding:
+    """Rows divided over `data` and `fsdp`; of batches that are stacked, these are the second axis."""
+    return NamedSharding(mesh, P(None, *BATCH) if stacked else BATCH)
 
 
 def param_shardings(

@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,22 @@ from sft_jax.config.data import Files, Mixture
 from sft_jax.config.read import read_config
 from sft_jax.config.schema import Config, RunSection
 from sft_jax.data.augment import augmentation
-from sft_jax.data.batch import Encoded, Shape, declare, one_row, sizes, up_to
-from sft_jax.data.loader import EvalBatches, TrainBatches, padding_share
+from sft_jax.data.batch import Batch, Encoded, Shape, declare, one_row, sizes, up_to
+from sft_jax.data.loader import EvalBatches, Stacked, TrainBatches, padding_share, prefetch
 from sft_jax.data.order import Mixing, Order
 from sft_jax.data.packs import plan as plan_packs
+from sft_jax.data.pixels import blend, changed
 from sft_jax.data.prepare import Prepared
 from sft_jax.data.prepare import prepare as prepare_rows
 from sft_jax.data.report import DataReport
 from sft_jax.data.sources import load_rows
 from sft_jax.errors import ConfigError, DataError, RunError
 from sft_jax.models.family import Model, build_model, load_model
-from sft_jax.nn.template import Params
+from sft_jax.nn.template import Params, Template
 from sft_jax.tasks.task import Audit, Examples, Task, build_task
-from sft_jax.train import directory, optim, step, trackers
+from sft_jax.train import directory, features, optim, step, trackers
 from sft_jax.train.checkpoint import Checkpoints, Progress
-from sft_jax.train.loop import Plan
+from sft_jax.train.loop import Plan, edges
 from sft_jax.train.state import (
     Begin,
     Placement,
@@ -49,6 +50,7 @@ from sft_jax.weights.files import Checkpoint, find, open_checkpoint
 from sft_jax.weights.table import Matched, match
 
 MOST_GROUPS = 100  # each is counted apart, on the device
+AT_ONCE = 500  # steps of a head on features that one call takes at most
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Run:
     evals: dict[str, EvalBatches]
     report: DataReport
     audit: Audit | None = None  # of the training documents, where the task has one
+    recomputed: str | None = None  # why features are not computed once; None where they are
+    template: Template | None = None  # of the head alone, where it is trained on them
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -98,9 +102,16 @@ class Run:
         """What makes the training state at step 0."""
         return beginning(self.optimizer, self.config.train)
 
-    def put(self, batch: Mapping[str, np.ndarray]) -> Params:
+    def put(self, batch: Mapping[str, np.ndarray], *, stacked: bool = False) -> Params:
         """A host batch onto the mesh."""
-        return meshes.put(batch, meshes.batch_sharding(self.mesh))
+        return meshes.put(batch, meshes.batch_sharding(self.mesh, stacked=stacked))
+
+    def stream(self, begin: int) -> Iterator[Batch]:
+        """The batches of training from a step on; of a head on features, those of many steps stacked."""
+        ahead = self.config.data.prefetch
+        if self.template is None:
+            return prefetch(self.batches, begin, ahead)
+        return prefetch(Stacked(self.batches, edges(plan(self), begin, AT_ONCE)), 0, ahead)
 
 
 def prepare(config: Config) -> Run:
@@ -128,8 +139,9 @@ def prepare(config: Config) -> Run:
     checks.head(task, matched, checkpoint.config)
     batches, evals = _batches(config, mesh, rows, data, tokenizer)
     frozen = frozen_paths(config.train.freeze, model.template)
-    paths = [path for path in model.template.keys if path not in model.template.stats]
-    optimizer = optim.build_optimizer(config.optim, batches.steps, paths, config.train.unfreeze)
+    recomputed = features.obstacle(model.template, task, frozen, batches, config.train.cache_features)
+    checks.features(config.train, recomputed)
+    optimizer = build_optimizer(config, model, batches.steps)
     placement = place(mesh, model.template, model.table.axes, frozen, beginning(optimizer, config.train))
     return Run(
         config,
@@ -149,6 +161,7 @@ def prepare(config: Config) -> Run:
         evals,
         _with_tokens(report, data, batches, evals),
         audit,
+        recomputed,
     )
 
 
@@ -168,6 +181,12 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> Run:
     if not file.is_file():
         raise RunError(f"{path}: holds no run (no config.yaml); give the run.dir of a `sft-jax train`")
     return prepare(read_config([file], overrides).model_copy(update={"run": RunSection(dir=str(path), resume="must")}))
+
+
+def build_optimizer(config: Config, model: Model, steps: int) -> optax.GradientTransformation:
+    """The optimizer of a run of so many steps, by the paths of all that can be trained."""
+    paths = [path for path in model.template.keys if path not in model.template.stats]
+    return optim.build_optimizer(config.optim, steps, paths, config.train.unfreeze)
 
 
 def initial(run: Run) -> tuple[TrainState, Params]:
@@ -194,19 +213,22 @@ def restore(run: Run, checkpoints: Checkpoints, number: int) -> tuple[TrainState
 def train_program(run: Run, state: TrainState, frozen: Params) -> step.Program:
     """The training step of a run."""
     function = step.make_train_step(
-        run.model.template,
+        run.template or run.model.template,
         run.task,
         run.optimizer,
         section=run.config.train,
         compute_dtype=run.dtype,
         seed=run.config.seed.dropout,
     )
-    return step.train_program(function, run.placement, state, frozen)
+    if run.template is None:
+        return step.train_program(function, run.placement, state, frozen)
+    return step.train_program(features.many_steps(function), run.placement, state, frozen, stacked=True)
 
 
 def eval_program(run: Run, params: Params, frozen: Params) -> step.Program:
     """The evaluation step of a run."""
-    function = step.make_eval_step(run.model.template, run.task, groups=len(run.groups), compute_dtype=run.dtype)
+    template = run.template or run.model.template
+    function = step.make_eval_step(template, run.task, groups=len(run.groups), compute_dtype=run.dtype)
     return step.eval_program(function, run.placement, params, frozen)
 
 
@@ -313,7 +335,11 @@ def _batches(
         for split, found in data.items()
         if split != "train"
     }
-    return TrainBatches(train, order, shapes, steps, augmentation(config.data.augment, seed, tokenizer), packs), evals
+    section = config.data
+    augmented = None if train.lazy else augmentation(section.augment, seed, tokenizer)
+    seen = changed(train, section.images, seed)
+    mixed = blend(section.images, seed)
+    return TrainBatches(seen, order, shapes, steps, augmented, packs, mixed, section.workers), evals
 
 
 def _cache(config: Config, name: str) -> Path | None:

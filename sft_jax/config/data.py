@@ -4,13 +4,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sft_jax.config.section import Positive, Section, Share
+from sft_jax.config.section import NotNegative, Positive, Section, Share
 
 Paths = str | list[str]
 
 
 class Files(Section):
-    """Local CSV, TSV, JSON, CoNLL, Parquet, Arrow or text files, or folders (also packed) with a folder a label."""
+    """Local CSV, TSV, JSON, CoNLL, Parquet, Arrow, NumPy, IDX or text files, or folders (also packed) of labels."""
 
     kind: Literal["files"]
     train: Paths
@@ -107,6 +107,25 @@ class Augment(Section):
     """Share of the tokens that are taken out; at least one stays."""
 
 
+class Images(Section):
+    """Changes to training images, drawn anew for each pass; validation and test images stay as they are."""
+
+    flip: Share = 0.0
+    """Share of the images that are mirrored left to right."""
+    crop: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Random crop in place of the processor's resizing and cropping: the least share of an image that it keeps."""
+    pad: Annotated[int, Field(ge=0)] = 0
+    """Pixels of black around an image, of which a window of the old size is then cut at random."""
+    rand_augment: Annotated[int, Field(ge=0)] = 0
+    """RandAugment: operations on each image, out of fourteen; 0 makes none."""
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """How strong the operations of RandAugment are."""
+    mixup: NotNegative = 0.0
+    """Mixup: each image is blended with another of its batch, shares drawn from a beta distribution with this alpha."""
+    cutmix: NotNegative = 0.0
+    """Cutmix: a box of each image is another's, its share drawn so; with `mixup` too, one of both by chance."""
+
+
 class Split(Section):
     """Stratified shares cut from the training rows where the source has no such split."""
 
@@ -161,7 +180,11 @@ class DataSection(Section):
     """Keep only the first rows of each split; for trials."""
     augment: Augment = Augment()
     """Changes to the tokens of training documents."""
+    images: Images = Images()
+    """Changes to training images."""
     cache: bool = True
     """Keep tokenised rows in the user's cache, found again by what they were made from."""
     prefetch: Positive = 4
     """Batches prepared ahead in the background."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that prepare the batches of training; 0 does it in threads of this one, which suits most images too."""

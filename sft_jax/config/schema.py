@@ -126,10 +126,14 @@ class Config(Section):
             raise ValueError("data.layout.kind: planned packs know no shares of a mixture; set it to packed")
         if train.r_drop and self.model.dropout == 0 and not self.model.embedding_noise:
             raise ValueError("train.r_drop: two passes are equal without dropout; raise model.dropout, or leave r_drop")
+        if train.head_grid and train.head_grid.seeds and data.layout.kind == "planned":
+            raise ValueError("train.head_grid.seeds: planned packs are of one seed; set data.layout.kind to packed")
         named = data.source.validation not in (None, False) or data.split.validation > 0
         if not named and evaluation.every != "never":
             raise ValueError(
                 "eval.every: there is no validation split; name data.source.validation, "
                 "set data.split.validation, or set eval.every=never"
             )
+        if train.head_grid and evaluation.every == "never":
+            raise ValueError("train.head_grid: is chosen by validation, and eval.every is never; set it to epoch")
         return self

@@ -121,6 +121,28 @@ class QuestionAnswering(Section):
     """Tokens that a predicted answer may have."""
 
 
+class ImageClassification(Section):
+    """One label for each image."""
+
+    kind: Literal["image_classification"]
+    image: str = "image"
+    """Column that holds the image: encoded, or the path of its file."""
+    label: str = "label"
+    """Column that holds the label: a name, or a number from 0."""
+    labels: list[str] | None = None
+    """Names of the labels in the order of their numbers; null takes them from the source or the sorted values."""
+    size: Positive | None = None
+    """Height and width that the model reads, in place of those of its `preprocessor_config.json`; exported so."""
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """`focal` weighs rows down that are already right."""
+    focal_gamma: NotNegative = 2.0
+    """How steeply `focal` weighs down; 0 is cross-entropy."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target that is spread evenly over all labels."""
+    class_weights: Literal["balanced"] | dict[str, NotNegative] | None = None
+    """Weight of each label's rows in the loss: by name (1 where not named), or inverse to how often it occurs."""
+
+
 class CausalLM(Section):
     """The next token of each text, of answers to prompts, or of what an assistant says in conversations."""
 
@@ -174,5 +196,6 @@ TaskSection = (
     | TokenClassification
     | QuestionAnswering
     | CausalLM
+    | ImageClassification
     | Seq2Seq
 )

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sft_jax.config.section import NotNegative, Positive, Section, Share
+from sft_jax.config.section import NotNegative, Positive, Section, Seed, Share
 
 
 class Schedule(Section):
@@ -89,6 +89,23 @@ class Spikes(Section):
     """Standard deviations above the mean."""
 
 
+class HeadGrid(Section):
+    """Heads on features that are computed once, trained side by side; the best pair by validation is the run's."""
+
+    lr: list[Annotated[float, Field(gt=0)]] = []
+    """Peak learning rates; none takes `optim.lr`."""
+    weight_decay: list[NotNegative] = []
+    """Weight decays; none takes `optim.weight_decay`."""
+    seeds: list[Seed] = []
+    """Seeds of initial values, order and dropout that each pair is judged by the mean of; none takes the run's own."""
+
+    @model_validator(mode="after")
+    def _has_points(self) -> Self:
+        if not (self.lr or self.weight_decay or self.seeds):
+            raise ValueError("a grid of one point; give lr, weight_decay or seeds")
+        return self
+
+
 class TrainSection(Section):
     """How long and how to train."""
 
@@ -104,6 +121,11 @@ class TrainSection(Section):
     """Type of the arithmetic; trainable parameters and moments stay float32."""
     freeze: list[str] = []
     """Patterns of parameters that stay as they are."""
+    cache_features: Literal["auto", "always", "never"] = "auto"
+    """Where all below the head is frozen, compute what the head reads once and keep it: `auto` where that changes
+    nothing, `always` also where there is dropout below the head, which is then left out, `never`."""
+    head_grid: HeadGrid | None = None
+    """Rates and decays to choose from before the head is trained; null takes those of `optim`."""
     unfreeze: list[Unfreeze] = []
     """Patterns of parameters that are trained from a later step on; the first that fits wins."""
     r_drop: NotNegative = 0.0

@@ -4,8 +4,8 @@ Sorting the raw output of a counter-based generator gives a permutation that dep
 the number of hosts, devices or workers, and seeking is arithmetic.
 
 Every draw on `seed.data` has a stream of its own: 0 the cut into splits, 1 + e the shuffle of epoch e, and from
-`SUBSET`, `PARTS`, `AUGMENT` and `PACKS` on the rows of each class, the rows of each part of a mixture, augmentation,
-and which documents are packed together.
+`SUBSET`, `PARTS`, `AUGMENT`, `PACKS` and `BLEND` on the rows of each class, the rows of each part of a mixture,
+augmentation, which documents are packed together, and which images are mixed.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-SPLIT, SUBSET, PARTS, AUGMENT, PACKS = 0, 1 << 60, 2 << 60, 3 << 60, 4 << 60  # epochs stand between the first two
+SPLIT, SUBSET, PARTS, AUGMENT, PACKS, BLEND = (n << 60 for n in range(6))  # epochs stand between the first two
 
 
 def random_bits(seed: int, stream: int, count: int, at: tuple[int, int] = (0, 0)) -> np.ndarray:

@@ -73,8 +73,8 @@ class Rows:
 
 
 def plain(value: Any) -> str:
-    """What a row says in one text, for people and for counting: a text as it is, several with blanks between."""
-    return value if isinstance(value, str) else " ".join(plain(part) for part in value)
+    """What a row says in one text, for people and for counting: several texts with blanks between, an image by name."""
+    return " ".join(plain(part) for part in value) if isinstance(value, tuple | list) else str(value)
 
 
 def numbered(table: Dataset, where: str, name: str = "row") -> Rows:

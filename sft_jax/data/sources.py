@@ -1,4 +1,4 @@
-"""Where rows come from: local files, folders of texts, the hub, TFDS, or several of these mixed; as random-access rows.
+"""Where rows come from: local files, folders, the hub, TFDS, or several of these mixed; as random-access rows.
 
 Nothing here runs code that comes with data. Knows no task and no tokenizer.
 """
@@ -16,6 +16,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from sft_jax.archives import ENDINGS
 from sft_jax.config.data import Files, Hub, Mixture, Tfds
+from sft_jax.data.arrays import is_idx, read_arrays, read_idx
 from sft_jax.data.folders import is_folder, read_folders
 from sft_jax.data.gather import shown
 from sft_jax.data.mixture import mix
@@ -44,16 +45,17 @@ def load_rows(source: Files | Hub | Tfds | Mixture, where: str = "data.source") 
 
 
 def load_files(files: Sequence[str], where: str) -> Rows:
-    """The rows of some files of one kind, or of folders and archives of texts, in order.
+    """The rows of some files of one kind, or of folders and archives of texts or images, in order.
 
     What is no row stands in `bad` and is to be judged by the caller; what concerns a whole file is a DataError.
     """
     kinds = sorted({"folder" if is_folder(file) else _ending(file) for file in files})
     if len(kinds) != 1 or kinds[0] not in READERS:
-        named = [kind for kind in READERS if kind != "folder"]
+        named = [kind for kind in READERS if kind.startswith(".")]
         raise DataError(
             f"{where}: files ending in {', '.join(kinds) or 'nothing'}; give files of one kind among "
-            f"{', '.join(named)}, or folders of texts, also packed ({', '.join(ENDINGS)})"
+            f"{', '.join(named)}, images in IDX form, or folders of texts or images, also packed "
+            f"({', '.join(ENDINGS)})"
         )
     rows = READERS[kinds[0]](files, where)
     if not len(rows) and not rows.bad:
@@ -62,7 +64,9 @@ def load_files(files: Sequence[str], where: str) -> Rows:
 
 
 def _ending(file: str) -> str:
-    """The ending that says what a file is, without that of `gzip` where it may be there."""
+    """The ending that says what a file is, without that of `gzip` where it may be there; IDX files have none."""
+    if is_idx(file):
+        return "idx"
     path = Path(file.lower())
     inner = Path(path.stem).suffix
     return inner if path.suffix == ".gz" and inner in PACKED else path.suffix
@@ -124,6 +128,9 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys(CONLL, read_conll),
     ".parquet": partial(_load_built, builder="parquet"),
     ".arrow": partial(_load_built, builder="arrow"),
+    ".npz": read_arrays,
+    ".npy": read_arrays,
+    "idx": read_idx,
     "folder": read_folders,
 }
 PACKED = (".csv", ".tsv", ".jsonl", ".json", ".txt", *CONLL)  # which may be packed by gzip: `reviews.csv.gz`

@@ -14,6 +14,7 @@ from datasets import Features
 
 from sft_jax.config.data import Tfds
 from sft_jax.data.gather import Gathered, blocks
+from sft_jax.data.images import FEATURE
 from sft_jax.data.records import Problem, read_text
 from sft_jax.data.rows import Rows
 from sft_jax.errors import DataError, reason
@@ -23,7 +24,7 @@ AT_ONCE = 1000  # records that are read together
 
 
 def load_tfds(source: Tfds, split: str, where: str) -> Rows:
-    """The rows of a split or a slice; texts, labels, numbers and lists of these are columns, images are none."""
+    """The rows of a split or a slice; texts, labels, numbers, lists of these and encoded images are columns."""
     import tensorflow_datasets as tfds  # takes seconds
     from tensorflow_datasets.core.read_only_builder import builder_from_files
 
@@ -42,8 +43,12 @@ def load_tfds(source: Tfds, split: str, where: str) -> Rows:
         ) from None
     kinds = {name: kind for name, feature in described.items() if (kind := _kind(tfds.features, feature)) is not None}
     if not kinds:
-        raise DataError(f"{where}: '{source.name}' has no texts, labels or numbers; it has {', '.join(described)}")
-    part: Any = tfds.features.FeaturesDict({name: described[name] for name in kinds})
+        raise DataError(
+            f"{where}: '{source.name}' has no texts, images, labels or numbers; it has {', '.join(described)}"
+        )
+    images = {name for name, kind in kinds.items() if isinstance(kind, datasets.Image)}
+    encoded = {name: tfds.features.Text() for name in images}  # bytes, as records have them
+    part: Any = tfds.features.FeaturesDict({**{name: described[name] for name in kinds}, **encoded})
     features = Features(kinds)
     schema = features.arrow_schema
     found = Gathered(where, ["row"])
@@ -54,7 +59,7 @@ def load_tfds(source: Tfds, split: str, where: str) -> Rows:
             for row, record in enumerate(held, begin + 1):
                 if not record:  # what array_record gives for what was cut off
                     raise ValueError(f"row {row} is empty, so the file was cut")
-                yield row, _plain_row(part.deserialize_example_np(record))
+                yield row, _plain_row(part.deserialize_example_np(record), images)
 
     try:
         tables = [pa.Table.from_pylist(block, schema) for block in blocks([records], examples, found)]
@@ -67,11 +72,13 @@ def load_tfds(source: Tfds, split: str, where: str) -> Rows:
 
 def _kind(known: Any, feature: Any) -> Any:
     """The type of a column, None for what is no column."""
+    if type(feature) is known.Image:
+        return FEATURE
     if type(feature) is known.ClassLabel:
         return datasets.ClassLabel(names=feature.names) if feature.names else datasets.Value("int64")
     if type(feature) is known.Sequence:
         inner = _kind(known, feature.feature)
-        return None if inner is None else datasets.List(inner)
+        return None if inner in (None, FEATURE) else datasets.List(inner)
     if type(feature) not in (known.Text, known.Tensor, known.Scalar) or len(feature.shape) > 1:
         return None
     kind = np.dtype(feature.np_dtype)
@@ -79,8 +86,11 @@ def _kind(known: Any, feature: Any) -> Any:
     return datasets.List(value) if feature.shape else value
 
 
-def _plain_row(example: dict[str, Any]) -> dict[str, Any] | Problem:
-    found = {name: _plain(value) for name, value in example.items()}
+def _plain_row(example: dict[str, Any], images: set[str]) -> dict[str, Any] | Problem:
+    found = {
+        name: {"bytes": bytes(value), "path": None} if name in images else _plain(value)
+        for name, value in example.items()
+    }
     for name, value in found.items():
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, Problem):

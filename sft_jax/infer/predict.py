@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from sft_jax.config.generation import Generation
 from sft_jax.config.read import read_settings
 from sft_jax.data.batch import Encoded, Shape, collect, one_row, room_for
 from sft_jax.data.clean import clean
+from sft_jax.data.folders import is_folder
+from sft_jax.data.images import image_files
 from sft_jax.data.loader import EvalBatches
 from sft_jax.data.rows import Rows, refuse
 from sft_jax.data.sources import load_files
@@ -125,7 +127,12 @@ def load_predictor(source: str, settings: Sequence[str] = ()) -> Predictor:
 
 
 def read_inputs(file: str, task: Task, lines: Sequence[str] | None = None) -> Rows:
-    """Rows of a file of any kind that training reads, or the lines of a text file (or those given) as texts."""
+    """Rows of a file of any kind that training reads, or the lines of a text file (or those given) as texts.
+
+    For a model of images an image, a folder of some, or lines that are paths of some do as well; `id` is the name.
+    """
+    if (lines is None and is_folder(file)) or (task.images and image_files(Path(file))):
+        return _of_folder(task, file)
     if lines is None and Path(file).suffix.lower() in (".txt", ""):
         try:
             lines = Path(file).read_text(encoding="utf-8").split("\n")  # splitlines would also cut at U+2028
@@ -158,6 +165,16 @@ def _names(rows: Rows) -> list[Record]:
     """What a record says of its row, so that it can be told apart: its `id`, where there is such a column."""
     names = rows.column("id") if "id" in rows.names else [None] * len(rows)
     return [{"id": name} if isinstance(name, str | int) else {} for name in names]
+
+
+def _of_folder(task: Task, folder: str) -> Rows:
+    """The rows of a folder, each with its place as its `id`."""
+    images = image_files(Path(folder)) if task.images else []
+    if images:
+        named = {"id": [image.name for image in images], task.texts[0]: [str(image) for image in images]}
+        return Rows(Dataset.from_dict(named), "input")
+    rows = load_files([folder], "input")
+    return replace(rows, table=rows.table.add_column("id", [rows.place(row) for row in range(len(rows))]))
 
 
 def _of_texts(task: Task, texts: Sequence[str]) -> Rows:

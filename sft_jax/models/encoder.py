@@ -18,7 +18,7 @@ from sft_jax.nn.heads import features_of
 from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, dropout, noisy
 from sft_jax.nn.random import Key, split
 from sft_jax.nn.stack import Stack
-from sft_jax.nn.template import Normal
+from sft_jax.nn.template import Init, Normal
 
 # The largest numbers that are taken from a `config.json`, so that none makes a million layers; others are below 2^31.
 MOST = {"num_layers": 256, "dropout": 1, "attention_dropout": 1, "head_dropout": 1}
@@ -84,13 +84,12 @@ class Embeddings(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with its output projection."""
+    """Multi-head self-attention with its output projection; `bias` is that of queries, keys and values."""
 
-    def __init__(self, config: EncoderConfig):
-        init, size = Normal(config.init_std), config.size
-        self.q, self.k = Linear(size, size, init), Linear(size, size, init)
-        self.v, self.o = Linear(size, size, init), Linear(size, size, init)
-        self.num_heads, self.rate = config.num_heads, config.attention_dropout
+    def __init__(self, size: int, num_heads: int, init: Init, rate: float, *, bias: bool = True):
+        self.q, self.k, self.v = (Linear(size, size, init, bias=bias) for _ in range(3))
+        self.o = Linear(size, size, init)
+        self.num_heads, self.rate = num_heads, rate
 
     def __call__(
         self, x: Float[Array, "r t e"], visible: Bool[Array, "r t t"], key: Key | None
@@ -103,11 +102,9 @@ class Attention(nnx.Module):
 class Mlp(nnx.Module):
     """Two linear layers with an activation between."""
 
-    def __init__(self, config: EncoderConfig):
-        init = Normal(config.init_std)
-        self.up = Linear(config.size, config.mlp_size, init)
-        self.down = Linear(config.mlp_size, config.size, init)
-        self.activation = ACTIVATIONS[config.activation]
+    def __init__(self, size: int, inner: int, init: Init, activation: str):
+        self.up, self.down = Linear(size, inner, init), Linear(inner, size, init)
+        self.activation = ACTIVATIONS[activation]
 
     def __call__(self, x: Float[Array, "r t e"]) -> Float[Array, "r t e"]:
         return self.down(self.activation(self.up(x)))
@@ -117,8 +114,10 @@ class Block(nnx.Module):
     """Attention and MLP, each added to its input and normed after."""
 
     def __init__(self, config: EncoderConfig):
-        self.attn, self.attn_norm = Attention(config), LayerNorm(config.size, config.norm_eps)
-        self.mlp, self.mlp_norm = Mlp(config), LayerNorm(config.size, config.norm_eps)
+        init = Normal(config.init_std)
+        self.attn = Attention(config.size, config.num_heads, init, config.attention_dropout)
+        self.mlp = Mlp(config.size, config.mlp_size, init, config.activation)
+        self.attn_norm, self.mlp_norm = (LayerNorm(config.size, config.norm_eps) for _ in range(2))
         self.attn_rate = config.dropout if config.dropout_after_attention else 0.0
         self.mlp_rate = config.dropout
 

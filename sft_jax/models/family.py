@@ -35,6 +35,9 @@ FAMILIES = {
     "gemma": "gemma",
     "gemma2": "gemma",
     "gemma3_text": "gemma3",
+    "resnet": "resnet",
+    "vit": "vit",
+    "dinov2": "dinov2",
     "marian": "marian",
     "t5": "t5",
 }

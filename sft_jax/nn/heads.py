@@ -18,6 +18,8 @@ from sft_jax.nn.layers import Linear, dropout
 from sft_jax.nn.random import Key, split
 from sft_jax.nn.template import Init
 
+ON_VOCABULARY = ("causal_lm", "seq2seq")  # kinds of heads that are part of the model
+
 
 def every_token(hidden: Float[Array, "r t e"], batch: Mapping[str, Array]) -> Float[Array, "r t e"]:
     """All hidden states."""

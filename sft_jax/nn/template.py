@@ -68,6 +68,7 @@ class Template:
     shapes: dict[str, tuple[int, ...]]
     inits: dict[str, Init]
     stats: frozenset[str]  # those of the keys that are running statistics
+    leaves: tuple[str, ...]  # of the whole module, of which this may be the template of a part
 
     @classmethod
     def of(cls, module: nnx.Module) -> "Template":
@@ -79,11 +80,18 @@ class Template:
         shapes = {k: tuple(v.get_value().shape) for k, (_, v) in zip(keys, variables, strict=True)}
         inits = {k: v.get_metadata()["init"] for k, (_, v) in zip(keys, variables, strict=True)}
         stats = frozenset(k for k, (_, v) in zip(keys, variables, strict=True) if isinstance(v, Stat))
-        return cls(treedef, keys, shapes, inits, stats)
+        return cls(treedef, keys, shapes, inits, stats, keys)
+
+    def part(self, path: str) -> "Template":
+        """Of what stands below a path alone: all else of the module is bound as None."""
+        keys = tuple(key for key in self.keys if key.startswith(f"{path}/"))
+        shapes, inits = {key: self.shapes[key] for key in keys}, {key: self.inits[key] for key in keys}
+        return Template(self.treedef, keys, shapes, inits, self.stats & {*keys}, self.leaves)
 
     def bind(self, params: Mapping[str, Any]) -> Any:
         """The module with these arrays in place; a pure function of `params`, cheap under jit."""
-        return jax.tree.unflatten(self.treedef, [params[key] for key in self.keys])
+        own = {*self.keys}
+        return jax.tree.unflatten(self.treedef, [params[key] if key in own else None for key in self.leaves])
 
     def initial(self, key: PRNGKeyArray, paths: Iterable[str]) -> Params:
         """Initial values of some paths, float32. Each depends on the key and its own path alone (C23, R19)."""

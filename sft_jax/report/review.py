@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from sft_jax.data.images import Picture, thumbnail
 from sft_jax.data.prepare import Prepared
 from sft_jax.data.rows import plain
 from sft_jax.tasks.metrics import BINS
@@ -112,15 +113,20 @@ def _mistake(
     review: Review, rows: Prepared, columns: Sequence[str], groups: Sequence[str] | None, row: int
 ) -> dict[str, Any]:
     source = row if review.rows is None else int(review.rows[row])
-    texts = [(name, plain(column[source])) for name, column in zip(columns, rows.texts, strict=True)]
+    values = [(name, column[source]) for name, column in zip(columns, rows.texts, strict=True)]
     return {
         "place": rows.rows.place(source),
         "group": None if groups is None else groups[source],
-        "texts": [
-            {"column": name, "text": text[:LONGEST], "more": max(0, len(text) - LONGEST)} for name, text in texts
-        ],
+        "texts": [_shown(name, value) for name, value in values],
         "truth": review.truth[row],
         "predicted": review.predicted[row],
         "confidence": None if review.confidence is None else float(review.confidence[row]),
         "loss": float(review.loss[row]),
     }
+
+
+def _shown(column: str, value: Any) -> dict[str, Any]:
+    """What a row says in a column, as far as it is shown."""
+    text = plain(value)
+    image = {"image": thumbnail(value)} if isinstance(value, Picture) else {}
+    return {"column": column, "text": text[:LONGEST], "more": max(0, len(text) - LONGEST), **image}

@@ -1,5 +1,6 @@
-"""What a score is to be compared with: the commonest answer, and TF-IDF with a linear model."""
+"""What a score is to be compared with: the commonest answer, and a linear model of TF-IDF weights or pixels."""
 
+import os
 import re
 import warnings
 from collections import Counter
@@ -8,11 +9,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from sft_jax.data.images import Picture, in_threads
+from sft_jax.data.processor import Size, resized
 from sft_jax.tasks import metrics
 from sft_jax.tasks.task import Texts
 
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+SMALL, MOST_PICTURES = Size(28, 28), 10_000  # what pixels are compared in, and how many images a model of them takes
 Features = tuple[Any, Any]  # sparse [training documents, words], [test documents, words]
 
 
@@ -71,6 +76,18 @@ def linear_classes(texts: Texts, train: np.ndarray, test_texts: Texts, test: np.
     return float(model.score(features[1], test))
 
 
+def linear_pixels(pictures: Sequence[Picture], train: np.ndarray, test: Sequence[Picture], label: np.ndarray) -> float:
+    """Accuracy of logistic regression on the pixels of images made small; trained on the first `MOST_PICTURES`."""
+    from sklearn.linear_model import LogisticRegression
+
+    train = train[:MOST_PICTURES]
+    if len(set(train)) < 2:
+        return commonest_class(train, label)
+    with _quiet():
+        model = LogisticRegression(max_iter=100).fit(_small(pictures[:MOST_PICTURES]), train)
+    return float(model.score(_small(test), label))
+
+
 def commonest_label(train: np.ndarray, test: np.ndarray) -> float:
     """Micro F1 of always saying the commonest label of training alone; [documents, labels] of 0 and 1."""
     said = np.zeros_like(test)
@@ -117,6 +134,14 @@ def _tfidf(texts: Texts, test_texts: Texts) -> Features | None:
         except ValueError:  # no word is left
             continue
     return (hstack([a for a, _ in found]).tocsr(), hstack([b for _, b in found]).tocsr()) if found else None
+
+
+def _small(pictures: Sequence[Picture]) -> np.ndarray:
+    """[n, pixels and channels] from 0 to 1."""
+    made = in_threads(
+        lambda one: resized(one.pixels(), SMALL, Image.Resampling.BILINEAR), pictures, os.cpu_count() or 1
+    )
+    return np.stack(made).reshape(len(made), -1).astype(np.float32) / 255
 
 
 def _f1_micro(truth: np.ndarray, said: np.ndarray) -> float:

@@ -137,6 +137,7 @@ class Task:
     to_hf: Callable[[], dict[str, Any]]  # what `config.json` says of the task
     row_tables: Callable[[np.ndarray, Examples], dict[str, Table]] = lambda kept, examples: {}  # as `row_metrics`
     reader: Reader = TEXTS
+    images: bool = False  # whether it reads images in place of texts
     grain: Grain = "document"  # what `keep` has an entry for
     keep: Callable[[Any, Mapping[str, Array]], Array] = lambda outputs, batch: outputs  # (outputs, batch), on device
     cleans: bool = True  # whether texts may be cleaned; not where targets are places in them
@@ -161,6 +162,7 @@ TASKS = {
     "token_classification": "token_classification",
     "question_answering": "question_answering",
     "causal_lm": "causal_lm",
+    "image_classification": "image_classification",
     "seq2seq": "seq2seq",
 }
 # How the class of a model ends that answers in a kind of its own name.

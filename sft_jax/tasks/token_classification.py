@@ -23,8 +23,8 @@ from sft_jax.models.family import Head
 from sft_jax.tasks import label_columns as columns
 from sft_jax.tasks import labels as named
 from sft_jax.tasks import metrics, tag_schemes
+from sft_jax.tasks.classes import balanced_weights, count, finish, often, tables
 from sft_jax.tasks.losses import Weights, class_divergence, cross_entropy, token_weights
-from sft_jax.tasks.sequence_classification import balanced_weights, count, finish, often, tables
 from sft_jax.tasks.task import Examples, Ratio, Record, Review, Targets, Task, Texts, written
 
 Tags = tuple[int, ...]

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from sft_jax.data.loader import TrainBatches, prefetch
+from sft_jax.data.batch import Batch
 from sft_jax.errors import Interrupted
 from sft_jax.nn.template import Params
 from sft_jax.train.checkpoint import Checkpoints, Progress
@@ -64,29 +64,35 @@ def train(
     *,
     plan: Plan,
     program: Program,
-    batches: TrainBatches,
+    batches: Iterator[Batch],
     put: Put,
     rate: Callable[[int], Any],
     validate: Validate,
     checkpoints: Checkpoints,
     sinks: Sequence[Sink],
     ledger: Ledger,
-    ahead: int,
 ) -> tuple[TrainState, Timing]:
-    """Train from `progress.step` to `plan.steps`, bringing `progress` along; raises Interrupted after saving."""
+    """Train from `progress.step` to `plan.steps`, bringing `progress` along; raises Interrupted after saving.
+
+    `batches` begin there; where they are stacked, the program takes a step for each of them in one call.
+    """
     meter = Meter(plan.steps, plan.log_every, plan.max_skipped, rate, sinks, progress.left)
     begun, first, compiling = time.perf_counter(), 0.0, program.seconds
     ledger.begin_loop(progress.step)
     with stop_requests() as stop:
-        for batch in ledger.waited(prefetch(batches, progress.step, ahead)):
+        for batch in ledger.waited(batches):
             with meter.paused(), ledger("compile"):  # a shape that was not met before
                 executable = program.compile(batch)
+            called, stacked = time.perf_counter(), batch["weight"].ndim == 3
             state, metrics = executable(state, frozen, put(batch))
-            progress.step = ledger.step = progress.step + 1
+            progress.step = ledger.step = progress.step + (len(batch["weight"]) if stacked else 1)
             if not first:
                 jax.block_until_ready(metrics)
                 first = time.time()
-            meter.add(progress.step, metrics)
+            if stacked:
+                meter.add_all(progress.step, metrics, called)
+            else:
+                meter.add(progress.step, metrics)
             if _due(plan.log_every, progress.step):
                 ledger.write()
             checkpoints.check()  # a save that failed in the background is known a step later
@@ -114,6 +120,16 @@ def train(
         checkpoints.wait()
     seconds = time.perf_counter() - begun - (program.seconds - compiling)
     return state, Timing(first, seconds, meter.tokens_per_second)
+
+
+def edges(plan: Plan, begin: int, most: int) -> tuple[int, ...]:
+    """Steps from `begin` on between which nothing happens but training, at most so many apart."""
+    found = [begin]
+    for step in range(begin + 1, plan.steps + 1):
+        happens = any(_due(every, step) for every in (plan.eval_every, plan.save_every))
+        if happens or step == plan.steps or step - found[-1] == most:
+            found.append(step)
+    return tuple(found)
 
 
 def note(progress: Progress, plan: Plan, metrics: dict[str, Any], sinks: Sequence[Sink]) -> None:

@@ -39,14 +39,22 @@ class Meter:
         self._reports = 0
         self._steady_tokens, self._steady_seconds = 0, 0.0  # of all intervals after the first
 
-    def add(self, step: int, metrics: Any) -> None:
+    def add_all(self, step: int, metrics: Any, begun: float) -> None:
+        """Take what a call returned for the steps up to this one, stacked; waits for it. They took as long each."""
+        held = to_host(metrics)
+        count, now = len(held["tokens"]), time.perf_counter()
+        for number in range(count):
+            one = jax.tree.map(lambda leaf, n=number: leaf[n : n + 1].reshape(leaf.shape[1:]), held)
+            self.add(step - count + number + 1, one, begun + (now - begun) * (number + 1) / count)
+
+    def add(self, step: int, metrics: Any, now: float | None = None) -> None:
         """Take what a step returned; reports the interval before when this one is full."""
         self._running.append(metrics["tokens"])
         if len(self._running) > IN_FLIGHT:
             jax.block_until_ready(self._running.popleft())
         self._open += [*self._taken_up(metrics), (step, metrics)]
         if step % self._every == 0:
-            now = time.perf_counter()
+            now = time.perf_counter() if now is None else now
             self._report()
             self._late, self._open, self._begun = (self._open, now - self._begun), [], now
 

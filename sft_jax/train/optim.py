@@ -16,6 +16,9 @@ from sft_jax.config.training import OptimSection, Penalty, Schedule, Unfreeze
 from sft_jax.errors import ConfigError, did_you_mean, reason
 from sft_jax.paths import first_match, select
 
+# A block of a model, or one of a stage of it.
+_BLOCK = re.compile(r"(stages/(?P<stage>\d+)/)?blocks/(?P<number>\d+)/")
+
 
 def learning_rate(section: OptimSection, steps: int) -> optax.Schedule:
     """The rate of step k, the first being step 0, for a run of `steps` steps.
@@ -81,10 +84,12 @@ def build_optimizer(
 
 def _depths(paths: Sequence[str]) -> dict[str, int]:
     """How far below the head each path stands: 0 the head, 1 the last block, one more the embeddings."""
-    blocks = {path: int(found.group(1)) for path in paths if (found := re.match(r"blocks/(\d+)/", path))}
-    count = max(blocks.values(), default=-1) + 1
-    lowest = {path: count + 1 for path in paths if path.startswith("embed/")}
-    return {path: lowest.get(path, count - blocks.get(path, count)) for path in paths}
+    found = {path: _BLOCK.match(path) for path in paths}
+    places = {path: (int(block["stage"] or 0), int(block["number"])) for path, block in found.items() if block}
+    blocks = {place: number for number, place in enumerate(sorted(set(places.values())))}
+    count = len(blocks)
+    below = {path: count - blocks[place] for path, place in places.items()}
+    return {path: below.get(path, count + 1 if path.startswith("embed/") else 0) for path in paths}
 
 
 def _starts(unfreeze: Sequence[Unfreeze], steps: int, paths: Sequence[str]) -> dict[str, int]:

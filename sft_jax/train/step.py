@@ -163,10 +163,12 @@ class Program:
         return len(self._executables)
 
 
-def train_program(step: Callable[..., Any], placement: Placement, state: TrainState, frozen: Params) -> Program:
-    """The training step, donated and with explicit shardings in and out."""
-    rows, whole = batch_sharding(placement.mesh), replicated(placement.mesh)
-    fixed = {p: placement.params[p] for p in frozen}
+def train_program(
+    step: Callable[..., Any], placement: Placement, state: TrainState, frozen: Params, *, stacked: bool = False
+) -> Program:
+    """The training step, or several on stacked batches, donated and with explicit shardings in and out."""
+    rows, whole = batch_sharding(placement.mesh, stacked=stacked), replicated(placement.mesh)
+    fixed = {p: placement.params.get(p, whole) for p in frozen}
     jitted = jax.jit(
         step,
         donate_argnums=0,
@@ -180,7 +182,7 @@ def eval_program(step: Callable[..., Any], placement: Placement, params: Params,
     """The evaluation step; the tally so far is donated."""
     rows, whole = batch_sharding(placement.mesh), replicated(placement.mesh)
     shardings: tuple[dict[str, NamedSharding], ...] = tuple(
-        {p: placement.params[p] for p in group} for group in (params, frozen)
+        {p: placement.params.get(p, whole) for p in group} for group in (params, frozen)
     )
     jitted = jax.jit(step, donate_argnums=3, in_shardings=(*shardings, rows, whole), out_shardings=whole)
     weights = abstract(params), abstract(frozen)

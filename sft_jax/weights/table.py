@@ -29,6 +29,10 @@ class Layout:
 
 SAME = Layout(lambda a: a, lambda a: a, lambda s: s)
 TRANSPOSE = Layout(np.transpose, np.transpose, lambda s: s[::-1])
+# The kernel of a convolution: torch's [outputs, inputs, height, width], ours [height, width, inputs, outputs].
+CONVOLUTION = Layout(
+    lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1), lambda s: (*s[2:], *s[1::-1])
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class Table:
     prefix: str = ""  # of the backbone's names in a checkpoint that also has a head
     ignore: tuple[str, ...] = ()  # patterns of tensors that hold nothing of the model
     renamed: tuple[tuple[str, str], ...] = ()  # endings that old checkpoints use, and today's
+    aliases: Mapping[str, str] = field(default_factory=dict)  # whole names that another library uses, and these
+    counters: tuple[str, ...] = ()  # whole numbers of which nothing is read, and that an export must have
 
     @property
     def axes(self) -> dict[str, tuple[str, ...]]:
@@ -101,6 +107,18 @@ def norm(ours: str, theirs: str, *, bias: bool = True) -> tuple[Row, ...]:
     """Scale and bias of a torch LayerNorm, or the scale of an RMSNorm."""
     scale = Row(f"{ours}/scale", f"{theirs}.weight", SAME, ".")
     return (scale, Row(f"{ours}/bias", f"{theirs}.bias", SAME, ".")) if bias else (scale,)
+
+
+def conv(ours: str, theirs: str, *, bias: bool = False) -> tuple[Row, ...]:
+    """Kernel, and bias if there is one, of a torch Conv2d."""
+    kernel = Row(f"{ours}/kernel", f"{theirs}.weight", CONVOLUTION, ". . . embed")
+    return (kernel, Row(f"{ours}/bias", f"{theirs}.bias", SAME, "embed")) if bias else (kernel,)
+
+
+def batch_norm(ours: str, theirs: str) -> tuple[Row, ...]:
+    """Scale, bias and running statistics of a torch BatchNorm2d."""
+    mean = Row(f"{ours}/mean", f"{theirs}.running_mean", SAME, ".")
+    return (*norm(ours, theirs), mean, Row(f"{ours}/variance", f"{theirs}.running_var", SAME, "."))
 
 
 def fused(parts: Iterable[tuple[Sequence[Row], int]]) -> tuple[Row, ...]:
@@ -141,7 +159,14 @@ def match(
     known = {name for row in table.rows for name in (row.theirs, row.theirs.removeprefix(table.prefix))}
     spare = [name for name in names if name not in known]  # what a missing one may be a misspelling of
     loaded: dict[str, str] = {}
-    initialised, problems = [], []
+    initialised, problems = (
+        [],
+        [
+            f"{name}: the same as {names[key]} by another name; leave one in the checkpoint"
+            for name in found
+            if names[key := _canonical(name, table)] != name
+        ],
+    )
     used: set[str] = set()
     for row in table.rows:
         key = row.theirs if row.theirs in names else row.theirs.removeprefix(table.prefix)
@@ -187,7 +212,8 @@ def save(table: Table, params: Mapping[str, np.ndarray]) -> Arrays:
     tensors: dict[str, list[tuple[Row, np.ndarray]]] = {}
     for row in table.rows:
         tensors.setdefault(row.theirs, []).append((row, row.layout.save(params[row.ours])))
-    return {theirs: _whole(parts) for theirs, parts in tensors.items()}
+    counters = {name: np.zeros((), np.int64) for name in table.counters}
+    return {theirs: _whole(parts) for theirs, parts in tensors.items()} | counters
 
 
 def _read(row: Row, tensor: np.ndarray) -> np.ndarray:
@@ -200,6 +226,8 @@ def _whole(parts: Sequence[tuple[Row, np.ndarray]]) -> np.ndarray:
 
 
 def _canonical(name: str, table: Table) -> str:
+    if name in table.aliases:
+        return table.aliases[name]
     for old, new in table.renamed:
         if name.endswith(old):
             return name.removesuffix(old) + new

@@ -86,7 +86,7 @@ def test_files_that_are_no_text_are_named(tmp_path, monkeypatch):
         "pos/d.txt": "101 bytes; a text has at most 100",
     }
     plain, packed = load_files([str(home)], WHERE), load_files([str(pack(home, ".zip"))], WHERE)
-    more = {"pos/more": "is no file; a label's folder holds text files alone"}
+    more = {"pos/more": "is no file; a label's folder holds files alone"}
     assert {bad.place: bad.text for bad in plain.bad} == {**expected, **more}
     deeper = {"pos/more/e.txt": "lies deeper than in a label's folder"}
     assert {bad.place: bad.text for bad in packed.bad} == {**expected, **deeper}

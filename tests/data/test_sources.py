@@ -160,9 +160,10 @@ def test_files_of_other_columns_are_refused(tmp_path):
 
 def test_files_of_other_kinds_are_refused():
     """Two kinds of files, an unknown ending, or none: the kinds there are get listed."""
-    kinds = ".csv, .tsv, .jsonl, .json, .txt, .conll, .iob, .iob2, .bio, .parquet, .arrow"
+    kinds = ".csv, .tsv, .jsonl, .json, .txt, .conll, .iob, .iob2, .bio, .parquet, .arrow, .npz, .npy"
     packed = ".zip, .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz"
-    remedy = f"give files of one kind among {kinds}, or folders of texts, also packed ({packed})"
+    others = "images in IDX form, or folders of texts or images, also packed"
+    remedy = f"give files of one kind among {kinds}, {others} ({packed})"
     assert refused(["a.csv", "b.jsonl"]) == f"{WHERE}: files ending in .csv, .jsonl; {remedy}"
     assert refused(["a.pkl"]) == f"{WHERE}: files ending in .pkl; {remedy}"
     assert refused(["a"]).startswith(f"{WHERE}: files ending in ")

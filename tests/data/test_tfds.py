@@ -1,11 +1,11 @@
 """TFDS data sets prepared as array records: written by TFDS itself, read without TensorFlow or code of the data set."""
 
 import importlib.util
+import io
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +14,21 @@ import pytest
 import tensorflow_datasets as tfds
 from conftest import WORDS
 from datasets import ClassLabel, List, Value
+from made_tfds import write
+from pictures import coloured, encode
 
 from sft_jax import run
 from sft_jax.config.data import Tfds
+from sft_jax.data.images import FEATURE, read_images
 from sft_jax.data.sources import load_rows
 from sft_jax.errors import DataError
 
 LABELS = ["bad", "good"]
 
 
-def write(home: Path, name: str, features: dict[str, Any], splits: dict[str, list[dict[str, Any]]]) -> None:
-    """Prepare a data set below a directory, as its own builder would."""
-
-    class Made(tfds.core.GeneratorBasedBuilder):
-        pkg_dir_path = home
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self) -> Any:
-            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features), disable_shuffling=True)
-
-        def _split_generators(self, _: Any) -> Any:
-            return {split: enumerate(rows) for split, rows in splits.items()}
-
-        def _generate_examples(self) -> Iterator[Any]:
-            yield from ()
-
-    Made.name = name
-    tfds.disable_progress_bar()
-    Made(data_dir=home, file_format="array_record").download_and_prepare()
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the data sets `reviews` (20 and 6 rows) and `odd`, of all kinds of columns."""
+    """A directory with the data sets `reviews` (20 and 6 rows), `pictures` and `odd`, of all kinds of columns."""
     home = tmp_path_factory.mktemp("tfds")
     known = tfds.features
     rows = [{"text": f"{word} é 🎉", "label": i % 2} for i, word in enumerate(WORDS[:26])]
@@ -70,6 +52,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "numbers": [], "pair": [1.0, 2.0], "grid": np.zeros((2, 2), np.float32), "nested": {"inner": 1},
         }  # fmt: skip
         broken = [{**row, "text": b"caf\xe9"}, {**row, "tags": ["a", b"\xff"]}]
+        pictures = {"image": known.Image(shape=(None, None, 3)), "label": known.ClassLabel(names=LABELS)}
+        pictures |= {"frames": known.Sequence(known.Image(shape=(4, 4, 3)))}
+        seen = [
+            {"image": io.BytesIO(encode(found)), "label": i % 2, "frames": []}
+            for i, (_, found) in enumerate(coloured(14))
+        ]
+        write(home, "pictures", pictures, {"train": seen[:10], "test": seen[10:]})
         write(home, "odd", odd, {"train": [row, *broken, {**row, "count": -1}]})
     return home
 
@@ -112,6 +101,17 @@ def test_columns_of_every_kind(home):
         ("row 3", "broken UTF-8", "tags: not UTF-8 (byte 0xff at "),
     ]
     assert [rows.place(i) for i in range(2)] == ["row 1", "row 4"]
+
+
+def test_images_are_read_as_they_lie_there(home):
+    """D7: an image is the encoded bytes of its record, decoded by us; lists of images are no column."""
+    found = load(home, name="pictures", test="test")
+    assert found["train"].table.features == {"image": FEATURE, "label": ClassLabel(names=LABELS)}
+    assert found["train"].column("image")[0]["bytes"].startswith(b"\x89PNG")
+    (pictures,), bad = read_images(found["test"], "image", None)
+    assert not bad
+    for picture, (_, expected) in zip(pictures, coloured(14)[10:], strict=True):
+        assert np.array_equal(picture.pixels(), expected)
 
 
 def test_a_name_may_hold_a_version(home):
@@ -167,6 +167,7 @@ def test_no_tensorflow(home):
     program = f"""
 import sys
 from sft_jax.config.data import Tfds
+from sft_jax.data.images import FEATURE, read_images
 from sft_jax.data.sources import load_rows
 assert "tensorflow_datasets" not in sys.modules
 assert len(load_rows(Tfds(kind="tfds", name="reviews", data_dir={str(home)!r}))["train"]) == 20

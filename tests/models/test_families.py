@@ -15,6 +15,7 @@ from sft_jax.nn.layers import ACTIVATIONS
 from sft_jax.weights.table import match
 
 HEAD = Head("sequence_classification", 3)
+PIXELS = Head("image_classification", 3)
 DISTIL = {
     "vocab_size": 45,
     "dim": 16,
@@ -37,6 +38,15 @@ DECODER = {
     "initializer_range": 0.02,
     "tie_word_embeddings": False,
 }
+VISION = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": [12, 12],
+    "patch_size": 4,
+    "qkv_bias": True,
+    "hidden_dropout_prob": 0.0,
+}
 OWN = {
     "distilbert": DISTIL,
     "gpt2": {"vocab_size": 45, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_inner": 24, "n_positions": 48},
@@ -53,6 +63,16 @@ OWN = {
         "rope_local_base_freq": 10.0,
         "final_logit_softcapping": None,
     },
+    "resnet": {
+        "embedding_size": 8,
+        "hidden_sizes": [12, 16],
+        "depths": [2, 1],
+        "layer_type": "bottleneck",
+        "downsample_in_first_stage": False,
+        "num_channels": 3,
+    },
+    "vit": {**VISION, "intermediate_size": 24},
+    "dinov2": {**VISION, "mlp_ratio": 2, "use_swiglu_ffn": False, "layerscale_value": 0.5, "drop_path_rate": 0.0},
 }
 SEQ2SEQ = {
     "marian": {
@@ -85,9 +105,12 @@ SEQ2SEQ = {
         "initializer_factor": 1.0,
     },
 }
-DECODERS = [name for name in FAMILIES if "causal_lm" in find_family({"model_type": name}, "").heads]
-ENCODERS = [name for name in FAMILIES if name not in (*DECODERS, *SEQ2SEQ)]
-OTHERS = [name for name in FAMILIES if name not in SEQ2SEQ]  # which classify texts
+HEADS = {name: tuple(find_family({"model_type": name}, "").heads) for name in FAMILIES}
+DECODERS = [name for name in FAMILIES if "causal_lm" in HEADS[name]]
+IMAGES = [name for name in FAMILIES if "image_classification" in HEADS[name]]
+OTHERS = [name for name in FAMILIES if name not in SEQ2SEQ]  # which classify
+TEXTS = [name for name in OTHERS if name not in IMAGES]
+ENCODERS = [name for name in TEXTS if name not in DECODERS]
 LEARNED = [*ENCODERS, "gpt2"]  # positions are looked up in a table
 
 
@@ -97,11 +120,11 @@ def config_of(name: str, **changes) -> dict:
 
 
 def head_of(name: str) -> Head:
-    """A head that a model type has."""
-    return Head("seq2seq", 0) if name in SEQ2SEQ else HEAD
+    """A head that a model type has, on documents if it can be."""
+    return Head("seq2seq", 0) if name in SEQ2SEQ else PIXELS if name in IMAGES else HEAD
 
 
-@pytest.mark.parametrize(("name", "kind"), [(n, k) for n in FAMILIES for k in find_family({"model_type": n}, "").heads])
+@pytest.mark.parametrize(("name", "kind"), [(n, k) for n in FAMILIES for k in HEADS[n]])
 def test_the_table_covers_the_template(name, kind):
     """C31: each parameter has exactly one row, each row a parameter, and no part of a tensor on disk is used twice."""
     model = build_model(config_of(name), Head(kind, 3), name)
@@ -128,12 +151,14 @@ def test_axes_name_every_dimension(name):
     shapes = model.template.shapes
     assert {p: len(axes) for p, axes in model.table.axes.items()} == {p: len(shape) for p, shape in shapes.items()}
     assert {a for axes in model.table.axes.values() for a in axes} <= {"vocab", "embed", "heads", "mlp", "."}
+    if name == "resnet":
+        return
     side = "decoder/" if name in SEQ2SEQ else ""
     assert model.table.axes[f"{side}blocks/1/attn/q/kernel"] == ("embed", "heads")
     assert model.table.axes[f"{side}blocks/1/mlp/down/kernel"] == ("mlp", "embed")
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", TEXTS)
 def test_sizes_come_from_the_configuration(name):
     """R30: shapes are those that `config.json` says, with the outputs that the task asks for."""
     shapes = build_model(config_of(name), HEAD, name).template.shapes
@@ -148,14 +173,21 @@ def test_sizes_come_from_the_configuration(name):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_models_share_one_form(name):
-    """C24: every family gives logits for each document slot, in float32, and lives in one file with one `FAMILY`."""
-    model = build_model(config_of(name), HEAD, name)
+    """C24: every family gives logits for each document slot, in float32, and lives in one file with one `FAMILY`.
+
+    Of images there is one a row. What a head reads can be computed apart.
+    """
+    model = build_model(config_of(name), head_of(name), name)
     params = model.template.initial(jax.random.key(0), model.template.keys)
     tokens = np.ones((2, 5), np.int32)
     batch = dict.fromkeys(("input_ids", "token_type_ids", "position_ids"), 0 * tokens) | {"segment_ids": tokens}
-    starts = np.zeros((2, 4), np.int32)
-    logits = jax.eval_shape(lambda p: model.template.bind(p)({**batch, "starts": starts, "ends": starts}), params)
-    assert logits.shape == (2, 4, 3) and logits.dtype == np.float32
+    slots = 1 if name in IMAGES else 4
+    starts, pixels = np.zeros((2, slots), np.int32), np.zeros((2, 12, 12, 3), np.float32)
+    batch |= {"starts": starts, "ends": starts, "weight": starts, "pixel_values": pixels}
+    logits = jax.eval_shape(lambda p: model.template.bind(p)(batch), params)
+    assert logits.shape == (2, slots, 3) and logits.dtype == np.float32
+    features = jax.eval_shape(lambda p: model.template.bind(p).features(batch, None), params)
+    assert features.shape == (2, slots, 32 if name == "dinov2" else 16)
     assert importlib.import_module(f"sft_jax.models.{FAMILIES[name]}").FAMILY is find_family({"model_type": name}, "")
     assert name in find_family({"model_type": name}, "").classes
 
@@ -198,6 +230,19 @@ def test_models_share_one_form(name):
         ("qwen3", {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "of their own for full_attention"),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported"),
         ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0 is not supported"),
+        ("resnet", {"layer_type": "botleneck"}, "layer_type 'botleneck' is not supported; did you mean 'bottleneck'?"),
+        ("resnet", {"depths": [2]}, "2 hidden_sizes and depths (2,), expected as many of both"),
+        ("resnet", {"depths": [2, 0]}, "depths is (2, 0), expected whole numbers of at least 1"),
+        ("resnet", {"hidden_sizes": 5}, "hidden_sizes is 5, expected a list of whole numbers"),
+        (
+            "vit",
+            {"image_size": [12, 16]},
+            "image_size is [12, 16], expected a whole number: only squares are supported",
+        ),
+        ("vit", {"patch_size": 16}, "no patch of 16 pixels is in an image of 12"),
+        ("vit", {"num_attention_heads": 3}, "hidden size 16 is not divisible by 3 heads"),
+        ("dinov2", {"mlp_ratio": 0.5}, "mlp_ratio is 0.5, expected int"),
+        ("dinov2", {"drop_path_rate": 1.5}, "drop_path is 1.5, expected float of at least 0 and at most 1"),
         ("marian", {"share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings=False is not"),
         ("marian", {"encoder_layerdrop": 0.1}, "encoder_layerdrop=0.1 is not supported; only 0.0 is"),
         ("marian", {"d_model": 18}, "hidden size 18 is not divisible by 4 heads"),
@@ -328,10 +373,10 @@ def test_a_tied_head_is_the_embeddings():
     assert matched.ignored == ("lm_head.weight",) and not matched.initialised
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", [*TEXTS, "vit", "dinov2"])
 def test_new_weights_have_the_spread_of_the_configuration(name):
     """C23: what is drawn anew has the standard deviation that `initializer_range` says."""
-    model = build_model(config_of(name, initializer_range=0.05), HEAD, name)
+    model = build_model(config_of(name, initializer_range=0.05), head_of(name), name)
     drawn = model.template.initial(jax.random.key(0), ["blocks/1/attn/q/kernel", "blocks/0/mlp/up/kernel"])
     for values in map(np.asarray, drawn.values()):
         assert math.isclose(values.std(), 0.05, rel_tol=0.25)

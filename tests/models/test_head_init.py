@@ -70,6 +70,17 @@ def test_a_new_head_is_bit_equal_in_two_processes(tiny):
 
 
 @pytest.mark.parametrize("layers", [1, 4])
+def test_a_new_head_does_not_depend_on_the_backbone(layers):
+    """C23: the head begins the same under any number of layers, and its kernels differ from each other."""
+    here = build_model(TINY, Head("sequence_classification", 3), "tiny").template
+    there = build_model({**TINY, "num_hidden_layers": layers}, Head("sequence_classification", 3), "tiny").template
+    paths = [path for path in here.keys if path.startswith("head/")]
+    key = jax.random.key(0)
+    ours, theirs = here.initial(key, paths), there.initial(key, there.keys)
+    assert all((np.asarray(ours[path]) == np.asarray(theirs[path])).all() for path in paths)
+    assert ours["head/dense/kernel"].std() > 0
+
+
 def test_random_weights_need_none(tiny, tmp_path):
     """C23: `model.weights: random` begins from the seed alone, needs no weights in the directory, and reads none."""
     bare = tmp_path / "bare"
@@ -81,14 +92,3 @@ def test_random_weights_need_none(tiny, tmp_path):
         assert not arrays and sorted(matched.initialised) == sorted(model.template.keys)
     with pytest.raises(ModelError, match=r"no model\.safetensors"):
         open_checkpoint(bare)
-
-
-def test_a_new_head_does_not_depend_on_the_backbone(layers):
-    """C23: the head begins the same under any number of layers, and its kernels differ from each other."""
-    here = build_model(TINY, Head("sequence_classification", 3), "tiny").template
-    there = build_model({**TINY, "num_hidden_layers": layers}, Head("sequence_classification", 3), "tiny").template
-    paths = [path for path in here.keys if path.startswith("head/")]
-    key = jax.random.key(0)
-    ours, theirs = here.initial(key, paths), there.initial(key, there.keys)
-    assert all((np.asarray(ours[path]) == np.asarray(theirs[path])).all() for path in paths)
-    assert ours["head/dense/kernel"].std() > 0

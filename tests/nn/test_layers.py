@@ -126,9 +126,8 @@ def test_both_dropouts_of_the_head_act(rate, before):
     head = PooledHead(8, 2, Normal(0.5), jnp.tanh, rate, before)
     template = Template.of(head)
     bind = template.bind(template.initial(jax.random.key(0), template.keys))
-    hidden = jnp.asarray(DRAW.normal(size=(2, 4, 8)), jnp.float32)
-    batch = {"starts": jnp.zeros((2, 1), jnp.int32)}
-    plain, noisy = bind(hidden, batch, None), bind(hidden, batch, from_jax(jax.random.key(1)))
+    pooled = jnp.asarray(DRAW.normal(size=(2, 1, 8)), jnp.float32)
+    plain, noisy = bind(pooled, {}, None), bind(pooled, {}, from_jax(jax.random.key(1)))
     assert plain.shape == (2, 1, 2)
     assert (np.asarray(plain) != np.asarray(noisy)).any()
 

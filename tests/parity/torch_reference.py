@@ -193,6 +193,7 @@ KINDS = {
     "token_classification": (transformers.AutoModelForTokenClassification, "ForTokenClassification"),
     "question_answering": (transformers.AutoModelForQuestionAnswering, "ForQuestionAnswering"),
     "causal_lm": (transformers.AutoModelForCausalLM, ("ForCausalLM", "LMHeadModel")),
+    "image_classification": (transformers.AutoModelForImageClassification, "ForImageClassification"),
 }
 
 

@@ -1,6 +1,7 @@
 """What tests of trajectories share: twenty steps of AdamW by the training step of a run, and by a plain torch loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,11 +18,12 @@ from sft_jax.mesh import batch_sharding, make_mesh, put
 from sft_jax.models.family import Model
 from sft_jax.tasks.task import Task
 from sft_jax.train.optim import build_optimizer
-from sft_jax.train.state import beginning, initial_state, place
+from sft_jax.train.state import beginning, frozen_paths, initial_state, place
 from sft_jax.train.step import make_train_step, train_program
 
 STEPS, WARMUP, RATE, DECAY, CLIP = 20, 4, 5e-3, 0.5, 1.0
 SECTION = OptimSection(lr=RATE, weight_decay=DECAY, clip=CLIP, schedule=Schedule(kind="linear", warmup=WARMUP))
+ADAMW = partial(torch.optim.AdamW, lr=RATE)
 Figures = tuple[np.ndarray, np.ndarray]  # loss and gradient norm of every step
 
 
@@ -34,11 +36,23 @@ def our_losses(
     model: Model, params: Mapping[str, np.ndarray], task: Task, batches: TrainBatches, section: OptimSection = SECTION
 ) -> Figures:
     """By the training step of a run."""
+    return our_steps(model, params, task, batches, section)[0]
+
+
+def our_steps(
+    model: Model,
+    params: Mapping[str, np.ndarray],
+    task: Task,
+    batches: TrainBatches,
+    section: OptimSection = SECTION,
+    freeze: Sequence[str] = (),
+) -> tuple[Figures, dict[str, np.ndarray]]:
+    """The same, and all that the model has after the last step."""
     mesh, paths = make_mesh(MeshSection(data=1)), sorted(set(model.template.keys) - model.template.stats)
     optimizer = build_optimizer(section, STEPS, paths)
-    begin = beginning(optimizer, TrainSection())
-    placement = place(mesh, model.template, model.table.axes, frozenset(), begin)
-    state, frozen = initial_state(model.template, params, frozenset(), begin, placement, 0, jnp.dtype("float32"))
+    fixed, begin = frozen_paths(freeze, model.template), beginning(optimizer, TrainSection())
+    placement = place(mesh, model.template, model.table.axes, fixed, begin)
+    state, frozen = initial_state(model.template, params, fixed, begin, placement, 0, jnp.dtype("float32"))
     settings = {"section": TrainSection(), "compute_dtype": jnp.dtype("float32"), "seed": 0}
     program = train_program(make_train_step(model.template, task, optimizer, **settings), placement, state, frozen)
     found = []
@@ -47,15 +61,21 @@ def our_losses(
         state, metrics = program.compile(batch)(state, frozen, put(batch, batch_sharding(mesh)))
         found.append((float(metrics["loss"].value), float(metrics["grad_norm"])))
     losses, norms = np.asarray(found).T
-    return losses, norms
+    return (losses, norms), {path: np.asarray(a) for path, a in {**state.weights, **frozen}.items()}
 
 
-def torch_losses(reference: Any, batches: TrainBatches, loss_of: Callable[[np.ndarray], Any]) -> Figures:
+def torch_losses(
+    reference: Any,
+    batches: TrainBatches,
+    loss_of: Callable[[np.ndarray], Any],
+    make: Callable[..., Any] = ADAMW,
+) -> Figures:
     """By a plain torch loop; `loss_of` is the reference's loss of the documents that one of our batches names."""
-    plain = [p for p in reference.parameters() if p.ndim > 1]
-    others = [p for p in reference.parameters() if p.ndim == 1]  # biases and the scales of norms
+    trained = [p for p in reference.parameters() if p.requires_grad]
+    plain = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim == 1]  # biases and the scales of norms
     groups = [{"params": plain, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=RATE)
+    optimizer = make(groups)
     schedule = get_linear_schedule_with_warmup(optimizer, WARMUP, STEPS)
     found = []
     for number in range(len(batches)):

@@ -12,8 +12,9 @@ from sft_jax.config.tasks import SequenceClassification
 from sft_jax.data.rows import Rows, refuse
 from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import ConfigError, DataError, ModelError
+from sft_jax.tasks.classes import ClassCounts, balanced_weights
 from sft_jax.tasks.metrics import BINS, Calibration
-from sft_jax.tasks.sequence_classification import ClassCounts, balanced_weights, restore
+from sft_jax.tasks.sequence_classification import restore
 from sft_jax.tasks.task import Ratio, Task, build_task, restore_task
 
 WHERE = "data.source.train"

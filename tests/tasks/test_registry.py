@@ -15,6 +15,7 @@ from sft_jax import tasks
 from sft_jax.config.schema import Config
 from sft_jax.config.tasks import (
     CausalLM,
+    ImageClassification,
     MultiLabelClassification,
     QuestionAnswering,
     Regression,
@@ -41,6 +42,7 @@ OTHERS = {
     "losses",
     "vocabulary",
     "audits",
+    "classes",
     "next_token",
     "answer_scores",
     "word_table",
@@ -57,6 +59,7 @@ EACH = {
         build_task(TokenClassification(kind="token_classification", labels=["O", "B-X", "I-X"]), {}),
         build_task(QuestionAnswering(kind="question_answering", no_answer=True), {}),
         build_task(CausalLM(kind="causal_lm"), {}),
+        build_task(ImageClassification(kind="image_classification", labels=NAMES), {}),
         build_task(Seq2Seq(kind="seq2seq"), {}),
     )
 }
@@ -148,7 +151,7 @@ def test_a_task_is_named_by_its_kind(task):
     """Kind and what `config.json` says agree on the name, and the same task comes back from there."""
     written = {"architectures": ["Whatever"], **task.to_hf()}
     assert EACH.keys() == TASKS.keys()
-    assert "problem_type" not in written or PROBLEMS[written["problem_type"]] == task.kind
+    assert task.images or "problem_type" not in written or PROBLEMS[written["problem_type"]] == task.kind
     again = restore_task(written, "here")
     assert (again.kind, again.head, again.labels) == (task.kind, task.head, task.labels)
 

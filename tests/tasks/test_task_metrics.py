@@ -14,8 +14,8 @@ from sklearn import metrics as reference
 
 from sft_jax.config.tasks import MultiLabelClassification, Regression, SequenceClassification
 from sft_jax.tasks import metrics
+from sft_jax.tasks.classes import ClassCounts
 from sft_jax.tasks.metrics import classification, per_class
-from sft_jax.tasks.sequence_classification import ClassCounts
 from sft_jax.tasks.task import Ratio, build_task
 
 SCORES = {"precision": reference.precision_score, "recall": reference.recall_score, "f1": reference.f1_score}

@@ -158,9 +158,12 @@ def test_any_optimizer_trains_sharded(name: str, options: dict):
     assert len(held) == {"adamw": 2, "sgd": 1, "lion": 1, "adafactor": 0, "lamb": 2, "rmsprop": 1}[name]
 
 
-def test_rates_fall_from_the_head_to_the_embeddings():
-    """C26: with layer_decay each block has the rate of the one above it times the factor, the embeddings least."""
-    paths = ("embed/word", "blocks/0/k", "blocks/1/k", "norm/scale", "head/k")
+@pytest.mark.parametrize("blocks", [("blocks/0/k", "blocks/1/k"), ("stages/0/blocks/10/k", "stages/1/blocks/2/k")])
+def test_rates_fall_from_the_head_to_the_embeddings(blocks):
+    """C26: with layer_decay each block, those of stages too, has the rate of the one above it times the factor, the
+    embeddings least.
+    """
+    paths = ("embed/word", *blocks, "norm/scale", "head/k")
     section = OptimSection(**PLAIN, weight_decay=0.0, layer_decay=0.5, groups=[])
     params = {path: jnp.ones(2) for path in paths}
     optimizer = build_optimizer(section, 10, paths)
