@@ -13,7 +13,7 @@ from sft_jax.data.batch import Encoded
 from sft_jax.data.clean import RULES
 from sft_jax.data.text import TextTokenizer
 from sft_jax.errors import ConfigError, DataError, ModelError, did_you_mean, listing
-from sft_jax.models.family import Model
+from sft_jax.models.family import NO_LIMIT, Model
 from sft_jax.tasks.labels import names_in
 from sft_jax.tasks.task import Audit, Examples, Task
 from sft_jax.weights.table import Anew, Matched
@@ -83,13 +83,24 @@ def length(longest: int, model: Model, source: str) -> None:
 def ids(model: Model, data: Mapping[str, Encoded]) -> None:
     """Tokenizer and model must fit: a lookup beyond a table would be NaN, and nobody would know why."""
     for split, found in data.items():
+        tokens = {**found.tokens, **(found.target.tokens if found.target else {})}
         for name, limit in model.limits.items():
-            largest = int(found.tokens[name].max()) if name in found.tokens else 0
+            largest = int(tokens[name].max()) if name in tokens else 0
             if largest >= limit:
                 raise DataError(
                     f"data.{split}: the tokenizer gives {name} up to {largest}, the model has {limit} of them; "
                     f"use the tokenizer that belongs to the model"
                 )
+
+
+def target_length(model: Model, data: Mapping[str, Encoded], source: str) -> None:
+    """An encoder-decoder must have a position for each token of the longest target."""
+    most = model.limits.get("decoder_position_ids", NO_LIMIT)
+    longest = max((int(found.target.lengths.max()) for found in data.values() if found.target), default=0)
+    if longest > most:
+        raise ConfigError(
+            f"task.max_target_length: a target has {longest} tokens, but {source} has positions for {most}; lower it"
+        )
 
 
 def features(section: TrainSection, recomputed: str | None) -> None:

@@ -132,6 +132,7 @@ def prepare(config: Config) -> Run:
     groups, data = _grouped(config.eval.group, rows, data)
     task = task.fit(data["train"])
     checks.ids(model, data)
+    checks.target_length(model, data, config.model.source)
     audit = checks.audit(task, Examples(data["train"], rows["train"].texts, rows["train"].targets), tokenizer)
     anew = checks.begins_anew(config.model, model, checkpoint.config)
     matched = match(model.table, model.template.shapes, checkpoint.shapes, str(checkpoint.directory), anew=anew)

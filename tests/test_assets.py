@@ -413,7 +413,8 @@ def translated(monkeypatch, name: str, order: str = "<") -> Path:
 def test_messages_with_translations(monkeypatch, order):
     """Each is there once, in whatever case, on one side; contexts and plurals go, what is no text or the same too."""
     home = translated(monkeypatch, "en_fr", order)
-    splits = [[json.loads(line) for line in open(home / f"{s}.jsonl")] for s in ("train", "validation", "test")]
+    files = [home / f"{split}.jsonl" for split in ("train", "validation", "test")]
+    splits = [[json.loads(line) for line in file.read_text("utf-8").splitlines()] for file in files]
     rows = {row["en"]: row["fr"] for split in splits for row in split}
     assert sum(map(len, splits)) == len(rows) == 302 and all(splits)
     assert rows["Open"] == "Ouvrir" and rows["%d file"] == "%d fichier"

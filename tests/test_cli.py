@@ -444,8 +444,8 @@ def test_example_runs(file, home, tmp_path):
         "token_classification": "tags",
         "causal_lm": "answer",
         "question_answering": "answer",
-        "image_classification": "label",
         "seq2seq": "answer",
+        "image_classification": "label",
     }
     assert len(found) == len(WORDS) and all(answers[config.task.kind] in record for record in found)
 

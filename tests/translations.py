@@ -65,7 +65,7 @@ def pairs(count: int, seed: int = 0, longest: int = 6) -> list[tuple[str, str]]:
 
 def write_pairs(file: Path, count: int, seed: int = 0) -> Path:
     """JSON lines of made-up pairs, with an id."""
-    rows = [{"id": n, "source": a, "target": b} for n, (a, b) in enumerate(pairs(count, seed))]
+    rows = [{"id": n, "source": a, "target": b, "long": f"{b} " * 25} for n, (a, b) in enumerate(pairs(count, seed))]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
 

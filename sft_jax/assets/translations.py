@@ -75,8 +75,13 @@ def tiny_marian(archive: Path, out: Path) -> None:
     pieces = [model.id_to_piece(number) for number in range(len(model))]
     names = [END, UNKNOWN, *(piece for piece in pieces if piece not in (END, UNKNOWN)), PADDING]
     pad, size = len(names) - 1, len(names)
-    said = {"decoder_start_token_id": pad, "pad_token_id": pad, "eos_token_id": 0, "forced_eos_token_id": 0}
-    said["bad_words_ids"] = [[pad]]
+    said: dict[str, Any] = {
+        "decoder_start_token_id": pad,
+        "pad_token_id": pad,
+        "eos_token_id": 0,
+        "forced_eos_token_id": 0,
+    }
+    said |= {"bad_words_ids": [[pad]]}
     for name in ("source.spm", "target.spm"):  # one for both languages, as its embeddings are
         (out / name).write_bytes(sink.getvalue())
     _write(out / "vocab.json", {name: number for number, name in enumerate(names)})

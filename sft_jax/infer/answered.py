@@ -38,6 +38,7 @@ def answering(
     prompts = task.prompt([column[: max(scored, shown)] for column in rows.texts], tokenizer, max_length)
     stop, rules = tuple(task.stops(tokenizer)), task.rules(tokenizer)
     generator = Generator(model, task.generation, stop, rules, dtype)
+    generator.check(int(prompts.lengths.max()))  # before anything is trained
     asked = [tokenizer.fast.decode(ids, skip_special_tokens=True) for ids in prompts.ids()[:shown]]
 
     def answered(params: Params) -> Answered:

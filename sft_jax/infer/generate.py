@@ -52,8 +52,8 @@ class Generator:
     dtype: Any = jnp.float32  # of the arithmetic
 
     def __call__(self, params: Params, prompts: Encoded, batch_size: int) -> Iterator[Answer]:
-        """An answer to each prompt, in order; raises ConfigError where one is too long for the model's positions."""
-        self._check(int(prompts.lengths.max()))
+        """An answer to each prompt, in order."""
+        self.check(int(prompts.lengths.max()))
         sizes = thresholds([up_to(int(size), MULTIPLE) for size in prompts.lengths], BUCKETS)
         rows = min(batch_size, len(prompts))
         # A window of prompts at a time, so that answers do not wait for all others; shapes are those of all.
@@ -67,7 +67,8 @@ class Generator:
                 found |= {prompt: self._read(answers, row) for row, prompt in enumerate(batch.tolist())}
             yield from (found[prompt] for prompt in sorted(found))
 
-    def _check(self, prompt: int) -> None:
+    def check(self, prompt: int) -> None:
+        """Raise ConfigError where a prompt of so many tokens or its answer is too long for the model's positions."""
         answer, limits = self.section.max_new_tokens, self.model.limits
         if "decoder_input_ids" in limits:  # an answer has positions of its own, and a token before it
             most, needed, what = limits.get("decoder_position_ids", NO_LIMIT), answer + 1, "its first token and"

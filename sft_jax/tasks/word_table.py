@@ -45,4 +45,4 @@ def learn(sources: Sequence[str], targets: Sequence[str], passes: int = PASSES) 
 
 def translate(table: dict[str, str], sources: Sequence[str]) -> list[str]:
     """Each source word by word; words that are not in the table stay as they are."""
-    return [" ".join(table.get(word, word) for word in WORDS.findall(source)) for source in sources]
+    return [" ".join(table.get(word) or word for word in WORDS.findall(source)) for source in sources]

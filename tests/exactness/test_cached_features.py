@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from conftest import write_model
 from exact_runs import losses_by_step, settings, train_until
+from pictures import RESNET, VIT, write_pictures, write_vision
+from pictures import settings as pictures_settings
 
+from sft_jax.config.read import read_config
 from sft_jax.errors import ConfigError
 from sft_jax.jobs import train, trained
 from sft_jax.mesh import to_host
@@ -66,6 +69,25 @@ def test_a_head_on_kept_features_is_the_same_head(layout, make, tmp_path):
     assert one["test"] == pytest.approx(other["test"], abs=1e-5)
     other_seed, _, _ = came_to(make(tmp_path / "control", "seed.dropout=1", *more))
     assert max(np.abs(other_seed[path] - values).max() for path, values in computed.items()) > 1e-4, "the control"
+
+
+@pytest.mark.parametrize("config", [RESNET, VIT], ids=["resnet", "vit"])
+def test_images_are_seen_once(config, tmp_path):
+    """C28: a head on a frozen ResNet, statistics too, or ViT is the same, cached or computed at each step."""
+    model = write_vision(tmp_path / "model", config)
+    for seed, split in enumerate(("train", "validation", "test")):
+        write_pictures(tmp_path / "images" / split, 20, seed)
+    frozen = f"train.freeze=['{{{'embed,blocks,norm' if config is VIT else 'embed,stages'}}}/**']"
+    found = {}
+    for name, asked in (("computed", "never"), ("cached", "auto")):
+        home = tmp_path / name
+        more = (frozen, f"train.cache_features={asked}", "optim.lr=0.05")
+        found[name] = came_to(read_config([], pictures_settings(home, model, tmp_path / "images", *more)))
+    assert "features of train: 20 ×" in found["cached"][2] and "features of" not in found["computed"][2]
+    np.testing.assert_allclose(found["cached"][1], found["computed"][1], rtol=1e-5)
+    assert set(found["cached"][0]) == {"head/out/bias", "head/out/kernel"}
+    for path, values in found["computed"][0].items():
+        np.testing.assert_allclose(found["cached"][0][path], values, atol=1e-5)
 
 
 def test_stop_and_resume_on_features(make, tmp_path):

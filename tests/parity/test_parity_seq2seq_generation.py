@@ -131,8 +131,9 @@ def test_the_comparison_sees_a_lost_rule(pair):
 
 @pytest.mark.parametrize("pair", ["t5"], indirect=True)
 def test_the_batch_changes_no_answer(pair):
-    """C24 R40: an answer is the same alone and among sources of other lengths."""
-    given = sources(longest=19)  # two buckets
+    """C24 R40: an answer is the same alone and among sources of other lengths; each of two buckets compiles once."""
+    given, before = sources(longest=19), Generator._answers._cache_size()
     together = ours(pair, given, ANYTHING, {"num_beams": 2})
+    assert Generator._answers._cache_size() - before == 2
     alone = [ours(pair, given.select(np.array([n])), ANYTHING, {"num_beams": 2})[0] for n in (0, 1, 4)]
     assert alone == [together[n] for n in (0, 1, 4)]
