@@ -91,7 +91,8 @@ def test_batches_are_a_pure_function_of_the_step(seven):
 
 def test_evaluation_draws_nothing(seven):
     """C16: what is evaluated on are the processor's own images, filler rows are 0, and nothing is mixed."""
-    evals = EvalBatches.of(seven, batches_of(seven, 4).shapes[0], 4, 4)
+    batches = batches_of(seven, 4, **ALL)
+    evals = EvalBatches.of(batches.encoded, batches.shapes[0], 4, 4)
     found = [evals[number] for number in range(len(evals))]
     made = np.concatenate([batch["pixel_values"] for batch in found])
     lazy = seven.lazy["pixel_values"]

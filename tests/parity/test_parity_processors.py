@@ -43,6 +43,7 @@ SETTINGS = {
         {"size": EDGE},
         {"size": 21, "crop_pct": 0.8},
         {"size": EDGE, "crop_pct": 1.0},
+        {"size": {"shortest_edge": 19}},
         {"size": {"shortest_edge": 384}},
         {"size": EDGE, **CROP},
     ],
