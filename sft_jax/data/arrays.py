@@ -118,7 +118,10 @@ def _array(content: bytes) -> np.ndarray:
     header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in header:
         raise ValueError(f"version {version} of the npy format")
-    shape, columns, kind = header[version](stream)
+    try:
+        shape, columns, kind = header[version](stream)
+    except Exception as error:  # it is read as Python is, which fails in many ways
+        raise ValueError(reason(error)) from None
     if kind.hasobject:
         raise ValueError("an array of Python objects, which are never unpickled")
     flat = np.frombuffer(content, kind, offset=stream.tell())  # of its real size, whatever the header says

@@ -130,9 +130,10 @@ def prefetch(batches: TrainBatches | Stacked | EvalBatches, begin: int, ahead: i
 def padding_share(batches: TrainBatches | EvalBatches, most: int = 64) -> float:
     """Share of the tokens that are filler, over the batches of a pass (at most `most` of them, spread out)."""
     count = min(len(batches), batches.order.steps_per_epoch) if isinstance(batches, TrainBatches) else len(batches)
-    if batches.encoded.lazy:  # which would be made for nothing
+    if isinstance(batches, TrainBatches):  # pixels would be made for nothing
+        batches = replace(batches, encoded=replace(batches.encoded, lazy={}), blend=None)
+    elif isinstance(batches, EvalBatches):
         batches = replace(batches, encoded=replace(batches.encoded, lazy={}))
-        batches = replace(batches, blend=None) if isinstance(batches, TrainBatches) else batches
     filler = total = 0
     for number in range(0, count, max(1, -(-count // most))):
         segments = batches[number]["segment_ids"]

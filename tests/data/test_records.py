@@ -2,16 +2,20 @@
 
 import csv
 import gzip
+import io
 import json
 import random
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sft_jax.config.data import Files
 from sft_jax.data import gather, records, tables
+from sft_jax.data.arrays import is_idx
 from sft_jax.data.rows import Rows
 from sft_jax.data.sources import READERS, load_files, load_rows
 from sft_jax.errors import DataError
@@ -273,6 +277,14 @@ def test_a_split_of_nothing_but_bad_rows_is_said(tmp_path):
 
 # Hostile input.
 
+
+def numpy_file(save: Any, *arrays: Any, **named: Any) -> bytes:
+    """What numpy writes."""
+    held = io.BytesIO()
+    save(held, *arrays, **named)
+    return held.getvalue()
+
+
 VALID = {
     ".csv": b'text,label\na,1\n"b ""c"" d",2\n\xc3\xa9,3\n',
     ".tsv": b'text\tlabel\na\t1\n"b ""c"" d"\t2\n\xc3\xa9\t3\n',
@@ -285,6 +297,9 @@ VALID = {
     ".arrow": b"ARROW1\0\0",
     ".zip": b"PK\x05\x06" + b"\0" * 18,
     ".tar": b"pos/1.txt" + b"\0" * 1015,
+    ".npz": numpy_file(np.savez, image=np.zeros((2, 3, 4), np.uint8), label=[0, 1]),
+    ".npy": numpy_file(np.save, np.zeros((2, 3, 4, 3), np.uint8)),
+    "images-idx3-ubyte": b"\0\0\x08\x03\0\0\0\x02\0\0\0\x03\0\0\0\x04" + bytes(24),
 }
 PIECES = [
     b'"',
@@ -385,4 +400,4 @@ def test_every_line_of_json_is_a_row_or_bad(lines, tmp_path):
 
 def test_every_kind_is_attacked():
     """The hostile files are of every kind that is read."""
-    assert READERS.keys() - {"folder"} <= VALID.keys()
+    assert READERS.keys() - {"folder", "idx"} <= VALID.keys() and any(map(is_idx, VALID))
