@@ -65,8 +65,10 @@ def pairs(count: int, seed: int = 0, longest: int = 6) -> list[tuple[str, str]]:
 
 def write_pairs(file: Path, count: int, seed: int = 0) -> Path:
     """JSON lines of made-up pairs, with an id."""
-    rows = [{"id": n, "source": a, "target": b, "long": f"{b} " * 25} for n, (a, b) in enumerate(pairs(count, seed))]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    rows = [{"id": n, "source": a, "target": b} for n, (a, b) in enumerate(pairs(count, seed))]
+    more = ({"twice": f"{row['target']} {row['target']}", "long": f"{row['target']} " * 25} for row in rows)
+    lines = (json.dumps({**row, **others}) + "\n" for row, others in zip(rows, more, strict=True))
+    file.write_text("".join(lines), encoding="utf-8")
     return file
 
 

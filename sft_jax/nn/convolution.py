@@ -109,7 +109,7 @@ def patches(x: Float[Array, "r h w c"], size: int) -> Float[Array, "r i j d"]:
 def max_pool(x: Float[Array, "r h w c"], size: int, stride: int, padding: int) -> Float[Array, "r i j c"]:
     """The largest number of each window; what is outside of the image is never the largest.
 
-    Along one side after the other: the gradient of `reduce_window` takes five times as long on a CPU.
+    Along one side after the other: the gradient of `reduce_window` took up to five times as long on a CPU.
     """
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=-jnp.inf)
     for axis in (2, 1):

@@ -164,7 +164,7 @@ def test_a_bare_encoder_loads_with_a_new_head(name, tmp_path):
 
 
 def test_published_sizes_equal_the_reference(record_property):
-    """R57: ResNet-50 and ViT-base (random weights) agree within 1e-4 on two images."""
+    """R57: ResNet-50 at 64 pixels and ViT-base at 224 (random weights) agree within 1e-4 on an image."""
     for family, size in (("resnet", 64), ("vit", 224)):
         with tempfile.TemporaryDirectory() as directory:  # half a gigabyte, not to be kept as pytest keeps tmp_path
             pair = paired(with_statistics(randomised(family, PUBLISHED[family], 0, 0.0, KIND)), Path(directory))

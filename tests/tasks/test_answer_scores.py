@@ -43,6 +43,9 @@ def test_the_word_table_learns_what_words_mean():
     train, test = pairs(300), pairs(20, seed=9)
     table = word_table.learn(*zip(*train, strict=True))
     assert all(table[word] == translated(word) for word in table) and len(table) == 40
+    for first, last in (("le ", ""), ("", " le")):  # beside each word alike, and explained by another one
+        common = word_table.learn(*zip(*((f"the {a}", f"{first}{b}{last}") for a, b in train), strict=True))
+        assert common == {**table, "the": "le"}
     said = word_table.translate(table, [source for source, _ in test])
     assert answer_scores.rouge(said, [target for _, target in test])["rouge1"] == 1
     assert word_table.translate(table, ["bara unheard!"]) == ["arab unheard !"]

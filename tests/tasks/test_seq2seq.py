@@ -105,7 +105,7 @@ def test_packed_pairs_are_those_of_padded_rows(prepared):
     """R17: whatever the layout, a step has the loss of the same pairs."""
     losses = []
     for layout in ("packed", "bucketed", "padded"):
-        built = prepared("marian", f"data.layout.kind={layout}")
+        built = prepared("t5", "task.target=twice", f"data.layout.kind={layout}")
         state, _ = run.initial(built)
         module, batch = built.model.template.bind(state.weights), built.batches[0]
         losses.append(float(built.task.loss(module(batch), batch).value))
