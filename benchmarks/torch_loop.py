@@ -1,7 +1,8 @@
 """The plain loop of PyTorch that articles show: a frozen backbone, a new last layer, every epoch through all of it.
 
 One process is one run and writes one JSON file. The backbone stays in evaluation mode, so that its statistics are
-frozen too. Knows nothing of sft_jax: `frozen_images.py` starts it and compares.
+frozen too. With `--all` everything is trained, by the recipe of `configs/fashion_dinov2.yaml`: AdamW, warmup and linear
+decay, clipping. Knows nothing of sft_jax: `frozen_images.py` starts it and compares.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, get_linear_schedule_with_warmup
 
 
 class Clothes(Dataset):
@@ -47,9 +48,13 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, help="height and width, in place of the processor's")
+    parser.add_argument("--all", action="store_true", help="train everything")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
-    processor = AutoImageProcessor.from_pretrained(options.model, use_fast=False)
+    square = {"height": options.size, "width": options.size}
+    changed = {"size": square, "do_center_crop": False} if options.size else {}
+    processor = AutoImageProcessor.from_pretrained(options.model, use_fast=False, **changed)
     train, test = (
         DataLoader(
             Clothes(file, options.rows, processor),
@@ -63,17 +68,26 @@ def main() -> None:
     model = AutoModelForImageClassification.from_pretrained(options.model, num_labels=10, ignore_mismatched_sizes=True)
     model.to(device).eval()
     for parameter in model.parameters():
-        parameter.requires_grad = False
+        parameter.requires_grad = options.all
     for parameter in model.classifier.parameters():
         parameter.requires_grad = True
-    optimizer = torch.optim.Adam(model.classifier.parameters(), lr=options.lr)
+    optimizer: torch.optim.Optimizer = torch.optim.Adam(model.classifier.parameters(), lr=options.lr)
+    schedule = None
+    if options.all:
+        steps = options.epochs * len(train)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.01, fused=True)
+        schedule = get_linear_schedule_with_warmup(optimizer, -(-steps // 10), steps)
     begun = time.perf_counter()
     for _ in range(options.epochs):
         for images, labels in train:
             optimizer.zero_grad()
             loss = torch.nn.functional.cross_entropy(model(images.to(device)).logits, labels.to(device))
             loss.backward()
+            if schedule is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
+            if schedule is not None:
+                schedule.step()
     trained = time.perf_counter()
     with torch.no_grad():
         right = sum(int((model(x.to(device)).logits.argmax(-1).cpu() == y).sum()) for x, y in test)
