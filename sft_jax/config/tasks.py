@@ -1,9 +1,9 @@
 """What is learned from the rows: a section for each task, told apart by `kind`."""
 
 from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sft_jax.config.generation import Generation
 from sft_jax.config.section import NotNegative, Positive, Section, Share
@@ -133,6 +133,8 @@ class ImageClassification(Section):
     """Names of the labels in the order of their numbers; null takes them from the source or the sorted values."""
     size: Positive | None = None
     """Height and width that the model reads, in place of those of its `preprocessor_config.json`; exported so."""
+    whole: bool = False
+    """With a `size`: nothing is cut off around the middle of square images, even where the processor would."""
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     """`focal` weighs rows down that are already right."""
     focal_gamma: NotNegative = 2.0
@@ -141,6 +143,12 @@ class ImageClassification(Section):
     """Share of the target that is spread evenly over all labels."""
     class_weights: Literal["balanced"] | dict[str, NotNegative] | None = None
     """Weight of each label's rows in the loss: by name (1 where not named), or inverse to how often it occurs."""
+
+    @model_validator(mode="after")
+    def _whole_of_a_size(self) -> Self:
+        if self.whole and self.size is None:
+            raise ValueError("whole: is of images of a size of your own; give size, or leave whole out")
+        return self
 
 
 class CausalLM(Section):

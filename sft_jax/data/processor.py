@@ -85,16 +85,19 @@ class Processor:
         return self.table[pixels, np.arange(3)]
 
 
-def load_processor(directory: Path, size: int | None = None) -> Processor:
-    """The image processor of a checkpoint's directory; with `size` for square images of so many pixels."""
-    return read_processor(_settings(directory, size), str(directory / FILE))
+def load_processor(directory: Path, size: int | None = None, *, whole: bool = False) -> Processor:
+    """The image processor of a checkpoint's directory; with `size` for square images of so many pixels.
+
+    Of `whole` square images nothing is cut off around the middle, whatever the processor does.
+    """
+    return read_processor(_settings(directory, size, whole), str(directory / FILE))
 
 
-def processor_files(directory: Path, size: int | None = None) -> dict[str, bytes]:
+def processor_files(directory: Path, size: int | None = None, *, whole: bool = False) -> dict[str, bytes]:
     """The file that an image processor consists of, for an export; as it is where no other size is asked for."""
     if size is None and (directory / FILE).is_file():
         return {FILE: (directory / FILE).read_bytes()}
-    return {FILE: (json.dumps(_settings(directory, size), indent=2, sort_keys=True) + "\n").encode()}
+    return {FILE: (json.dumps(_settings(directory, size, whole), indent=2, sort_keys=True) + "\n").encode()}
 
 
 def read_processor(settings: Mapping[str, Any], where: str) -> Processor:
@@ -137,7 +140,7 @@ def cropped(pixels: Pixels, size: Size) -> Pixels:
     return pixels[top : top + size.height, begin : begin + size.width]
 
 
-def _settings(directory: Path, size: int | None) -> dict[str, Any]:
+def _settings(directory: Path, size: int | None, whole: bool) -> dict[str, Any]:
     """The content of the file, with the name of the processor; of old files that is named by the model's type."""
     file = directory / FILE
     if not file.is_file():
@@ -148,14 +151,16 @@ def _settings(directory: Path, size: int | None) -> dict[str, Any]:
         kind = OF_MODELS.get(str(_object(directory / CONFIG).get("model_type")))
     plain = str(kind).removesuffix("Pil").removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
     found = {**found, "image_processor_type": plain}
-    return found if size is None else {**found, **_resized(read_processor(found, str(file)), plain, size)}
+    return found if size is None else {**found, **_resized(read_processor(found, str(file)), plain, size, whole)}
 
 
-def _resized(processor: Processor, kind: str, edge: int) -> dict[str, Any]:
-    """The settings that differ for another size; what is cut off around the middle stays the same share."""
+def _resized(processor: Processor, kind: str, edge: int, whole: bool) -> dict[str, Any]:
+    """The settings that differ for another size; what is cut off around the middle stays the same share, or is none."""
     square = {"height": edge, "width": edge}
     if kind == "ConvNextImageProcessor":  # which crops by a share of its own
-        return {"size": {"shortest_edge": edge}, "do_center_crop": False}
+        return {"size": {"shortest_edge": edge}, "do_center_crop": False, **({"crop_pct": 1.0} if whole else {})}
+    if whole:
+        return {"size": square, "do_center_crop": False}
     if not processor.crops:
         return {"size": square}
     share = edge / min(processor.size)

@@ -22,6 +22,7 @@ def build(section: ImageClassification, rows: Mapping[str, Rows]) -> Task:
     def encode(images: Texts, targets: Sequence[int] | None, processor: Any, max_length: int) -> Encoded:
         return encode_pictures(images[0], classes.numbers(targets, len(images[0])), processor)
 
+    size: dict[str, Any] = {"size": section.size, "whole": section.whole}
     return classes.build(
         section,
         rows,
@@ -31,7 +32,7 @@ def build(section: ImageClassification, rows: Mapping[str, Rows]) -> Task:
         columns=(section.image, section.label),
         encode=encode,
         baselines=baseline_scores,
-        reader=Reader(partial(load_processor, size=section.size), partial(processor_files, size=section.size)),
+        reader=Reader(partial(load_processor, **size), partial(processor_files, **size)),
         images=True,
     )
 

@@ -136,13 +136,14 @@ def test_published_files(model, tmp_path):
 
 @pytest.mark.parametrize("model", PUBLISHED)
 @pytest.mark.parametrize("size", [56, 448])
-def test_another_size_is_exported(model, size, tmp_path):
+@pytest.mark.parametrize("whole", [False, True])
+def test_another_size_is_exported(model, size, whole, tmp_path):
     """D7: with a size of one's own, what is exported is read by the reference as images of that size, equally made."""
     from transformers import AutoImageProcessor
 
     write(tmp_path, **PUBLISHED[model])
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model}))
-    ours, files = load_processor(tmp_path, size), processor_files(tmp_path, size)
+    ours, files = load_processor(tmp_path, size, whole=whole), processor_files(tmp_path, size, whole=whole)
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     theirs, pixels = AutoImageProcessor.from_pretrained(str(tmp_path), backend="pil"), noise(4, 130, 99)
@@ -150,6 +151,9 @@ def test_another_size_is_exported(model, size, tmp_path):
     assert expected.shape == (size, size, 3) and ours.size == (size, size)
     assert np.array_equal(ours.normalise(ours.shape(pixels)), expected)
     assert np.array_equal(load_processor(tmp_path).normalise(pixels), ours.normalise(pixels))
+    framed = np.zeros((128, 128, 3), np.uint8)
+    framed[[0, -1]] = framed[:, [0, -1]] = 255  # what is cut off, if anything is
+    assert bool(ours.shape(framed)[0].any()) == (whole or model == "vit" or (model == "resnet" and size >= 384))
 
 
 def test_a_file_is_exported_as_it_is(tmp_path):
