@@ -166,8 +166,8 @@ def _resized(processor: Processor, kind: str, edge: int, whole: bool) -> dict[st
     share = edge / min(processor.size)
     if isinstance(processor.resize, int):
         return {"size": {"shortest_edge": round(processor.resize * share)}, "crop_size": square}
-    whole = {name: round(value * share) for name, value in (processor.resize or processor.size)._asdict().items()}
-    return {"size": whole, "crop_size": square}
+    around = {name: round(value * share) for name, value in (processor.resize or processor.size)._asdict().items()}
+    return {"size": around, "crop_size": square}
 
 
 def _object(file: Path) -> dict[str, Any]:
