@@ -425,6 +425,7 @@ def test_example_runs(file, home, tmp_path):
         "data.layout.length=null",
         *(["task.stride=4"] if config.task.kind == "question_answering" else []),
         *(["task.size=16"] if config.task.kind == "image_classification" else []),
+        *(["data.split.validation=0.25"] if config.data.split.validation else []),  # of few rows of many classes
         "train.steps=2",
         "train.batch_size=8",
         "train.accumulate=" + str(min(8, config.train.accumulate)),
