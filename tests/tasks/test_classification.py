@@ -337,8 +337,8 @@ def test_a_config_json_of_no_known_task_is_refused(config):
         restore_task(config, "some/dir")
     assert str(caught.value) == (
         "some/dir: its config.json names no task that is known (sequence_classification, "
-        "multi_label_classification, regression, token_classification, question_answering, causal_lm); "
-        "give a directory that `sft-jax export` wrote"
+        "multi_label_classification, regression, token_classification, question_answering, causal_lm, "
+        "image_classification, seq2seq); give a directory that `sft-jax export` wrote"
     )
 
 
