@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
@@ -52,12 +51,15 @@ def chosen(run: Run, beside: Params, params: Params, tell: Tell) -> Run:
     if run.config.train.head_grid is None:
         return run
     file = run.directory / FILE
-    if not file.exists():
+    if mesh.in_all(file.exists()):  # or some processes would search, and wait for the others
+        found = json.loads(file.read_text(encoding="utf-8"))["points"]
+    else:
         points = search(run, beside, params)
+        found = [point.plain() for point in points]
         if mesh.is_first_process():
-            write_json(file, {"metric": plan(run).best_metric, "points": [point.plain() for point in points]})
+            write_json(file, {"metric": plan(run).best_metric, "points": found})
         _told(run, points, tell)
-    config = _with_rates(run.config, *_best(run, file))
+    config = _with_rates(run.config, *_best(run, found))
     return replace(run, config=config, optimizer=build_optimizer(config, run.model, run.batches.steps))
 
 
@@ -153,10 +155,9 @@ def _room(outputs: np.ndarray, run: Run) -> np.ndarray:
     return room_for(outputs, run.evals["validation"].encoded, run.task.grain)
 
 
-def _best(run: Run, file: Path) -> tuple[float, float]:
-    """The pair with the best mean of what a search wrote down; of equals the first."""
+def _best(run: Run, points: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """The pair with the best mean of what a search came to; of equals the first."""
     sign = 1 if plan(run).best_mode == "max" else -1
-    points = json.loads(file.read_text(encoding="utf-8"))["points"]
     best = max(points, key=lambda point: sign * point["mean"])
     return best["lr"], best["weight_decay"]
 
