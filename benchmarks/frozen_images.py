@@ -1,11 +1,12 @@
 """A frozen ResNet-50 with a new last layer: `configs/resnet50_cifar10.yaml` against the plain loop of PyTorch.
 
 The same images, weights and recipe on both sides, which take turns. The weights are random, for want of others here,
-and the same on both sides; the images are those of Fashion-MNIST, made as large as the model's processor makes them.
-Ours computes the features anew in each run (`data.cache: false`).
+and the same on both sides; the images are those of Fashion-MNIST, made as large as the model's processor makes them,
+a fifth as many to test as to train, as CIFAR-10 has. Ours computes the features anew in each run (`data.cache: false`).
 """
 
 import argparse
+import gzip
 import json
 import tempfile
 from pathlib import Path
@@ -41,7 +42,7 @@ def main() -> None:
     """Run both sides in turn, keep what came out, show it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", required=True, help="interpreter with the `parity` extra")
-    parser.add_argument("--rows", type=int, default=320, help="first images of each split")
+    parser.add_argument("--rows", type=int, default=960, help="first images to train on; a fifth as many to test")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0, help="processes of the loop that read images")
@@ -51,8 +52,9 @@ def main() -> None:
     options.out = options.out or new_result(Path(__file__).stem)
     report: Tree = {"revision": revision(), "machine": machine(), "versions": versions(), "options": vars(options)}
     report["runs"] = []
-    images = {split: str(local(name)) for split, name in IMAGES.items()}
     with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
+        counts = {"train": options.rows, "test": options.rows // 5}
+        images = {split: str(first(Path(local(name)), counts[split], Path(directory))) for split, name in IMAGES.items()}
         model = Path(directory) / "resnet-50"
         run_child([options.peer_python, "-c", WEIGHTS, str(model), json.dumps(PROCESSOR)], Path(directory) / "weights")
         for seed in range(options.repeats):
@@ -76,6 +78,17 @@ open(sys.argv[1] + "/preprocessor_config.json", "w").write(sys.argv[2])
 """
 
 
+def first(file: Path, count: int, directory: Path) -> Path:
+    """A copy of the first images of a packed IDX file, their labels beside it."""
+    for name in (file.name, file.name.replace("images-idx3", "labels-idx1")):
+        data = gzip.open(file.with_name(name)).read()
+        header = 4 + 4 * data[3]  # the last byte of the magic number counts the dimensions, 4 bytes each
+        size = (len(data) - header) // int.from_bytes(data[4:8])
+        cut = data[:4] + count.to_bytes(4) + data[8:header] + data[header : header + count * size]
+        (directory / name).write_bytes(gzip.compress(cut))
+    return directory / file.name
+
+
 def ours(options: argparse.Namespace, model: Path, images: Tree, seed: int, directory: Path) -> Tree:
     """By the command line, as a user would."""
     source = {"kind": "files", **images}
@@ -84,7 +97,6 @@ def ours(options: argparse.Namespace, model: Path, images: Tree, seed: int, dire
         f"model.source={model}",
         f"data.source={json.dumps(source)}",
         "task.image=image",
-        f"data.max_rows={options.rows}",
         "data.split.validation=0",
         "data.cache=false",
         "eval.every=never",
@@ -102,7 +114,7 @@ def ours(options: argparse.Namespace, model: Path, images: Tree, seed: int, dire
 def peer(options: argparse.Namespace, model: Path, images: Tree, seed: int, directory: Path) -> Tree:
     """The plain loop."""
     file = Path(f"{directory}.json")
-    arguments = {**images, "model": model, "rows": options.rows, "epochs": options.epochs, "seed": seed, "out": file}
+    arguments = {**images, "model": model, "epochs": options.epochs, "seed": seed, "out": file}
     arguments["workers"] = options.workers
     words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
     outside = run_child([options.peer_python, str(HERE / "torch_loop.py"), *words], directory)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from sft_jax.nn.layers import product
 from sft_jax.nn.random import Key
 from sft_jax.nn.template import Init, Moving, Stat, ones, param, stat, zeros
 
@@ -41,9 +42,9 @@ class Conv(nnx.Module):
     def __call__(self, x: Float[Array, "r h w c"]) -> Float[Array, "r i j d"]:
         kernel, plain = self.kernel[...], self.padding == 0 and self.groups == 1
         if plain and self.size == 1:
-            out = x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
+            out = product(x[:, :: self.stride, :: self.stride], kernel[0, 0])
         elif plain and self.size == self.stride:
-            out = patches(x, self.size) @ kernel.reshape(-1, kernel.shape[-1])
+            out = product(patches(x, self.size), kernel.reshape(-1, kernel.shape[-1]))
         else:
             out = jax.lax.conv_general_dilated(
                 x,

@@ -56,7 +56,9 @@ class LazyLogits:
 
     def of(self, hidden: Float[Array, "... e"]) -> Float[Array, "... v"]:
         """The float32 logits of these hidden states."""
-        logits = jnp.einsum("...e,ve->...v", hidden, self.embedding, preferred_element_type=jnp.float32)
+        flat = hidden.reshape(-1, hidden.shape[-1])  # as `nn.layers.product`
+        logits = jnp.einsum("ne,ve->nv", flat, self.embedding, preferred_element_type=jnp.float32)
+        logits = logits.reshape(*hidden.shape[:-1], -1)
         if self.bias is not None:
             logits = logits + self.bias.astype(jnp.float32)
         return logits if self.softcap is None else self.softcap * jnp.tanh(logits / self.softcap)

@@ -29,8 +29,16 @@ class Linear(nnx.Module):
         self.bias = param((outputs,), zeros) if bias else None
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
-        out = x @ self.kernel[...]
+        out = product(x, self.kernel[...])
         return out if self.bias is None else out + self.bias[...]
+
+
+def product(x: Float[Array, "... i"], kernel: Float[Array, "i o"]) -> Float[Array, "... o"]:
+    """`x @ kernel` of flat matrices: from more dimensions XLA makes a transposed copy of `x` for the kernel's gradient.
+
+    On two cores this took a fifth off the gradient of ViT-base.
+    """
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
 
 
 class Embed(nnx.Module):
