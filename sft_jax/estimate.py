@@ -18,7 +18,7 @@ from sft_jax.data.batch import Batch
 from sft_jax.mesh import batch_parts
 from sft_jax.run import Run, otherwise, prepare, train_program
 from sft_jax.train.state import abstract_frozen, abstract_state
-from sft_jax.train.step import abstract, needs
+from sft_jax.train.step import needs
 
 LOOKED_AT = 200  # batches among which the largest shape is looked for
 MOST_MICROBATCHES = 16
