@@ -248,7 +248,7 @@ def _plan(config: Config, memory: int | None) -> None:
     found, limit = estimate.estimate(prepared), memory or estimate.memory()
     console.show_estimate(screen, prepared, found, limit)
     if found.total > limit:
-        console.show_smaller(screen, estimate.smaller(prepared), limit)
+        console.show_smaller(screen, estimate.smaller(prepared, found.total, limit), limit)
 
 
 def _bytes(text: str) -> int:

@@ -22,6 +22,7 @@ from sft_jax.train.step import needs
 
 LOOKED_AT = 200  # batches among which the largest shape is looked for
 MOST_MICROBATCHES = 16
+SAVES = 0.95  # share of the memory before that is less
 
 
 @dataclass(frozen=True)
@@ -97,23 +98,31 @@ def memory() -> int:
     return int(known or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count())
 
 
-def smaller(run: Run) -> Iterator[Candidate]:
-    """The settings that need less, each compiled: what is kept of blocks, microbatches, parameters divided, and all."""
-    config, devices, together = run.config, run.mesh.devices.size, {}
-    for key, value in _tried(config, devices):
-        yield _candidate(run, {key: value})
-        together[key] = value  # the last of each kind is the one that saves most
+def smaller(run: Run, total: int, limit: int) -> Iterator[Candidate]:
+    """The settings that need less than `total`, each compiled: what is kept of blocks, microbatches, parameters
+    divided, and the best of each together; of a kind no more are tried where one fits, or saves no more."""
+    together: dict[str, Any] = {}
+    for key, values in _tried(run.config, run.mesh.devices.size).items():
+        least = total
+        for value in values:
+            found = _candidate(run, {key: value})
+            yield found
+            saves, least = found.total < SAVES * least, min(least, found.total)
+            together |= {key: value} if saves else {}
+            if found.total <= limit or (key == "train.accumulate" and not saves):
+                break
     if len(together) > 1:
         yield _candidate(run, together)
 
 
-def _tried(config: Config, devices: int) -> Iterator[tuple[str, Any]]:
-    if config.train.remat in ("none", "dots", "offload"):
-        yield from (("train.remat", how) for how in ("dots", "full") if how != config.train.remat)
-    most = min(MOST_MICROBATCHES, config.train.batch_size // devices)
-    yield from (("train.accumulate", n) for n in (2, 4, 8, 16) if config.train.accumulate < n <= most)
-    if config.mesh.fsdp * config.mesh.tensor < devices:
-        yield "mesh.fsdp", devices // config.mesh.tensor
+def _tried(config: Config, devices: int) -> dict[str, list[Any]]:
+    remat, most = config.train.remat, min(MOST_MICROBATCHES, config.train.batch_size // devices)
+    divided = config.mesh.fsdp * config.mesh.tensor
+    return {
+        "train.remat": {"none": ["dots", "full"], "full": []}.get(remat, ["full"]),
+        "train.accumulate": [count for count in (2, 4, 8, 16) if config.train.accumulate < count <= most],
+        "mesh.fsdp": [devices // config.mesh.tensor] if divided < devices else [],
+    }
 
 
 def _candidate(run: Run, settings: dict[str, Any]) -> Candidate:

@@ -155,4 +155,5 @@ class Screen:
 
 def size(count: float) -> str:
     """Bytes as people read them."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    unit, scale = next((pair for pair in (("GB", 1e9), ("MB", 1e6)) if count >= pair[1]), ("kB", 1e3))
+    return f"{count / scale:.{1 if unit == 'GB' else 0}f} {unit}"
