@@ -6,8 +6,9 @@ Each check looks at two or three of them and raises what the user can mend. Buil
 from collections.abc import Mapping
 from typing import Any
 
+from sft_jax import machine
 from sft_jax.config.data import Augment, DataSection, Images
-from sft_jax.config.schema import ModelSection
+from sft_jax.config.schema import ModelSection, RunSection
 from sft_jax.config.training import TrainSection
 from sft_jax.data.batch import Encoded
 from sft_jax.data.clean import RULES
@@ -20,6 +21,13 @@ from sft_jax.weights.table import Anew, Matched
 
 OF_TEXTS = ("clean", "augment", "max_length", "layout")  # settings of `data`
 MOST_LOST = 0.5  # share of the documents of a split; if more are lost, it is the length or the rows that are wrong
+
+
+def determinism(section: RunSection, platform: str) -> None:
+    """What is to be the same each time must have been asked of the compiler, which reads its settings only once."""
+    if section.deterministic and platform in ("gpu", "cuda") and not machine.is_deterministic():
+        flag = f"--{machine.DETERMINISTIC.name}={machine.DETERMINISTIC.value}"
+        raise ConfigError(f"run.deterministic: XLA_FLAGS lacks {flag}; set it before Python starts")
 
 
 def metric(name: str, task: Task, answers: int) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from sft_jax import machine
 from sft_jax.config.read import read_config, write_config
 from sft_jax.config.schema import Config
 from sft_jax.errors import ConfigError, DataError, Interrupted, did_you_mean
@@ -42,6 +43,7 @@ ONCE = ("run.resume=never", "run.resume=restart", "run.resume_step=")
 def train(words: Words) -> None:
     """Train, or go on where the run directory stopped; then test and export the best step."""
     config = _read(words)
+    machine.tune(deterministic=config.run.deterministic)  # before jax is there
     from sft_jax import console, jobs, run
 
     prepared = run.prepare(config)  # joins the other processes, so it comes before anything that asks for devices

@@ -121,6 +121,7 @@ def prepare(config: Config) -> Run:
     directory.check(config, Path(config.run.dir).expanduser())
     trackers.check(config.report)
     mesh = meshes.make_mesh(config.mesh)
+    checks.determinism(config.run, mesh.devices.flat[0].platform)
     task, rows, report = _rows(config)
     pretrained = config.model.weights == "pretrained"
     found = find(assets.resolve(config.model.source), config.model.revision, weights=pretrained)

@@ -29,7 +29,7 @@ from pictures import VIT, coloured, encode, write_vision
 from pydantic import BaseModel
 from translations import write_marian, write_pairs
 
-from sft_jax import grid, jobs
+from sft_jax import grid, jobs, machine
 from sft_jax import run as runs
 from sft_jax.config.data import Tfds
 from sft_jax.config.read import known_keys, write_config
@@ -389,6 +389,9 @@ EFFECTS = {
     "RunSection.dir": Effect("elsewhere", lambda run: run.directory.name),
     "RunSection.resume": Effect("never", refusal),
     "RunSection.resume_step": Effect("1", went_on),
+    "RunSection.deterministic": Effect(
+        "true", lambda run: machine.flags("cuda", (0, 12), deterministic=run.config.run.deterministic)
+    ),
     "Seeds.init": Effect("1", initial_head),
     "Seeds.data": Effect("1", order),
     "Seeds.dropout": Effect("1", step_text, ("model.dropout=0.5",)),
