@@ -14,6 +14,8 @@ import numpy as np
 
 from sft_jax import assets, grid, machine
 from sft_jax import mesh as meshes
+from sft_jax.adapt.merge import check, merge
+from sft_jax.config.adapter import AdapterSection
 from sft_jax.data.batch import Batch
 from sft_jax.data.loader import padding_share
 from sft_jax.data.text import fingerprint
@@ -21,6 +23,7 @@ from sft_jax.errors import ConfigError, RunError, did_you_mean
 from sft_jax.export import export_model, model_card
 from sft_jax.heads import on_features
 from sft_jax.infer.answered import Answered, answering
+from sft_jax.models.family import build_model
 from sft_jax.nn.template import Params
 from sft_jax.report.page import write_report
 from sft_jax.report.review import summarise
@@ -336,7 +339,7 @@ def _export(
     *,
     replace: bool,
 ) -> None:
-    params = meshes.to_host({**state.weights, **frozen})
+    params = _merged(run, {**state.weights, **frozen})
     if not meshes.is_first_process():
         return
     config = run.config
@@ -345,6 +348,7 @@ def _export(
         "steps": str(int(state.step)),
         "batch size": str(config.train.batch_size),
         "optimizer": f"{config.optim.name}, learning rate {config.optim.lr:g}",
+        **_adapter_facts(config.adapter),
         "seeds": ", ".join(f"{k} {v}" for k, v in config.seed.model_dump().items()),
     }
     card = model_card(config.model.source, run.task, facts, metrics)
@@ -360,6 +364,26 @@ def _export(
         clean=config.data.clean,
         replace=replace,
     )
+
+
+def _adapter_facts(section: AdapterSection | None) -> dict[str, str]:
+    if section is None:
+        return {}
+    fact = f"{section.kind} of rank {section.rank} on {', '.join(section.match)}"
+    held = "" if section.base == "same" else f", into kernels rounded to {section.base}"
+    return {"adapter": f"{fact}, merged{held}"}
+
+
+def _merged(run: Run, params: Params) -> dict[str, Any]:
+    """The parameters on the host as an export has them: with adapters merged, which is compared on rows of the run."""
+    if not run.model.adapters:
+        return meshes.to_host(params)
+    whole = merge(run.model.adapters, meshes.to_host(params))
+    plain = build_model(run.checkpoint.config, run.task.head, run.config.model.source).template
+    rows = {name: array[: meshes.batch_parts(run.mesh)] for name, array in run.batches[0].items()}
+    placed = meshes.put(whole, {path: run.placement.params[path] for path in whole})
+    check(run.model.template, params, plain, placed, run.put(rows))
+    return whole
 
 
 def _report(run: Run, test: Scores | None, sinks: list[Sink]) -> None:

@@ -13,7 +13,10 @@ from typing import Any, get_args, get_origin
 import numpy as np
 from flax import nnx
 
+from sft_jax.config.adapter import AdapterSection
 from sft_jax.errors import ModelError, did_you_mean
+from sft_jax.nn import lora
+from sft_jax.nn.heads import ON_VOCABULARY
 from sft_jax.nn.layers import ACTIVATIONS
 from sft_jax.nn.template import Template
 from sft_jax.weights.files import Checkpoint
@@ -74,6 +77,12 @@ class Model:
     template: Template
     table: Table
     limits: dict[str, int]
+    adapters: Mapping[str, lora.Adapter]  # by the path of the layer; the table has none
+
+    @property
+    def axes(self) -> dict[str, tuple[str, ...]]:
+        """Logical axes of every parameter, those of adapters too."""
+        return self.table.axes | lora.axes_of(self.adapters, self.table.axes)
 
     @property
     def max_length(self) -> int:
@@ -95,9 +104,17 @@ def find_family(config: dict[str, Any], where: str) -> Family:
 
 
 def build_model(
-    config: dict[str, Any], head: Head, where: str, dropout: float | None = None, embedding_noise: float = 0.0
+    config: dict[str, Any],
+    head: Head,
+    where: str,
+    dropout: float | None = None,
+    embedding_noise: float = 0.0,
+    adapter: AdapterSection | Mapping[str, lora.Adapter] | None = None,
 ) -> Model:
-    """The model that a `config.json` describes, with a head of the kind asked for; allocates nothing."""
+    """The model that a `config.json` describes, with a head of the kind asked for; allocates nothing.
+
+    `adapter` says which layers have one, by patterns or by their paths.
+    """
     family = find_family(config, where)
     if head.kind not in family.heads:
         raise ModelError(
@@ -111,9 +128,17 @@ def build_model(
         if not hasattr(settings, "embedding_noise"):
             raise ModelError(f"{where}: {config['model_type']} has no embeddings that noise could be added to")
         settings = replace(settings, embedding_noise=embedding_noise)
-    template, table = Template.of(family.build(settings, head)), family.table(settings, head)
+    module, table, limits = family.build(settings, head), family.table(settings, head), family.limits(settings)
+    template, layers = Template.of(module), lora.layers_of(module)
     check_covers(table, template.keys)
-    return Model(family, settings, head, template, table, family.limits(settings))
+    if adapter is None:
+        return Model(family, settings, head, template, table, limits, {})
+    if isinstance(adapter, AdapterSection):
+        # Words are read again by a tied head, or by the other side.
+        shared = "decoder_input_ids" in limits or (head.kind in ON_VOCABULARY and getattr(settings, "tied", False))
+        adapter = lora.planned(adapter, layers, shared)
+    lora.attach(layers, adapter)
+    return Model(family, settings, head, Template.of(module), table, limits, adapter)
 
 
 def load_model(

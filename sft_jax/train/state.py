@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from sft_jax.config.training import TrainSection
 from sft_jax.errors import ConfigError
-from sft_jax.mesh import like_params, param_shardings, put
+from sft_jax.mesh import fitting, like_params, param_shardings, put, replicated
+from sft_jax.nn.quantised import Quantised
 from sft_jax.nn.template import Params, Template
 from sft_jax.paths import select
 from sft_jax.train.guard import Guard
@@ -55,9 +56,9 @@ class Placement:
     state: TrainState  # of shardings
 
 
-def frozen_paths(patterns: Sequence[str], template: Template) -> frozenset[str]:
-    """The paths that the patterns freeze, statistics too; something must be left to train."""
-    frozen = select(patterns, template.keys, "train.freeze")
+def frozen_paths(patterns: Sequence[str], template: Template, beside: frozenset[str] = frozenset()) -> frozenset[str]:
+    """The paths that the patterns freeze, statistics too, and those `beside` adapters; something must be left."""
+    frozen = select(patterns, template.keys, "train.freeze") | beside
     if not set(template.keys) - template.stats - frozen:
         raise ConfigError("train.freeze: every parameter is frozen; leave something to train, such as head/**")
     return frozen
@@ -70,6 +71,15 @@ def place(
     params = param_shardings(mesh, axes, template.shapes)
     state = like_params(abstract_state(template, frozen, begin), params, template.shapes, mesh)
     return Placement(mesh, params, state)
+
+
+def lying(placement: Placement, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The sharding of every array of these parameters: a quantised one is several; what has no place is whole."""
+    whole = replicated(placement.mesh)
+    return {
+        path: jax.tree.map(lambda a, p=path: fitting(placement.params.get(p, whole), a.shape), held)
+        for path, held in params.items()
+    }
 
 
 def beginning(optimizer: optax.GradientTransformation, section: TrainSection) -> Begin:
@@ -104,7 +114,7 @@ def _moving(params: Mapping[str, Any], template: Template, frozen: frozenset[str
 
 def initial_state(
     template: Template,
-    loaded: Mapping[str, np.ndarray],
+    loaded: Mapping[str, Any],
     frozen: frozenset[str],
     begin: Begin,
     placement: Placement,
@@ -113,15 +123,14 @@ def initial_state(
 ) -> tuple[TrainState, Params]:
     """(state, frozen parameters) at step 0: loaded where a checkpoint had them, else drawn from the seed.
 
-    Trainable parameters and statistics are float32 (C20); frozen parameters have the type of the arithmetic.
+    Trainable parameters and statistics are float32 (C20); frozen parameters have the type of the arithmetic, or are
+    quantised where they come so.
     """
     missing = [p for p in template.keys if p not in loaded]
     shardings = {p: placement.params[p] for p in missing}
     drawn = jax.jit(lambda key: template.initial(key, missing), out_shardings=shardings)(jax.random.key(seed))
-    held = put(
-        {p: np.asarray(a, np.float32) for p, a in loaded.items()},
-        {p: placement.params[p] for p in loaded},
-    )
+    given = {p: a if isinstance(a, Quantised) else np.asarray(a, np.float32) for p, a in loaded.items()}
+    held = put(given, lying(placement, given))
     params = {p: (drawn | held)[p] for p in sorted(template.keys)}
     types = {p: jnp.float32 if p in template.stats else compute_dtype for p in frozen}
     fixed = {p: a.astype(types[p]) for p, a in params.items() if p in frozen}
