@@ -54,9 +54,7 @@ def main() -> None:
     report["runs"] = []
     with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
         counts = {"train": options.rows, "test": options.rows // 5}
-        images = {
-            split: str(first(Path(local(name)), counts[split], Path(directory))) for split, name in IMAGES.items()
-        }
+        images = {split: str(first(Path(local(name)), counts[split], Path(directory))) for split, name in IMAGES.items()}
         model = Path(directory) / "resnet-50"
         run_child([options.peer_python, "-c", WEIGHTS, str(model), json.dumps(PROCESSOR)], Path(directory) / "weights")
         for seed in range(options.repeats):

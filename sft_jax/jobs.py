@@ -20,10 +20,12 @@ from sft_jax.data.batch import Batch
 from sft_jax.data.loader import padding_share
 from sft_jax.data.text import fingerprint
 from sft_jax.errors import ConfigError, RunError, did_you_mean
-from sft_jax.export import export_model, model_card
+from sft_jax.export import export_adapter, export_model, model_card
 from sft_jax.heads import on_features
 from sft_jax.infer.answered import Answered, answering
 from sft_jax.models.family import build_model
+from sft_jax.nn.heads import ON_VOCABULARY
+from sft_jax.nn.lora import HEAD, is_adapter
 from sft_jax.nn.template import Params
 from sft_jax.report.page import write_report
 from sft_jax.report.review import summarise
@@ -339,7 +341,7 @@ def _export(
     *,
     replace: bool,
 ) -> None:
-    params = _merged(run, {**state.weights, **frozen})
+    params, adapted = _merged(run, {**state.weights, **frozen})
     if not meshes.is_first_process():
         return
     config = run.config
@@ -352,18 +354,20 @@ def _export(
         "seeds": ", ".join(f"{k} {v}" for k, v in config.seed.model_dump().items()),
     }
     card = model_card(config.model.source, run.task, facts, metrics)
-    export_model(
-        out,
-        run.model,
-        params,
-        run.checkpoint.config,
-        run.task,
-        run.checkpoint.directory,
-        config.data.max_length,
-        card,
-        clean=config.data.clean,
-        replace=replace,
-    )
+    facts_of_base = run.checkpoint.config, run.task, run.checkpoint.directory, config.data.max_length, card
+    if adapted is not None and config.adapter:
+        own = [path for path in run.trainable if not is_adapter(path)]
+        head = [] if run.task.head.kind in ON_VOCABULARY else [p for p in params if p.startswith(f"{HEAD}/")]
+        given = adapter_directory(out), run.model, adapted, {*own, *head, *run.matched.initialised}
+        root = config.adapter.scaling == "root"
+        more: dict[str, Any] = {"root": root, "clean": config.data.clean, "replace": replace}
+        export_adapter(*given, config.model.source, *facts_of_base, **more)
+    export_model(out, run.model, params, *facts_of_base, clean=config.data.clean, replace=replace)
+
+
+def adapter_directory(out: Path) -> Path:
+    """Where the adapter of a run is exported, beside its merged model."""
+    return out.with_name("adapter" if out.name == "model" else f"{out.name}-adapter")
 
 
 def _adapter_facts(section: AdapterSection | None) -> dict[str, str]:
@@ -374,16 +378,17 @@ def _adapter_facts(section: AdapterSection | None) -> dict[str, str]:
     return {"adapter": f"{fact}, merged{held}"}
 
 
-def _merged(run: Run, params: Params) -> dict[str, Any]:
-    """The parameters on the host as an export has them: with adapters merged, which is compared on rows of the run."""
+def _merged(run: Run, params: Params) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """(parameters on the host as an export has them, those with adapters): what is merged is compared on rows first."""
+    host = meshes.to_host(params)
     if not run.model.adapters:
-        return meshes.to_host(params)
-    whole = merge(run.model.adapters, meshes.to_host(params))
+        return host, None
+    whole = merge(run.model.adapters, host)
     plain = build_model(run.checkpoint.config, run.task.head, run.config.model.source).template
     rows = {name: array[: meshes.batch_parts(run.mesh)] for name, array in run.batches[0].items()}
     placed = meshes.put(whole, {path: run.placement.params[path] for path in whole})
     check(run.model.template, params, plain, placed, run.put(rows))
-    return whole
+    return whole, host
 
 
 def _report(run: Run, test: Scores | None, sinks: list[Sink]) -> None:
