@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from sft_jax import assets, checks, machine
 from sft_jax import mesh as meshes
+from sft_jax.adapt.begin import begin, standing_still
 from sft_jax.config.data import Files, Mixture
 from sft_jax.config.read import read_config
 from sft_jax.config.schema import Config, RunSection
@@ -128,7 +129,13 @@ def prepare(config: Config) -> Run:
     checkpoint = open_checkpoint(found, weights=pretrained)
     noise = config.model.embedding_noise
     model = build_model(
-        checkpoint.config, task.head, config.model.source, config.model.dropout, noise, remat=config.train.remat
+        checkpoint.config,
+        task.head,
+        config.model.source,
+        config.model.dropout,
+        noise,
+        config.adapter,
+        config.train.remat,
     )
     checks.length(config.data.max_length, model, config.model.source)
     tokenizer = task.reader.load(checkpoint.directory)
@@ -142,13 +149,14 @@ def prepare(config: Config) -> Run:
     matched = match(model.table, model.template.shapes, checkpoint.shapes, str(checkpoint.directory), anew=anew)
     checks.head(task, matched, checkpoint.config)
     batches, evals = _batches(config, mesh, rows, data, tokenizer)
-    frozen = frozen_paths(config.train.freeze, model.template)
+    still = standing_still(config.adapter, model.template.leaves, model.adapters, matched.initialised, model.head.kind)
+    frozen = frozen_paths(config.train.freeze, model.template, still)
     template, looped = depth.held(config, model.template, frozen, matched.loaded, batches.steps)
     model, frozen = replace(model, template=template), depth.by_key(template, frozen)
     recomputed = features.obstacle(model.template, task, frozen, batches, config.train.cache_features)
     checks.features(config.train, recomputed)
     optimizer = build_optimizer(config, model, batches.steps)
-    placement = place(mesh, model.template, model.table.axes, frozen, beginning(optimizer, config.train))
+    placement = place(mesh, model.template, model.axes, frozen, beginning(optimizer, config.train))
     return Run(
         config,
         mesh,
@@ -203,7 +211,7 @@ def initial(run: Run) -> tuple[TrainState, Params]:
     _, arrays = load_model(run.model, run.checkpoint, anew=anew)
     return initial_state(
         run.model.template,
-        arrays,
+        begin(run.config.adapter, run.model.adapters, arrays),
         run.frozen,
         run.begin,
         run.placement,
@@ -230,7 +238,7 @@ def _holding(run: Run, template: Template) -> Run:
     frozen = depth.by_key(template, run.model.template.paths(run.frozen))
     optimizer = build_optimizer(run.config, model, run.batches.steps)
     begin = beginning(optimizer, run.config.train)
-    placement = place(run.mesh, template, model.table.axes, frozen, begin)
+    placement = place(run.mesh, template, model.axes, frozen, begin)
     return replace(run, model=model, frozen=frozen, optimizer=optimizer, placement=placement)
 
 
