@@ -30,16 +30,12 @@ def standing_still(
     return frozenset(path for path in paths if not is_adapter(path) and path not in new and path not in also)
 
 
-def begin(
-    section: AdapterSection | None, plan: Mapping[str, Adapter], loaded: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
+def begin(section: AdapterSection, plan: Mapping[str, Adapter], loaded: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The loaded arrays with kernels under adapters as `adapter.base` has them, and the sizes that DoRA begins with.
 
     These are the norms of the columns as they are held, so that a new adapter changes nothing.
     """
     arrays: dict[str, Any] = dict(loaded)
-    if section is None:
-        return arrays
     for path, adapter in plan.items():
         kernel = kernel_of(path, loaded)
         if section.base != "same" and kernel.endswith("/kernel"):

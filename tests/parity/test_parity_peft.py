@@ -142,7 +142,7 @@ def test_we_read_what_peft_writes(name: str, tmp_path: Path):
     model = build_model(config, pair.model.head, "made up", adapter=found.plan)
     encoded = documents(pair.reference, 5)
     ours = logits_of(model, {**pair.params, **found.arrays}, pair, encoded)
-    np.testing.assert_allclose(ours, torch_logits(wrapped, encoded), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(ours, torch_logits(pair.reference, encoded), rtol=1e-4, atol=1e-4)
     wrong = {path: replace(adapter, scale=1.1 * adapter.scale) for path, adapter in found.plan.items()}
     apart = logits_of(
         build_model(config, pair.model.head, "", adapter=wrong), {**pair.params, **found.arrays}, pair, encoded
