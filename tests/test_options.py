@@ -31,7 +31,7 @@ from translations import write_marian, write_pairs
 
 from sft_jax import grid, jobs
 from sft_jax import run as runs
-from sft_jax.adapt.peft import write
+from sft_jax.adapt import peft
 from sft_jax.config.adapter import AdapterSection
 from sft_jax.config.data import Tfds
 from sft_jax.config.read import known_keys, write_config
@@ -39,14 +39,16 @@ from sft_jax.data import sources
 from sft_jax.data.prepare import prepare as prepare_rows
 from sft_jax.data.rows import Rows, numbered
 from sft_jax.data.text import load_tokenizer
-from sft_jax.nn.lora import is_adapter
 from sft_jax.errors import ConfigError, DataError, RunError, SftError
 from sft_jax.infer.search import search
+from sft_jax.models.family import Head, build_model
+from sft_jax.nn.lora import is_adapter
 from sft_jax.run import Run
 from sft_jax.train import directory, trackers
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.resume import resume
 from sft_jax.train.state import TrainState, abstract_state
+from sft_jax.weights.files import open_checkpoint
 
 See = Callable[[Run], Any]
 
@@ -634,7 +636,7 @@ def write_adapter(directory: Path, base: Path) -> Path:
     model = build_model(open_checkpoint(base).config, head, "tiny", adapter=AdapterSection(rank=2))
     params = model.template.initial(jax.random.key(9), model.template.keys)
     drawn = {path: array + 0.1 if is_adapter(path) else array for path, array in params.items()}
-    write(directory, model.table, model.adapters, drawn, [], kind=head.kind, base=str(base), root=False)
+    peft.write(directory, model.table, model.adapters, drawn, [], kind=head.kind, base=str(base), root=False)
     return directory
 
 

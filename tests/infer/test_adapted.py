@@ -83,7 +83,7 @@ def test_going_on_from_an_adapter(trained, configure: Callable, tmp_path: Path):
         np.testing.assert_allclose(params[path], array, rtol=1e-6, atol=1e-7, err_msg=path)
     with pytest.raises(ConfigError, match=r"adapter.source.*another form"):
         prepare(configure(f"run.dir={tmp_path / 'off'}", "adapter={rank: 3}", source))
-    with pytest.raises(ConfigError, match="rank=3.*there.*rank=4"):
+    with pytest.raises(ConfigError, match=r"rank=3.*there.*rank=4"):
         prepare(configure(f"run.dir={tmp_path / 'off'}", f"adapter={KINDS['two']}", "adapter.rank=4", source))
 
 
