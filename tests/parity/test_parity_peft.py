@@ -166,3 +166,27 @@ def test_what_cannot_be_read_is_named(tmp_path: Path):
     )
     with pytest.raises(ModelError, match="the model has no such layer"):
         read(tmp_path / "other", pair.model.table, pair.model.template.shapes)
+
+
+def test_words_trained_whole_stay_tied(tmp_path: Path):
+    """C19: embeddings that are trained whole beside adapters are the head of a tied model for `peft` as well."""
+    pair = paired(reference_model("gpt2", WORDS), tmp_path / "base")
+    model, params = adapted(pair, AdapterSection(rank=3))
+    words = "embed/word/embedding"
+    params[words] = params[words] + 0.3 * np.random.default_rng(5).normal(size=params[words].shape).astype(np.float32)
+    (tmp_path / "adapter").mkdir()
+    write(
+        tmp_path / "adapter",
+        model.table,
+        model.adapters,
+        params,
+        {words},
+        kind=WORDS,
+        base=str(pair.directory),
+        root=False,
+    )
+    found = read(tmp_path / "adapter", model.table, model.template.shapes)
+    np.testing.assert_array_equal(found.arrays[words], params[words])
+    encoded = documents(pair.reference, 5)
+    theirs = torch_logits(peft.PeftModel.from_pretrained(pair.reference, tmp_path / "adapter").eval(), encoded)
+    np.testing.assert_allclose(logits_of(model, params, pair, encoded), theirs, rtol=1e-4, atol=1e-4)
