@@ -103,12 +103,17 @@ def predict(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="How a model answers, such as num_beams=4; may be repeated."),
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="An adapter of this model; of several, rows name theirs as `adapter`."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of tokens at a time.")] = 32,
 ) -> None:
     """Label texts and images, tag words, answer questions: a JSON line for each row."""
+    from sft_jax.infer.adapted import load_adapted
     from sft_jax.infer.predict import load_predictor, read_inputs
 
-    predictor = load_predictor(model, settings or [])
+    predictor = load_adapted(model, adapter, settings or []) if adapter else load_predictor(model, settings or [])
     lines = _stdin() if file is None else None
     rows = read_inputs(file or "", predictor.task, lines)
     for record in predictor(rows, batch_size, raw=raw, score=score):

@@ -139,7 +139,9 @@ def prepare(config: Config) -> Run:
     audit = checks.audit(task, Examples(data["train"], rows["train"].texts, rows["train"].targets), tokenizer)
     anew = checks.begins_anew(config.model, model, checkpoint.config)
     matched = match(model.table, model.template.shapes, checkpoint.shapes, str(checkpoint.directory), anew=anew)
-    checks.head(task, matched, checkpoint.config)
+    checks.head(task, matched.loaded, checkpoint.config)
+    if config.adapter:
+        checks.adapter_source(config.adapter, model, task)
     return _laid_out(
         config, mesh, task, rows, data, groups, checkpoint, tokenizer, model, matched, report=report, audit=audit
     )
@@ -237,9 +239,11 @@ def initial(run: Run) -> tuple[TrainState, Params]:
     """(state, frozen parameters) before the first step: the weights are read here."""
     anew = checks.begins_anew(run.config.model, run.model, run.checkpoint.config)
     _, arrays = load_model(run.model, run.checkpoint, anew=anew)
+    section = run.config.adapter
+    source = checks.adapter_source(section, run.model, run.task) if section else {}
     return initial_state(
         run.model.template,
-        begin(run.config.adapter, run.model.adapters, arrays),
+        begin(section, run.model.adapters, arrays | source) if section else arrays,
         run.frozen,
         run.begin,
         run.placement,

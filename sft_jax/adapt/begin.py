@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax.adapt.peft import WORD_TABLE
 from sft_jax.config.adapter import AdapterSection
 from sft_jax.errors import ConfigError
 from sft_jax.nn.heads import ON_VOCABULARY
@@ -26,20 +27,18 @@ def standing_still(
     both = [path for path in sorted(also) if path.rpartition("/")[0] in {*plan}]
     if both:
         raise ConfigError(f"adapter.also: {both[0]} is of a layer that has an adapter; leave it out of one of them")
+    if head == "seq2seq" and WORD_TABLE in also:
+        raise ConfigError(f"adapter.also: {WORD_TABLE} is read by both sides, which an adapter directory cannot say")
     new = {*initialised} if head in ON_VOCABULARY else {*initialised, *(p for p in paths if p.startswith(f"{HEAD}/"))}
     return frozenset(path for path in paths if not is_adapter(path) and path not in new and path not in also)
 
 
-def begin(
-    section: AdapterSection | None, plan: Mapping[str, Adapter], loaded: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
+def begin(section: AdapterSection, plan: Mapping[str, Adapter], loaded: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The loaded arrays with kernels under adapters as `adapter.base` has them, and the sizes that DoRA begins with.
 
     These are the norms of the columns as they are held, so that a new adapter changes nothing.
     """
     arrays: dict[str, Any] = dict(loaded)
-    if section is None:
-        return arrays
     for path, adapter in plan.items():
         kernel = kernel_of(path, loaded)
         if section.base != "same" and kernel.endswith("/kernel"):

@@ -6,6 +6,7 @@ reaches the outputs of one layer alone, and when it is read each layer gets the 
 Directories are untrusted: nothing in them is run, and patterns are taken as names.
 """
 
+import fnmatch
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -17,10 +18,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from sft_jax.errors import ModelError, did_you_mean
-from sft_jax.nn.lora import SLOT, WORDS, Adapter, column_norms, kernel_of
+from sft_jax.nn.lora import HEAD, SLOT, WORDS, Adapter, column_norms, kernel_of
 from sft_jax.weights.files import check_links, open_tensors, read_json, some
 from sft_jax.weights.table import SAME, Arrays, Row, Table, save, take
 
+WORD_TABLE, LM_HEAD = f"{WORDS}/embedding", "lm_head"
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 TASKS = {
     "sequence_classification": "SEQ_CLS",
@@ -85,6 +87,9 @@ def write(
     inside = tuple(row for row in table.rows if any(row.theirs.startswith(f"{module}.") for module in saved))
     wide = {row.ours: np.asarray(params[row.ours].astype(np.float32)[...]) for row in inside}
     kept = save(replace(table, rows=inside, counters=()), wide)
+    if kind == "causal_lm" and WORD_TABLE in whole and not any(row.ours.startswith(f"{HEAD}/") for row in table.rows):
+        kept[f"{LM_HEAD}.weight"] = wide[WORD_TABLE]  # so that PEFT ties what it saves, whatever it is called
+        saved = [*saved, LM_HEAD]
     (rank, alpha), _ = Counter(zip(ranks.values(), alphas.values(), strict=True)).most_common(1)[0]
     config = {
         "peft_type": "LORA",
@@ -100,7 +105,7 @@ def write(
         "use_dora": any(adapter.dora for adapter in plan.values()),
         "use_rslora": root,
         "fan_in_fan_out": any(row.layout is SAME for row in table.rows if row.ours.removesuffix("/kernel") in plan),
-        "ensure_weight_tying": f"{WORDS}/embedding" in whole,
+        "ensure_weight_tying": LM_HEAD in saved and f"{HEAD}/embedding" not in whole,
         "lora_dropout": 0.0,
         "bias": "none",
     }
@@ -127,8 +132,8 @@ def read(directory: Path, table: Table, shapes: Mapping[str, tuple[int, ...]]) -
     for name, tensor in open_tensors(file).items():
         bare = name.removeprefix(PREFIX).replace(".modules_to_save.", ".")
         ending = next((e for e in ENDINGS if bare.endswith(e)), None)
-        if ".base_layer." in bare:
-            continue  # PEFT's copy of a table, which is that of the base
+        if ".base_layer." in bare or any(fnmatch.fnmatchcase(bare, pattern) for pattern in table.ignore):
+            continue  # PEFT's copy of a table, which is that of the base; of a tied head what the table is
         if ending and f"{bare.removesuffix(ending)}.weight" in rows:
             parts.setdefault(bare.removesuffix(ending), {})[ENDINGS[ending]] = tensor
         elif not ending and bare in rows:

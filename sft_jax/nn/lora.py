@@ -4,6 +4,7 @@ Sources: LoRA, arXiv 2106.09685; rsLoRA, arXiv 2312.03732; DoRA, arXiv 2402.0935
 Letters: i inputs of a layer (rows of a table), o its outputs (size of a vector), r the rank.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,12 @@ class Adapter:
     rank: int
     scale: float  # of the product
     dora: bool = False
+
+    def is_like(self, other: "Adapter") -> bool:
+        """Whether both are the same but for rounding."""
+        return (self.rank, self.dora) == (other.rank, other.dora) and math.isclose(
+            self.scale, other.scale, rel_tol=1e-6
+        )
 
 
 def planned(section: AdapterSection, layers: Mapping[str, Any], tied: bool) -> dict[str, Adapter]:

@@ -235,3 +235,14 @@ def test_a_merged_directory_answers_as_the_run(make, tmp_path: Path):
     right = np.mean([r["label"] == t for r, t in zip(records, map(str, run.rows["validation"].targets), strict=True)])
     scores, _ = jobs.evaluate(open_run(tmp_path / "run"), "validation")
     assert right == pytest.approx(scores.metrics["accuracy"])
+
+
+def test_quantised_kernels_lie_as_kernels_do(make, tmp_path: Path):
+    """R7: on a mesh of data, fsdp and tensor the steps are those of one device; codes are divided as kernels are."""
+    more = ("adapter.match=['**/mlp/*','**/attn/*']", "adapter.base=nf4", "adapter.kind=dora")
+    alone = take_steps(prepare(make(tmp_path / "a", "bert", *more)), 3)
+    run = prepare(make(tmp_path / "b", "bert", *more, "mesh={data: 1, fsdp: 2, tensor: 2}"))
+    codes = initial(run)[1]["blocks/0/attn/q/kernel"].codes
+    assert codes.sharding.shard_shape(codes.shape) == (codes.shape[0] // 2, codes.shape[1] // 2)
+    np.testing.assert_allclose(take_steps(run, 3).losses, alone.losses, rtol=1e-5)
+    train(run)

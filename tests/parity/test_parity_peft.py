@@ -142,7 +142,7 @@ def test_we_read_what_peft_writes(name: str, tmp_path: Path):
     model = build_model(config, pair.model.head, "made up", adapter=found.plan)
     encoded = documents(pair.reference, 5)
     ours = logits_of(model, {**pair.params, **found.arrays}, pair, encoded)
-    np.testing.assert_allclose(ours, torch_logits(wrapped, encoded), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(ours, torch_logits(pair.reference, encoded), rtol=1e-4, atol=1e-4)
     wrong = {path: replace(adapter, scale=1.1 * adapter.scale) for path, adapter in found.plan.items()}
     apart = logits_of(
         build_model(config, pair.model.head, "", adapter=wrong), {**pair.params, **found.arrays}, pair, encoded
@@ -166,3 +166,27 @@ def test_what_cannot_be_read_is_named(tmp_path: Path):
     )
     with pytest.raises(ModelError, match="the model has no such layer"):
         read(tmp_path / "other", pair.model.table, pair.model.template.shapes)
+
+
+def test_words_trained_whole_stay_tied(tmp_path: Path):
+    """C19: embeddings that are trained whole beside adapters are the head of a tied model for `peft` as well."""
+    pair = paired(reference_model("gpt2", WORDS), tmp_path / "base")
+    model, params = adapted(pair, AdapterSection(rank=3))
+    words = "embed/word/embedding"
+    params[words] = params[words] + 0.3 * np.random.default_rng(5).normal(size=params[words].shape).astype(np.float32)
+    (tmp_path / "adapter").mkdir()
+    write(
+        tmp_path / "adapter",
+        model.table,
+        model.adapters,
+        params,
+        {words},
+        kind=WORDS,
+        base=str(pair.directory),
+        root=False,
+    )
+    found = read(tmp_path / "adapter", model.table, model.template.shapes)
+    np.testing.assert_array_equal(found.arrays[words], params[words])
+    encoded = documents(pair.reference, 5)
+    theirs = torch_logits(peft.PeftModel.from_pretrained(pair.reference, tmp_path / "adapter").eval(), encoded)
+    np.testing.assert_allclose(logits_of(model, params, pair, encoded), theirs, rtol=1e-4, atol=1e-4)
