@@ -139,6 +139,7 @@ def prepare(config: Config) -> Run:
     matched = match(model.table, model.template.shapes, checkpoint.shapes, str(checkpoint.directory), anew=anew)
     checks.head(task, matched, checkpoint.config)
     batches, evals = _batches(config, mesh, rows, data, tokenizer)
+    checks.profile(config.train, batches.steps)
     frozen = frozen_paths(config.train.freeze, model.template)
     recomputed = features.obstacle(model.template, task, frozen, batches, config.train.cache_features)
     checks.features(config.train, recomputed)

@@ -277,6 +277,7 @@ class Trained:
     baselines: list[str]  # what the scores are compared with
     mistakes: int  # how many are kept for the report
     ahead: set[int]  # how many batches are asked for in advance
+    traced: bool
 
 
 def trained(what: str) -> See:
@@ -314,7 +315,8 @@ def train(run: Run) -> Trained:
     kept = sorted(int(found.name) for found in (home / "checkpoints").iterdir())
     compared = sorted(json.loads((home / "summary.json").read_text())["baselines"])
     mistakes = len(json.loads((home / "review.json").read_text())["mistakes"])
-    return Trained(steps["train"], steps["validation"], saved, kept, compared, mistakes, ahead)
+    traced = (home / "profile").exists()
+    return Trained(steps["train"], steps["validation"], saved, kept, compared, mistakes, ahead, traced)
 
 
 def wandb_project(run: Run) -> str | None:
@@ -557,6 +559,7 @@ EFFECTS = {
     "Spikes.sigma": Effect("5", step_text, SPIKES),
     "TrainSection.max_skipped": Effect("3", lambda run: runs.plan(run).max_skipped),
     "TrainSection.log_every": Effect("2", trained("logged"), TRAINING),
+    "TrainSection.profile": Effect("[1, 2]", trained("traced"), TRAINING),
     "EvalSection.every": Effect("2", trained("validated"), TRAINING),
     "EvalSection.batch_size": Effect("3", lambda run: str(run.evals["validation"].shape)),
     "EvalSection.best_metric": Effect("accuracy", trained("saved"), TRAINING),

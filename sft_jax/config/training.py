@@ -140,6 +140,14 @@ class TrainSection(Section):
     """Halt after so many skipped steps in a row."""
     log_every: Positive = 10
     """Steps between two lines of metrics."""
+    profile: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
+    """First and last step of a trace in `run.dir/profile`, for xprof and TensorBoard's profiler; null makes none."""
+
+    @model_validator(mode="after")
+    def _profiles_forwards(self) -> Self:
+        if self.profile and self.profile[0] > self.profile[1]:
+            raise ValueError(f"profile: ends at step {self.profile[1]}, before it begins; give the first step first")
+        return self
 
 
 class EvalSection(Section):
