@@ -95,7 +95,7 @@ def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
     answers = answers_to(run, "validation")
     if meshes.is_first_process():
         sinks += [*_files(run, progress.step), *([screen] if screen else [])]
-    for text in told:
+    for text in [*told, *([f"layers are looped over: {run.looped}"] if run.looped else [])]:
         _tell(sinks, text)
     run, beside = on_features(run, frozen, partial(_tell, sinks))
     run = grid.chosen(run, beside, state.params, partial(_tell, sinks))
@@ -340,7 +340,7 @@ def _export(
     *,
     replace: bool,
 ) -> None:
-    params = meshes.to_host({**state.weights, **frozen})
+    params = run.model.template.unstack(meshes.to_host({**state.weights, **frozen}))
     if not meshes.is_first_process():
         return
     config = run.config

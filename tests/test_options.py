@@ -549,6 +549,8 @@ EFFECTS = {
     "HeadGrid.lr": Effect("[0.5]", lambda run: grid.tried(run.config), GRID),
     "HeadGrid.weight_decay": Effect("[0.5]", lambda run: grid.tried(run.config), GRID),
     "HeadGrid.seeds": Effect("[0, 1]", lambda run: grid.tried(run.config), GRID),
+    "TrainSection.scan": Effect("always", lambda run: run.model.template.keys),
+    "TrainSection.remat": Effect("full", step_text),
     "TrainSection.freeze": Effect("['embed/**']", lambda run: run.trainable),
     "Unfreeze.match": Effect(LATE.replace("head", "blocks"), updates, (*SIX, LATE)),
     "Unfreeze.at": Effect(LATE.replace("3", "0.7"), updates, (*SIX, LATE)),

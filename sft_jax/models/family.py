@@ -15,6 +15,7 @@ from flax import nnx
 
 from sft_jax.errors import ModelError, did_you_mean
 from sft_jax.nn.layers import ACTIVATIONS
+from sft_jax.nn.stack import rematerialise
 from sft_jax.nn.template import Template
 from sft_jax.weights.files import Checkpoint
 from sft_jax.weights.table import Anew, Matched, Table, check_covers, load, match
@@ -95,7 +96,12 @@ def find_family(config: dict[str, Any], where: str) -> Family:
 
 
 def build_model(
-    config: dict[str, Any], head: Head, where: str, dropout: float | None = None, embedding_noise: float = 0.0
+    config: dict[str, Any],
+    head: Head,
+    where: str,
+    dropout: float | None = None,
+    embedding_noise: float = 0.0,
+    remat: str = "none",
 ) -> Model:
     """The model that a `config.json` describes, with a head of the kind asked for; allocates nothing."""
     family = find_family(config, where)
@@ -111,7 +117,9 @@ def build_model(
         if not hasattr(settings, "embedding_noise"):
             raise ModelError(f"{where}: {config['model_type']} has no embeddings that noise could be added to")
         settings = replace(settings, embedding_noise=embedding_noise)
-    template, table = Template.of(family.build(settings, head)), family.table(settings, head)
+    module, table = family.build(settings, head), family.table(settings, head)
+    rematerialise(module, remat)
+    template = Template.of(module)
     check_covers(table, template.keys)
     return Model(family, settings, head, template, table, family.limits(settings))
 
@@ -121,7 +129,7 @@ def load_model(
 ) -> tuple[Matched, dict[str, np.ndarray]]:
     """What a checkpoint holds of a model, and those numbers in our layout."""
     where = str(checkpoint.directory)
-    matched = match(model.table, model.template.shapes, checkpoint.shapes, where, anew=anew)
+    matched = match(model.table, model.template.looped.shapes, checkpoint.shapes, where, anew=anew)
     return matched, load(model.table, matched, checkpoint.read)
 
 
