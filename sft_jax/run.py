@@ -31,6 +31,7 @@ from sft_jax.data.report import DataReport
 from sft_jax.data.sources import load_rows
 from sft_jax.errors import ConfigError, DataError, RunError
 from sft_jax.models.family import Model, build_model, load_model
+from sft_jax.nn.kernels import Hardware
 from sft_jax.nn.template import Params, Template
 from sft_jax.tasks.task import Audit, Examples, Task, build_task
 from sft_jax.train import depth, directory, features, optim, step, trackers
@@ -128,7 +129,14 @@ def prepare(config: Config) -> Run:
     checkpoint = open_checkpoint(found, weights=pretrained)
     noise = config.model.embedding_noise
     model = build_model(
-        checkpoint.config, task.head, config.model.source, config.model.dropout, noise, remat=config.train.remat
+        checkpoint.config,
+        task.head,
+        config.model.source,
+        config.model.dropout,
+        noise,
+        remat=config.train.remat,
+        attention=config.train.attention,
+        hardware=Hardware(mesh.devices.flat[0].platform, mesh.size, config.train.compute_dtype),
     )
     checks.length(config.data.max_length, model, config.model.source)
     tokenizer = task.reader.load(checkpoint.directory)

@@ -39,6 +39,7 @@ from sft_jax.data.rows import Rows, numbered
 from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import ConfigError, DataError, RunError, SftError
 from sft_jax.infer.search import search
+from sft_jax.nn import kernels
 from sft_jax.run import Run
 from sft_jax.train import directory, trackers
 from sft_jax.train.checkpoint import Checkpoints, Progress
@@ -46,6 +47,7 @@ from sft_jax.train.resume import resume
 from sft_jax.train.state import TrainState, abstract_state
 
 See = Callable[[Run], Any]
+FREE = kernels.Needs(64)  # nothing that a kernel could not do
 
 
 @dataclass(frozen=True)
@@ -561,6 +563,10 @@ EFFECTS = {
     "Spikes.sigma": Effect("5", step_text, SPIKES),
     "TrainSection.max_skipped": Effect("3", lambda run: runs.plan(run).max_skipped),
     "TrainSection.log_every": Effect("2", trained("logged"), TRAINING),
+    "TrainSection.attention": Effect(
+        "xla",
+        lambda run: kernels.choose(run.config.train.attention, kernels.Hardware("gpu", 1, "bfloat16"), FREE),
+    ),
     "TrainSection.profile": Effect("[1, 2]", trained("traced"), TRAINING),
     "EvalSection.every": Effect("2", trained("validated"), TRAINING),
     "EvalSection.batch_size": Effect("3", lambda run: str(run.evals["validation"].shape)),

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from sft_jax.errors import ModelError, did_you_mean
+from sft_jax.nn.kernels import Hardware, use
 from sft_jax.nn.layers import ACTIVATIONS
 from sft_jax.nn.stack import rematerialise
 from sft_jax.nn.template import Template
@@ -102,8 +103,13 @@ def build_model(
     dropout: float | None = None,
     embedding_noise: float = 0.0,
     remat: str = "none",
+    attention: str = "xla",
+    hardware: Hardware | None = None,
 ) -> Model:
-    """The model that a `config.json` describes, with a head of the kind asked for; allocates nothing."""
+    """The model that a `config.json` describes, with a head of the kind asked for; allocates nothing.
+
+    Attention is XLA's unless it is said what hardware there is.
+    """
     family = find_family(config, where)
     if head.kind not in family.heads:
         raise ModelError(
@@ -119,6 +125,8 @@ def build_model(
         settings = replace(settings, embedding_noise=embedding_noise)
     module, table = family.build(settings, head), family.table(settings, head)
     rematerialise(module, remat)
+    if hardware is not None:
+        use(module, attention, hardware, where)
     template = Template.of(module)
     check_covers(table, template.keys)
     return Model(family, settings, head, template, table, family.limits(settings))
