@@ -70,11 +70,13 @@ def show_result(console: Console, run: Run, result: Result) -> None:
         show_table(console, "scores", [[a, b if isinstance(b, str) else f"{b:.4f}"] for a, b in rows])
     seconds, summary = result.summary["seconds"], result.summary
     best = f", best at step {result.best_step}" if result.best_step else ""
+    kept, waiting = summary["programs"]["found"], seconds["waiting"] / (seconds["train"] or 1)
     facts = {
         "steps": f"{result.steps}{best}",
         "speed": f"{summary['tokens_per_second']:,.0f} real tokens/s",
         "seconds": f"{seconds['total']:.0f} in all, {seconds['train']:.0f} training, "
-        f"{seconds['compile']:.0f} compiling, first step after {seconds['to_first_step']:.1f}",
+        f"{seconds['compile']:.0f} compiling ({kept} programs were kept), first step after "
+        f"{seconds['to_first_step']:.1f}; {waiting:.0%} of training was waiting for data",
         "peak memory": f"{summary['peak_memory_bytes'] / 1e9:.2f} GB",
     }
     show_facts(console, "Done", facts)

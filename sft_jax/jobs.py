@@ -38,6 +38,7 @@ from sft_jax.train.ledger import FILE, Ledger
 from sft_jax.train.loop import Timing
 from sft_jax.train.loop import train as train_loop
 from sft_jax.train.manifest import local_files, manifest, versions
+from sft_jax.train.profile import Trace, programs
 from sft_jax.train.report import MetricsFile, SamplesFile, Screen, Sink, size
 from sft_jax.train.resume import Tell, newest, resume
 from sft_jax.train.state import TrainState
@@ -123,6 +124,7 @@ def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
             checkpoints=checkpoints,
             sinks=sinks,
             ledger=ledger,
+            trace=Trace(run.config.train.profile, run.directory / "profile"),
         )
     ledger.end_loop()
     if screen:
@@ -312,8 +314,10 @@ def _finish(
             "to_first_step": timing.first_step - begun,
             "compile": program.seconds + evaluator.seconds,
             "train": timing.seconds,
+            "waiting": timing.waiting,
             "total": now - begun,
         },
+        "programs": programs(),
         "padding_share": padding_share(run.batches),
         "peak_memory_bytes": peak_memory(),
         "validation": validation,

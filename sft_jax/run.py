@@ -32,6 +32,7 @@ from sft_jax.data.report import DataReport
 from sft_jax.data.sources import load_rows
 from sft_jax.errors import ConfigError, DataError, RunError
 from sft_jax.models.family import Model, build_model, load_model
+from sft_jax.nn.kernels import Hardware
 from sft_jax.nn.template import Params, Template
 from sft_jax.tasks.task import Audit, Examples, Task, build_task
 from sft_jax.train import depth, directory, features, optim, step, trackers
@@ -128,7 +129,7 @@ def prepare(config: Config) -> Run:
     pretrained = config.model.weights == "pretrained"
     found = find(assets.resolve(config.model.source), config.model.revision, weights=pretrained)
     checkpoint = open_checkpoint(found, weights=pretrained)
-    model = _model(config, checkpoint, task)
+    model = _model(config, mesh, checkpoint, task)
     checks.length(config.data.max_length, model, config.model.source)
     tokenizer = task.reader.load(checkpoint.directory)
     data = _encoded(config, task, rows, tokenizer)
@@ -151,15 +152,16 @@ def otherwise(run: Run, config: Config) -> Run:
     """The same rows and model under other settings of mesh, microbatches and depth; nothing is read again."""
     mesh = meshes.make_mesh(config.mesh)
     depth.check(config, mesh)
-    report, model, parts = run.report, _model(config, run.checkpoint, run.task), (run.groups, run.checkpoint)
+    report, model, parts = run.report, _model(config, mesh, run.checkpoint, run.task), (run.groups, run.checkpoint)
     rest = (run.tokenizer, model, run.matched)
     return _laid_out(config, mesh, run.task, run.rows, run.data, *parts, *rest, report=report, audit=run.audit)
 
 
-def _model(config: Config, checkpoint: Checkpoint, task: Task) -> Model:
-    section = config.model
-    given = (section.source, section.dropout, section.embedding_noise)
-    return build_model(checkpoint.config, task.head, *given, config.adapter, config.train.remat)
+def _model(config: Config, mesh: Mesh, checkpoint: Checkpoint, task: Task) -> Model:
+    section, train = config.model, config.train
+    given = (section.source, section.dropout, section.embedding_noise, config.adapter, train.remat, train.attention)
+    hardware = Hardware(mesh.devices.flat[0].platform, mesh.size, train.compute_dtype)
+    return build_model(checkpoint.config, task.head, *given, hardware)
 
 
 def _laid_out(
