@@ -42,8 +42,8 @@ from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import ConfigError, DataError, RunError, SftError
 from sft_jax.infer.search import search
 from sft_jax.models.family import Head, build_model
-from sft_jax.nn.lora import is_adapter
 from sft_jax.nn import kernels
+from sft_jax.nn.lora import is_adapter
 from sft_jax.run import Run
 from sft_jax.train import directory, trackers
 from sft_jax.train.checkpoint import Checkpoints, Progress
@@ -568,7 +568,7 @@ EFFECTS = {
     "HeadGrid.lr": Effect("[0.5]", lambda run: grid.tried(run.config), GRID),
     "HeadGrid.weight_decay": Effect("[0.5]", lambda run: grid.tried(run.config), GRID),
     "HeadGrid.seeds": Effect("[0, 1]", lambda run: grid.tried(run.config), GRID),
-    "TrainSection.scan": Effect("always", lambda run: run.model.template.keys),
+    "TrainSection.scan": Effect("always", lambda run: run.model.template.keys, ("model.source=DEEP",)),
     "TrainSection.remat": Effect("full", step_text),
     "TrainSection.freeze": Effect("['embed/**']", lambda run: run.trainable),
     "Unfreeze.match": Effect(LATE.replace("head", "blocks"), updates, (*SIX, LATE)),
@@ -688,6 +688,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "SMALL": plain,
         "ADAPTER": write_adapter(home / "adapter", plain),
         "HEAD": write_model(home / "head", SMALL, seed=1, head=2),
+        "DEEP": write_model(home / "deep"),
         "WIDE": home / "wide.csv",
         "DIRTY": home / "dirty.csv",
         "EYE": write_vision(home / "eye", VIT),
