@@ -31,9 +31,9 @@ SMALL_BERT = {"num_hidden_layers": 2}
 FAMILIES = {
     "bert": (lambda home: write_model(home, SMALL_BERT), "sequence_classification"),
     "gpt2": (lambda home: write_decoder(home, GPT2), "causal_lm"),
-    "llama": (lambda home: write_decoder(home, LLAMA), "causal_lm"),
-    "marian": (write_marian, "seq2seq"),
-    "vit": (lambda home: write_vision(home, VIT), "image_classification"),
+    "llama": (lambda home: write_decoder(home, {**LLAMA, "num_hidden_layers": 2}), "causal_lm"),
+    "marian": (lambda home: write_marian(home, encoder_layers=2), "seq2seq"),
+    "vit": (lambda home: write_vision(home, {**VIT, "num_hidden_layers": 2}), "image_classification"),
 }
 # How adapters are made; a further axis (`train.scan`) goes beside it.
 KINDS = {
@@ -246,3 +246,25 @@ def test_quantised_kernels_lie_as_kernels_do(make, tmp_path: Path):
     assert codes.sharding.shard_shape(codes.shape) == (codes.shape[0] // 2, codes.shape[1] // 2)
     np.testing.assert_allclose(take_steps(run, 3).losses, alone.losses, rtol=1e-5)
     train(run)
+
+
+SCANNED = [("llama", "lora"), ("llama", "nf4"), ("bert", "dora"), ("marian", "lora"), ("vit", "int8")]
+
+
+@pytest.mark.parametrize(("family", "kind"), SCANNED, ids=lambda value: value)
+def test_scanned_layers_with_adapters(family: str, kind: str, make, tmp_path: Path):
+    """C11, C19: adapters and few-bit kernels of layers that are held as one array train as those of a loop do."""
+    exported = {}
+    for scan in ("always", "never"):
+        run = prepare(make(tmp_path / scan, family, *KINDS[kind], "model.dropout=0.1", f"train.scan={scan}"))
+        stacked = [key for key in run.model.template.keys if "{" in key]
+        assert any(map(is_adapter, stacked)) is (scan == "always")
+        train(run)
+        exported[scan] = load_file(tmp_path / scan / "model" / "model.safetensors")
+    start = load_file(Path(run.config.model.source) / "model.safetensors")
+    assert exported["always"].keys() == exported["never"].keys()
+    bfloat16, moved = "train.compute_dtype=bfloat16" in KINDS[kind], 0
+    for name, array in exported["never"].items():
+        np.testing.assert_allclose(exported["always"][name], array, atol=2e-2 if bfloat16 else 1e-4)
+        moved += name in start and not np.allclose(start[name], array, atol=1e-3)
+    assert moved  # or all would be equal for want of training
