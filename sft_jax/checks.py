@@ -6,10 +6,11 @@ Each check looks at two or three of them and raises what the user can mend. Buil
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from sft_jax import machine
 from sft_jax.adapt.peft import read as read_adapter
 from sft_jax.config.adapter import AdapterSection
 from sft_jax.config.data import Augment, DataSection, Images
-from sft_jax.config.schema import ModelSection
+from sft_jax.config.schema import ModelSection, RunSection
 from sft_jax.config.training import TrainSection
 from sft_jax.data.batch import Encoded
 from sft_jax.data.clean import RULES
@@ -23,6 +24,13 @@ from sft_jax.weights.table import Anew, Arrays
 
 OF_TEXTS = ("clean", "augment", "max_length", "layout")  # settings of `data`
 MOST_LOST = 0.5  # share of the documents of a split; if more are lost, it is the length or the rows that are wrong
+
+
+def determinism(section: RunSection, platform: str) -> None:
+    """What is to be the same each time must have been asked of the compiler, which reads its settings only once."""
+    if section.deterministic and platform in ("gpu", "cuda") and not machine.is_deterministic():
+        flag = f"--{machine.DETERMINISTIC.name}={machine.DETERMINISTIC.value}"
+        raise ConfigError(f"run.deterministic: XLA_FLAGS lacks {flag}; set it before Python starts")
 
 
 def metric(name: str, task: Task, answers: int) -> None:
@@ -127,7 +135,7 @@ def adapter_source(section: AdapterSection, model: Model, task: Task) -> Arrays:
     if section.source is None:
         return {}
     directory = find(section.source)
-    found = read_adapter(directory, model.table, model.template.shapes)
+    found = read_adapter(directory, model.table, model.template.looped.shapes)
     wanted, given = dict(model.adapters), found.plan
     problems = [
         *(f"{path}: has an adapter there, and none here" for path in given if path not in wanted),

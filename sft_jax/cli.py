@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from sft_jax import machine
 from sft_jax.config.read import read_config, write_config
 from sft_jax.config.schema import Config
 from sft_jax.errors import ConfigError, DataError, Interrupted, did_you_mean
@@ -42,6 +43,7 @@ ONCE = ("run.resume=never", "run.resume=restart", "run.resume_step=")
 def train(words: Words) -> None:
     """Train, or go on where the run directory stopped; then test and export the best step."""
     config = _read(words)
+    machine.tune(deterministic=config.run.deterministic)  # before jax is there
     from sft_jax import console, jobs, run
 
     prepared = run.prepare(config)  # joins the other processes, so it comes before anything that asks for devices
@@ -110,10 +112,11 @@ def export(path: RunDir, out: Annotated[Path, typer.Argument(help="A new directo
     from sft_jax import jobs, run
 
     found = run.open_run(path)
+    beside = f", its adapter in {jobs.adapter_directory(out)}" if found.model.adapters else ""
     step = jobs.export(found, out, at)
     predict = f"sft-jax predict {out}"
     tried = f"{predict} picture.jpg" if found.task.images else f"echo 'some text' | {predict}"
-    print(f"step {step} of {path} is in {out}; try: {tried}")
+    print(f"step {step} of {path} is in {out}{beside}; try: {tried}")
 
 
 @app.command()

@@ -99,7 +99,7 @@ def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
     answers = answers_to(run, "validation")
     if meshes.is_first_process():
         sinks += [*_files(run, progress.step), *([screen] if screen else [])]
-    for text in told:
+    for text in [*told, *([f"layers are looped over: {run.looped}"] if run.looped else [])]:
         _tell(sinks, text)
     run, beside = on_features(run, frozen, partial(_tell, sinks))
     run = grid.chosen(run, beside, state.params, partial(_tell, sinks))
@@ -356,7 +356,7 @@ def _export(
     card = model_card(config.model.source, run.task, facts, metrics)
     facts_of_base = run.checkpoint.config, run.task, run.checkpoint.directory, config.data.max_length, card
     if adapted is not None and config.adapter:
-        own = [path for path in run.trainable if not is_adapter(path)]
+        own = [path for path in run.model.template.paths(run.trainable) if not is_adapter(path)]
         head = [] if run.task.head.kind in ON_VOCABULARY else [p for p in params if p.startswith(f"{HEAD}/")]
         given = adapter_directory(out), run.model, adapted, {*own, *head, *run.matched.initialised}
         root = config.adapter.scaling == "root"
@@ -380,14 +380,14 @@ def _adapter_facts(section: AdapterSection | None) -> dict[str, str]:
 
 def _merged(run: Run, params: Params) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """(parameters on the host as an export has them, those with adapters): what is merged is compared on rows first."""
-    host = meshes.to_host(params)
+    host = run.model.template.unstack(meshes.to_host(params))
     if not run.model.adapters:
         return host, None
     whole = merge(run.model.adapters, host)
-    plain = build_model(run.checkpoint.config, run.task.head, run.config.model.source).template
+    plain = build_model(run.checkpoint.config, run.task.head, run.config.model.source)
     rows = {name: array[: meshes.batch_parts(run.mesh)] for name, array in run.batches[0].items()}
-    placed = meshes.put(whole, {path: run.placement.params[path] for path in whole})
-    check(run.model.template, params, plain, placed, run.put(rows))
+    lying = meshes.param_shardings(run.mesh, plain.table.axes, plain.template.shapes)
+    check(run.model.template, params, plain.template, meshes.put(whole, lying), run.put(rows))
     return whole, host
 
 

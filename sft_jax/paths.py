@@ -38,6 +38,15 @@ def compiled(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(parts))
 
 
+def alternatives(pattern: str) -> list[str]:
+    """The paths that a pattern with braces and no stars stands for, in order."""
+    begin, brace, rest = pattern.partition("{")
+    if not brace:
+        return [pattern]
+    inside, _, end = rest.partition("}")
+    return [f"{begin}{word}{after}" for word in _alternatives(inside) for after in alternatives(end)]
+
+
 def _alternatives(inside: str) -> list[str]:
     words = []
     for word in inside.split(","):

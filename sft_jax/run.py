@@ -34,7 +34,7 @@ from sft_jax.errors import ConfigError, DataError, RunError
 from sft_jax.models.family import Model, build_model, load_model
 from sft_jax.nn.template import Params, Template
 from sft_jax.tasks.task import Audit, Examples, Task, build_task
-from sft_jax.train import directory, features, optim, step, trackers
+from sft_jax.train import depth, directory, features, optim, step, trackers
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.loop import Plan, edges
 from sft_jax.train.state import (
@@ -76,6 +76,7 @@ class Run:
     report: DataReport
     audit: Audit | None = None  # of the training documents, where the task has one
     recomputed: str | None = None  # why features are not computed once; None where they are
+    looped: str | None = None  # why layers are not scanned over as `train.scan` asks; None where they are as asked
     template: Template | None = None  # of the head alone, where it is trained on them
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -121,12 +122,21 @@ def prepare(config: Config) -> Run:
     directory.check(config, Path(config.run.dir).expanduser())
     trackers.check(config.report)
     mesh = meshes.make_mesh(config.mesh)
+    checks.determinism(config.run, mesh.devices.flat[0].platform)
     task, rows, report = _rows(config)
     pretrained = config.model.weights == "pretrained"
     found = find(assets.resolve(config.model.source), config.model.revision, weights=pretrained)
     checkpoint = open_checkpoint(found, weights=pretrained)
     noise = config.model.embedding_noise
-    model = build_model(checkpoint.config, task.head, config.model.source, config.model.dropout, noise, config.adapter)
+    model = build_model(
+        checkpoint.config,
+        task.head,
+        config.model.source,
+        config.model.dropout,
+        noise,
+        config.adapter,
+        config.train.remat,
+    )
     checks.length(config.data.max_length, model, config.model.source)
     tokenizer = task.reader.load(checkpoint.directory)
     data = _encoded(config, task, rows, tokenizer)
@@ -143,6 +153,8 @@ def prepare(config: Config) -> Run:
     batches, evals = _batches(config, mesh, rows, data, tokenizer)
     still = standing_still(config.adapter, model.template.leaves, model.adapters, matched.initialised, model.head.kind)
     frozen = frozen_paths(config.train.freeze, model.template, still)
+    template, looped = depth.held(config, model.template, frozen, matched.loaded, batches.steps)
+    model, frozen = replace(model, template=template), depth.by_key(template, frozen)
     recomputed = features.obstacle(model.template, task, frozen, batches, config.train.cache_features)
     checks.features(config.train, recomputed)
     optimizer = build_optimizer(config, model, batches.steps)
@@ -166,6 +178,7 @@ def prepare(config: Config) -> Run:
         _with_tokens(report, data, batches, evals),
         audit,
         recomputed,
+        looped,
     )
 
 
@@ -189,8 +202,9 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> Run:
 
 def build_optimizer(config: Config, model: Model, steps: int) -> optax.GradientTransformation:
     """The optimizer of a run of so many steps, by the paths of all that can be trained."""
-    paths = [path for path in model.template.keys if path not in model.template.stats]
-    return optim.build_optimizer(config.optim, steps, paths, config.train.unfreeze)
+    template = model.template
+    paths = template.paths(key for key in template.keys if key not in template.stats)
+    return optim.build_optimizer(config.optim, steps, paths, config.train.unfreeze, template.held)
 
 
 def initial(run: Run) -> tuple[TrainState, Params]:
@@ -211,9 +225,25 @@ def initial(run: Run) -> tuple[TrainState, Params]:
 
 
 def restore(run: Run, checkpoints: Checkpoints, number: int) -> tuple[TrainState, Progress]:
-    """A checkpoint onto the mesh of now."""
-    abstract = abstract_state(run.model.template, run.frozen, run.begin)
-    return checkpoints.restore(abstract, run.placement.state, number)
+    """A checkpoint onto the mesh of now, however its layers were held (`train.scan`)."""
+    before = depth.saved(run.model.template, checkpoints.leaves(number))
+    there = run if before is None else _holding(run, before)
+    abstract = abstract_state(there.model.template, there.frozen, there.begin)
+    state, progress = checkpoints.restore(abstract, there.placement.state, number)
+    if before is not None:
+        wanted = abstract_state(run.model.template, run.frozen, run.begin)
+        state = depth.held_as(state, before, run.model.template, wanted, run.placement.state)
+    return state, progress
+
+
+def _holding(run: Run, template: Template) -> Run:
+    """The same run with its layers held in another way."""
+    model = replace(run.model, template=template)
+    frozen = depth.by_key(template, run.model.template.paths(run.frozen))
+    optimizer = build_optimizer(run.config, model, run.batches.steps)
+    begin = beginning(optimizer, run.config.train)
+    placement = place(run.mesh, template, model.axes, frozen, begin)
+    return replace(run, model=model, frozen=frozen, optimizer=optimizer, placement=placement)
 
 
 def train_program(run: Run, state: TrainState, frozen: Params) -> step.Program:

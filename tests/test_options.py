@@ -29,7 +29,7 @@ from pictures import VIT, coloured, encode, write_vision
 from pydantic import BaseModel
 from translations import write_marian, write_pairs
 
-from sft_jax import grid, jobs
+from sft_jax import grid, jobs, machine
 from sft_jax import run as runs
 from sft_jax.adapt import peft
 from sft_jax.config.adapter import AdapterSection
@@ -406,6 +406,9 @@ EFFECTS = {
     "RunSection.dir": Effect("elsewhere", lambda run: run.directory.name),
     "RunSection.resume": Effect("never", refusal),
     "RunSection.resume_step": Effect("1", went_on),
+    "RunSection.deterministic": Effect(
+        "true", lambda run: machine.flags("cuda", (0, 12), deterministic=run.config.run.deterministic)
+    ),
     "Seeds.init": Effect("1", initial_head),
     "Seeds.data": Effect("1", order),
     "Seeds.dropout": Effect("1", step_text, ("model.dropout=0.5",)),
@@ -561,6 +564,8 @@ EFFECTS = {
     "HeadGrid.lr": Effect("[0.5]", lambda run: grid.tried(run.config), GRID),
     "HeadGrid.weight_decay": Effect("[0.5]", lambda run: grid.tried(run.config), GRID),
     "HeadGrid.seeds": Effect("[0, 1]", lambda run: grid.tried(run.config), GRID),
+    "TrainSection.scan": Effect("always", lambda run: run.model.template.keys),
+    "TrainSection.remat": Effect("full", step_text),
     "TrainSection.freeze": Effect("['embed/**']", lambda run: run.trainable),
     "Unfreeze.match": Effect(LATE.replace("head", "blocks"), updates, (*SIX, LATE)),
     "Unfreeze.at": Effect(LATE.replace("3", "0.7"), updates, (*SIX, LATE)),

@@ -43,6 +43,9 @@ class RunSection(Section):
     `strict` also refuses a damaged newest checkpoint, `restart` moves all checkpoints aside and begins again."""
     resume_step: Positive | None = None
     """Go on from this checkpoint; later ones are moved aside."""
+    deterministic: bool = False
+    """On a GPU, the same bits each time: no kernel that adds up in whatever order, none picked by its speed. Costs
+    speed, most where embeddings are trained, and is what CPUs and TPUs do anyway."""
 
     @model_validator(mode="after")
     def _has_checkpoints(self) -> Self:

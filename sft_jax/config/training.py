@@ -119,6 +119,12 @@ class TrainSection(Section):
     """Microbatches that a step is computed in; the result does not depend on it."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the arithmetic; trainable parameters and moments stay float32."""
+    scan: Literal["auto", "always", "never"] = "auto"
+    """Whether layers that are alike are held as one array and scanned over, so that one is compiled for all of them:
+    `auto` does in stacks of 16 or more; results and files are the same."""
+    remat: Literal["none", "dots", "full", "offload"] = "none"
+    """What is computed again for the gradient instead of being kept: nothing, all of a block but its products, all of a
+    block; `offload` keeps the products in the host's memory."""
     freeze: list[str] = []
     """Patterns of parameters that stay as they are."""
     cache_features: Literal["auto", "always", "never"] = "auto"

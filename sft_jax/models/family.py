@@ -18,6 +18,7 @@ from sft_jax.errors import ModelError, did_you_mean
 from sft_jax.nn import lora
 from sft_jax.nn.heads import ON_VOCABULARY
 from sft_jax.nn.layers import ACTIVATIONS
+from sft_jax.nn.stack import rematerialise
 from sft_jax.nn.template import Template
 from sft_jax.weights.files import Checkpoint
 from sft_jax.weights.table import Anew, Matched, Table, check_covers, load, match
@@ -110,6 +111,7 @@ def build_model(
     dropout: float | None = None,
     embedding_noise: float = 0.0,
     adapter: AdapterSection | Mapping[str, lora.Adapter] | None = None,
+    remat: str = "none",
 ) -> Model:
     """The model that a `config.json` describes, with a head of the kind asked for; allocates nothing.
 
@@ -129,6 +131,7 @@ def build_model(
             raise ModelError(f"{where}: {config['model_type']} has no embeddings that noise could be added to")
         settings = replace(settings, embedding_noise=embedding_noise)
     module, table, limits = family.build(settings, head), family.table(settings, head), family.limits(settings)
+    rematerialise(module, remat)
     template, layers = Template.of(module), lora.layers_of(module)
     check_covers(table, template.keys)
     if adapter is None:
@@ -146,7 +149,7 @@ def load_model(
 ) -> tuple[Matched, dict[str, np.ndarray]]:
     """What a checkpoint holds of a model, and those numbers in our layout."""
     where = str(checkpoint.directory)
-    matched = match(model.table, model.template.shapes, checkpoint.shapes, where, anew=anew)
+    matched = match(model.table, model.template.looped.shapes, checkpoint.shapes, where, anew=anew)
     return matched, load(model.table, matched, checkpoint.read)
 
 

@@ -21,7 +21,7 @@ from sft_jax.nn.heads import TokenHead, features_of
 from sft_jax.nn.layers import LayerNorm, Linear, dropout
 from sft_jax.nn.random import Key, split
 from sft_jax.nn.stack import Stack
-from sft_jax.nn.template import Normal, ones, param, stat, zeros
+from sft_jax.nn.template import Constant, Normal, param, stat, zeros
 
 # The largest numbers that are taken from a `config.json`; others are below 2^31.
 RATES = ("embed_dropout", "dropout", "attention_dropout", "drop_path")
@@ -124,7 +124,7 @@ class Scale(nnx.Module):
     """A factor for each channel. Source: LayerScale, arXiv 2103.17239."""
 
     def __init__(self, size: int, begin: float):
-        self.scale = param((size,), lambda key, shape: begin * ones(key, shape))
+        self.scale = param((size,), Constant(begin))
 
     def __call__(self, x: Float[Array, "r t e"]) -> Float[Array, "r t e"]:
         return x * self.scale[...]

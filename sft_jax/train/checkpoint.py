@@ -156,6 +156,10 @@ class Checkpoints:
             raise self._refusal(step, problems or [ELSEWHERE])
         return Progress(**manifest["progress"])
 
+    def leaves(self, step: int) -> list[str]:
+        """The paths of what a step holds; of one whose manifest cannot be read, none."""
+        return list(_read_manifest(self._path(step))[0].get("leaves", ()))
+
     def set_aside(self, steps: Sequence[int], name: str) -> None:
         """Move steps, or what stands in their place, into a directory beside them, where no run looks again."""
         if meshes.is_first_process():

@@ -59,9 +59,17 @@ def _stable_then_decay(peak: float, schedule: Schedule, steps: int, after: int) 
 
 
 def build_optimizer(
-    section: OptimSection, steps: int, paths: Sequence[str], unfreeze: Sequence[Unfreeze] = ()
+    section: OptimSection,
+    steps: int,
+    paths: Sequence[str],
+    unfreeze: Sequence[Unfreeze] = (),
+    held: Mapping[str, tuple[str, ...]] | None = None,
 ) -> optax.GradientTransformation:
-    """Penalties, clipping, the named optimizer, and decay and factors by pattern; `paths` are all of the model's."""
+    """Penalties, clipping, the named optimizer, and decay and factors by pattern; `paths` are all of the model's.
+
+    The transformation is over keys: paths, but for those `held` together as one array with a first axis of layers.
+    """
+    held = held or {}
     rate = learning_rate(section, steps)
     groups = first_match([g.match for g in section.groups], paths, "optim.groups")
     depths, factors, decays = _depths(paths), {}, {}
@@ -71,15 +79,48 @@ def build_optimizer(
         decay = None if group is None else group.weight_decay
         factors[path] = (1.0 if scale is None else scale) * section.layer_decay ** depths[path]
         decays[path] = section.weight_decay if decay is None else decay
-    starts = _starts(unfreeze, steps, paths)
+    starts = {**(found := _starts(unfreeze, steps, paths)), **{key: found[inside[0]] for key, inside in held.items()}}
     before = []
     if section.penalty.l1 or section.penalty.l2:
-        before.append(_penalised(section.penalty, select([section.penalty.match], paths, "optim.penalty.match")))
+        penalised = _penalised_paths(section, paths)
+        penalised |= {key for key, inside in held.items() if inside[0] in penalised}
+        before.append(_penalised(section.penalty, penalised))
     if any(starts.values()):
         before.append(_held_back(starts))
     if section.clip:
         before.append(optax.clip_by_global_norm(section.clip))
-    return optax.chain(*before, _by_start(section, rate, starts), _by_path(rate, factors, decays, starts))
+    return optax.chain(*before, _by_start(section, rate, starts), _by_path(rate, factors, decays, starts, held))
+
+
+def kinds(
+    section: OptimSection, steps: int, paths: Sequence[str], unfreeze: Sequence[Unfreeze]
+) -> dict[str, tuple[int, bool]]:
+    """What must be the same of layers for one array to hold them: when training begins, and whether size costs."""
+    starts, penalised = _starts(unfreeze, steps, paths), _penalised_paths(section, paths)
+    return {path: (starts[path], path in penalised) for path in paths}
+
+
+def _penalised_paths(section: OptimSection, paths: Sequence[str]) -> frozenset[str]:
+    if not (section.penalty.l1 or section.penalty.l2):
+        return frozenset()
+    return select([section.penalty.match], paths, "optim.penalty.match")
+
+
+def by_element(section: OptimSection) -> bool:
+    """Whether the named optimizer does to several layers in one array what it does to each: LAMB, for one, does not.
+
+    Tried out on two layers, as no list of names would know the options.
+    """
+    optimizer = _named(section, optax.constant_schedule(section.lr))
+    wave = jax.numpy.sin(jax.numpy.arange(2.0 * 128 * 130).reshape(2, 128, 130)) * jax.numpy.array([[[1.0]], [[9.0]]])
+
+    def moved(params: Any) -> Any:
+        gradients = jax.tree.map(jax.numpy.cos, params)
+        return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+    together = jax.jit(moved)({"kernel": wave})["kernel"]
+    apart = [jax.jit(moved)({"kernel": layer})["kernel"] for layer in wave]
+    return bool(jax.numpy.allclose(together, jax.numpy.stack(apart), rtol=1e-5, atol=0))
 
 
 def _depths(paths: Sequence[str]) -> dict[str, int]:
@@ -194,13 +235,24 @@ def _by_start(section: OptimSection, rate: optax.Schedule, starts: Mapping[str, 
 
 
 def _by_path(
-    rate: optax.Schedule, factors: Mapping[str, float], decays: Mapping[str, float], starts: Mapping[str, int]
+    rate: optax.Schedule,
+    factors: Mapping[str, float],
+    decays: Mapping[str, float],
+    starts: Mapping[str, int],
+    held: Mapping[str, tuple[str, ...]],
 ) -> optax.GradientTransformation:
     """Adds decoupled decay to updates and multiplies both by the path's factor; nothing for what is not trained yet."""
 
+    def own(numbers: Mapping[str, float], key: str, like: jax.Array) -> Any:
+        each = [numbers[path] for path in held.get(key, (key,))]
+        if len(each) == 1 or len({*each}) == 1:
+            return each[0]
+        return jax.numpy.asarray(each, like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
     def update(updates, count, params):
         now = rate(count)
-        moved = {path: factors[path] * (u - now * decays[path] * params[path]) for path, u in updates.items()}
+        scaled = {path: u - now * own(decays, path, u) * params[path] for path, u in updates.items()}
+        moved = {path: own(factors, path, u) * u for path, u in scaled.items()}
         # x + -0.0 is x bit for bit, even where x is -0.0.
         return {p: _since(starts[p], count, u, jax.numpy.full_like(u, -0.0)) for p, u in moved.items()}
 

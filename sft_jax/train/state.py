@@ -68,7 +68,9 @@ def place(
     mesh: Mesh, template: Template, axes: Mapping[str, tuple[str, ...]], frozen: frozenset[str], begin: Begin
 ) -> Placement:
     """Shardings of parameters and all state, explicit: otherwise the step would compile twice."""
-    params = param_shardings(mesh, axes, template.shapes)
+    named = template.of_keys(axes)
+    named = {key: ("layers", *names) if key in template.held else names for key, names in named.items()}
+    params = param_shardings(mesh, named, template.shapes)
     state = like_params(abstract_state(template, frozen, begin), params, template.shapes, mesh)
     return Placement(mesh, params, state)
 
@@ -114,7 +116,7 @@ def _moving(params: Mapping[str, Any], template: Template, frozen: frozenset[str
 
 def initial_state(
     template: Template,
-    loaded: Mapping[str, Any],
+    loaded: Mapping[str, Any],  # by path
     frozen: frozenset[str],
     begin: Begin,
     placement: Placement,
@@ -126,11 +128,15 @@ def initial_state(
     Trainable parameters and statistics are float32 (C20); frozen parameters have the type of the arithmetic, or are
     quantised where they come so.
     """
-    missing = [p for p in template.keys if p not in loaded]
+    whole = [key for key in template.keys if all(path in loaded for path in template.paths([key]))]
+    missing = [key for key in template.keys if key not in whole]
     shardings = {p: placement.params[p] for p in missing}
     drawn = jax.jit(lambda key: template.initial(key, missing), out_shardings=shardings)(jax.random.key(seed))
-    given = {p: a if isinstance(a, Quantised) else np.asarray(a, np.float32) for p, a in loaded.items()}
-    held = put(given, lying(placement, given))
+    held = {}
+    for key in whole:  # one after another, so that the host holds no second copy of all of them
+        given = template.gather(key, loaded)
+        given = {key: given if isinstance(given, Quantised) else np.asarray(given, np.float32)}
+        held |= put(given, lying(placement, given))
     params = {p: (drawn | held)[p] for p in sorted(template.keys)}
     types = {p: jnp.float32 if p in template.stats else compute_dtype for p in frozen}
     fixed = {p: a.astype(types[p]) for p, a in params.items() if p in frozen}

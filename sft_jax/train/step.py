@@ -73,7 +73,7 @@ def make_train_step(
         nothing = (jax.tree.map(jnp.zeros_like, params), Ratio(jnp.zeros(()), jnp.zeros(())), stats)
         parts = {name: microbatches(array, accumulate) for name, array in batch.items()}
         # On a CPU, XLA computes gradients of convolutions inside a loop naively, a hundred times as slowly.
-        convolves = any(len(shape) == 4 for shape in template.shapes.values())
+        convolves = any(len(shape) == 4 for shape in template.looped.shapes.values())
         unroll = accumulate if convolves else 1
         return jax.lax.scan(add, nothing, (jnp.arange(accumulate), parts), unroll=unroll)[0]
 
