@@ -35,13 +35,14 @@ FAMILIES = {
     "marian": (write_marian, "seq2seq"),
     "vit": (lambda home: write_vision(home, VIT), "image_classification"),
 }
-# How adapters are made; a further axis (`train.scan`) goes beside it.
+# How adapters are made, and layers are held.
 KINDS = {
     "lora": (),
     "rslora": ("adapter.scaling=root", "adapter.match=['**/attn/*','**/mlp/*']"),
     "dora": ("adapter.kind=dora",),
     "int8": ("adapter.base=int8", "train.compute_dtype=bfloat16"),
     "nf4": ("adapter.base=nf4", "adapter.kind=dora"),
+    "scanned": ("train.scan=always", "train.remat=full", "adapter.base=nf4", "adapter.kind=dora"),
 }
 CASES = [*((family, "lora") for family in FAMILIES), *(("bert", kind) for kind in KINDS if kind != "lora")]
 CASES += [("llama", "nf4"), ("vit", "dora")]
@@ -246,3 +247,16 @@ def test_quantised_kernels_lie_as_kernels_do(make, tmp_path: Path):
     assert codes.sharding.shard_shape(codes.shape) == (codes.shape[0] // 2, codes.shape[1] // 2)
     np.testing.assert_allclose(take_steps(run, 3).losses, alone.losses, rtol=1e-5)
     train(run)
+
+
+def test_scanned_adapters_are_looped_ones(make, tmp_path: Path):
+    """C11: adapters on layers that are held as one array, quantised kernels too, take the steps of those held apart."""
+    found = {}
+    for scan in ("never", "always"):
+        run = prepare(make(tmp_path / scan, "bert", *KINDS["nf4"], f"train.scan={scan}"))
+        steps = take_steps(run, 3)
+        found[scan] = steps.losses, run.model.template.unstack(jax.device_get(steps.state.params))
+    assert "blocks/{0..1}/attn/q/adapter/a" in run.trainable
+    np.testing.assert_allclose(found["always"][0], found["never"][0], rtol=1e-6)
+    for path, array in found["never"][1].items():
+        np.testing.assert_allclose(found["always"][1][path], array, rtol=1e-3, atol=1e-5, err_msg=path)
