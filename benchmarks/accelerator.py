@@ -165,7 +165,8 @@ def parse_options() -> argparse.Namespace:
 def tests(options: argparse.Namespace, limit: float) -> Tree:
     """The tests that need an accelerator; without one they are collected and skipped."""
     platforms = {"JAX_PLATFORMS": "cuda,cpu"} if gpu() else {}
-    command = [options.ours_python, "-m", "pytest", "-m", "gpu", "-q", "-rs", "-p", "no:cacheprovider", "tests/nn"]
+    command = [options.ours_python, "-m", "pytest", "-m", "gpu", "-q", "-rs", "-p", "no:cacheprovider"]
+    command += ["tests/nn", "tests/exactness/test_on_gpu.py"]
     begun = time.monotonic()
     try:
         done = subprocess.run(

@@ -121,6 +121,12 @@ def features(section: TrainSection, recomputed: str | None) -> None:
         raise ConfigError(f"{asked}: features would not be computed once, for {recomputed}; freeze all below the head")
 
 
+def profile(section: TrainSection, steps: int) -> None:
+    """The steps of a trace must be steps of the run."""
+    if section.profile and section.profile[1] > steps:
+        raise ConfigError(f"train.profile: ends at step {section.profile[1]}, but the run has {steps}; end it earlier")
+
+
 def begins_anew(section: ModelSection, model: Model, config: Mapping[str, Any]) -> Anew:
     """What of a checkpoint is left where it is: all by request; its head by request, or if its class is for others."""
     classes = config.get("architectures")

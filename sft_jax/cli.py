@@ -1,6 +1,7 @@
 """The commands: each parses its arguments, calls what does the work, and prints. Heavy imports wait until needed."""
 
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -40,10 +41,23 @@ ONCE = ("run.resume=never", "run.resume=restart", "run.resume_step=")
 
 
 @app.command()
-def train(words: Words) -> None:
+def train(
+    words: Words,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what memory a step will need; reads no weights, writes nothing.")
+    ] = False,
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="SIZE", help="With --dry-run: of a device, such as 16GB.")
+    ] = None,
+) -> None:
     """Train, or go on where the run directory stopped; then test and export the best step."""
     config = _read(words)
+    if memory is not None and not dry_run:
+        raise ConfigError("--memory: is for --dry-run; give both or none")
     machine.tune(deterministic=config.run.deterministic)  # before jax is there
+    if dry_run:
+        _plan(config, None if memory is None else _bytes(memory))
+        return
     from sft_jax import console, jobs, run
 
     prepared = run.prepare(config)  # joins the other processes, so it comes before anything that asks for devices
@@ -231,6 +245,26 @@ def _read(words: list[str]) -> Config:
     if not files:
         raise ConfigError("command line: no configuration file; give one, such as configs/quickstart.yaml")
     return read_config(files, [w for w in words if "=" in w])
+
+
+def _plan(config: Config, memory: int | None) -> None:
+    """Say what a run would need, and where that is too much, what would help."""
+    from sft_jax import console, estimate
+
+    prepared = estimate.without_weights(config)
+    screen = console.start().console
+    found, limit = estimate.estimate(prepared), memory or estimate.memory()
+    console.show_estimate(screen, prepared, found, limit)
+    if found.total > limit:
+        console.show_smaller(screen, estimate.smaller(prepared), limit)
+
+
+def _bytes(text: str) -> int:
+    """The bytes of a size such as `16GB` or `500 MB`."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if not found or float(found[1]) == 0:
+        raise ConfigError(f"--memory: expected a size such as 16GB, got '{text}'")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
 
 
 def _stdin() -> list[str]:

@@ -38,7 +38,8 @@ from sft_jax.train.ledger import FILE, Ledger
 from sft_jax.train.loop import Timing
 from sft_jax.train.loop import train as train_loop
 from sft_jax.train.manifest import local_files, manifest, versions
-from sft_jax.train.report import MetricsFile, SamplesFile, Screen, Sink
+from sft_jax.train.profile import Trace, programs
+from sft_jax.train.report import MetricsFile, SamplesFile, Screen, Sink, size
 from sft_jax.train.resume import Tell, newest, resume
 from sft_jax.train.state import TrainState
 from sft_jax.train.trackers import Events, Wandb
@@ -123,6 +124,7 @@ def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
             checkpoints=checkpoints,
             sinks=sinks,
             ledger=ledger,
+            trace=Trace(run.config.train.profile, run.directory / "profile"),
         )
     ledger.end_loop()
     if screen:
@@ -243,10 +245,9 @@ def _tell(sinks: Sequence[Sink], text: str) -> None:
 def _compile(batches: Iterator[Batch], program: step.Program, sinks: list[Sink]) -> None:
     """Compile for the shape of the first batch; others follow when they are met."""
     executable = program.compile(next(batches))
-    memory = executable.memory_analysis()
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    text = f"compiled in {program.seconds:.1f} s; a step needs {_size(held + memory.temp_size_in_bytes)}"
-    _tell(sinks, f"{text} ({_size(memory.temp_size_in_bytes)} of it temporary)")
+    held, temporary = step.needs(executable)
+    text = f"compiled in {program.seconds:.1f} s; a step needs {size(held + temporary)}"
+    _tell(sinks, f"{text} ({size(temporary)} of it temporary)")
 
 
 def answers_to(run: Run, split: str) -> Answering | None:
@@ -313,8 +314,10 @@ def _finish(
             "to_first_step": timing.first_step - begun,
             "compile": program.seconds + evaluator.seconds,
             "train": timing.seconds,
+            "waiting": timing.waiting,
             "total": now - begun,
         },
+        "programs": programs(),
         "padding_share": padding_share(run.batches),
         "peak_memory_bytes": peak_memory(),
         "validation": validation,
@@ -422,7 +425,3 @@ def _baselines(run: Run) -> dict[str, float]:
     if run.task.headline in run.task.answer_metric_names:
         test = test.select(np.flatnonzero(test.encoded.rows < run.config.eval.answers))
     return run.task.baselines(run.examples("train"), test)
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -32,6 +32,7 @@ from sft_jax.data.report import DataReport
 from sft_jax.data.sources import load_rows
 from sft_jax.errors import ConfigError, DataError, RunError
 from sft_jax.models.family import Model, build_model, load_model
+from sft_jax.nn.kernels import Hardware
 from sft_jax.nn.template import Params, Template
 from sft_jax.tasks.task import Audit, Examples, Task, build_task
 from sft_jax.train import depth, directory, features, optim, step, trackers
@@ -123,20 +124,12 @@ def prepare(config: Config) -> Run:
     trackers.check(config.report)
     mesh = meshes.make_mesh(config.mesh)
     checks.determinism(config.run, mesh.devices.flat[0].platform)
+    depth.check(config, mesh)
     task, rows, report = _rows(config)
     pretrained = config.model.weights == "pretrained"
     found = find(assets.resolve(config.model.source), config.model.revision, weights=pretrained)
     checkpoint = open_checkpoint(found, weights=pretrained)
-    noise = config.model.embedding_noise
-    model = build_model(
-        checkpoint.config,
-        task.head,
-        config.model.source,
-        config.model.dropout,
-        noise,
-        config.adapter,
-        config.train.remat,
-    )
+    model = _model(config, mesh, checkpoint, task)
     checks.length(config.data.max_length, model, config.model.source)
     tokenizer = task.reader.load(checkpoint.directory)
     data = _encoded(config, task, rows, tokenizer)
@@ -150,6 +143,43 @@ def prepare(config: Config) -> Run:
     checks.head(task, matched.loaded, checkpoint.config)
     if config.adapter:
         checks.adapter_source(config.adapter, model, task)
+    return _laid_out(
+        config, mesh, task, rows, data, groups, checkpoint, tokenizer, model, matched, report=report, audit=audit
+    )
+
+
+def otherwise(run: Run, config: Config) -> Run:
+    """The same rows and model under other settings of mesh, microbatches and depth; nothing is read again."""
+    mesh = meshes.make_mesh(config.mesh)
+    depth.check(config, mesh)
+    report, model, parts = run.report, _model(config, mesh, run.checkpoint, run.task), (run.groups, run.checkpoint)
+    rest = (run.tokenizer, model, run.matched)
+    return _laid_out(config, mesh, run.task, run.rows, run.data, *parts, *rest, report=report, audit=run.audit)
+
+
+def _model(config: Config, mesh: Mesh, checkpoint: Checkpoint, task: Task) -> Model:
+    section, train = config.model, config.train
+    given = (section.source, section.dropout, section.embedding_noise, config.adapter, train.remat, train.attention)
+    hardware = Hardware(mesh.devices.flat[0].platform, mesh.size, train.compute_dtype)
+    return build_model(checkpoint.config, task.head, *given, hardware)
+
+
+def _laid_out(
+    config: Config,
+    mesh: Mesh,
+    task: Task,
+    rows: dict[str, Prepared],
+    data: dict[str, Encoded],
+    groups: tuple[str, ...],
+    checkpoint: Checkpoint,
+    tokenizer: Any,
+    model: Model,
+    matched: Matched,
+    *,
+    report: DataReport,
+    audit: Audit | None,
+) -> Run:
+    """What is read, as batches and state over a mesh."""
     batches, evals = _batches(config, mesh, rows, data, tokenizer)
     still = standing_still(config.adapter, model.template.leaves, model.adapters, matched.initialised, model.head.kind)
     frozen = frozen_paths(config.train.freeze, model.template, still)

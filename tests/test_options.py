@@ -42,6 +42,7 @@ from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import ConfigError, DataError, RunError, SftError
 from sft_jax.infer.search import search
 from sft_jax.models.family import Head, build_model
+from sft_jax.nn import kernels
 from sft_jax.nn.lora import is_adapter
 from sft_jax.run import Run
 from sft_jax.train import directory, trackers
@@ -51,6 +52,7 @@ from sft_jax.train.state import TrainState, abstract_state
 from sft_jax.weights.files import open_checkpoint
 
 See = Callable[[Run], Any]
+FREE = kernels.Needs(64)  # nothing that a kernel could not do
 
 
 @dataclass(frozen=True)
@@ -293,6 +295,7 @@ class Trained:
     baselines: list[str]  # what the scores are compared with
     mistakes: int  # how many are kept for the report
     ahead: set[int]  # how many batches are asked for in advance
+    traced: bool
 
 
 def trained(what: str) -> See:
@@ -330,7 +333,8 @@ def train(run: Run) -> Trained:
     kept = sorted(int(found.name) for found in (home / "checkpoints").iterdir())
     compared = sorted(json.loads((home / "summary.json").read_text())["baselines"])
     mistakes = len(json.loads((home / "review.json").read_text())["mistakes"])
-    return Trained(steps["train"], steps["validation"], saved, kept, compared, mistakes, ahead)
+    traced = (home / "profile").exists()
+    return Trained(steps["train"], steps["validation"], saved, kept, compared, mistakes, ahead, traced)
 
 
 def wandb_project(run: Run) -> str | None:
@@ -584,6 +588,11 @@ EFFECTS = {
     "Spikes.sigma": Effect("5", step_text, SPIKES),
     "TrainSection.max_skipped": Effect("3", lambda run: runs.plan(run).max_skipped),
     "TrainSection.log_every": Effect("2", trained("logged"), TRAINING),
+    "TrainSection.attention": Effect(
+        "xla",
+        lambda run: kernels.choose(run.config.train.attention, kernels.Hardware("gpu", 1, "bfloat16"), FREE),
+    ),
+    "TrainSection.profile": Effect("[1, 2]", trained("traced"), TRAINING),
     "EvalSection.every": Effect("2", trained("validated"), TRAINING),
     "EvalSection.batch_size": Effect("3", lambda run: str(run.evals["validation"].shape)),
     "EvalSection.best_metric": Effect("accuracy", trained("saved"), TRAINING),

@@ -17,6 +17,7 @@ from sft_jax.config.adapter import AdapterSection
 from sft_jax.errors import ModelError, did_you_mean
 from sft_jax.nn import lora
 from sft_jax.nn.heads import ON_VOCABULARY
+from sft_jax.nn.kernels import Hardware, use
 from sft_jax.nn.layers import ACTIVATIONS
 from sft_jax.nn.stack import rematerialise
 from sft_jax.nn.template import Template
@@ -112,10 +113,13 @@ def build_model(
     embedding_noise: float = 0.0,
     adapter: AdapterSection | Mapping[str, lora.Adapter] | None = None,
     remat: str = "none",
+    attention: str = "xla",
+    hardware: Hardware | None = None,
 ) -> Model:
     """The model that a `config.json` describes, with a head of the kind asked for; allocates nothing.
 
-    `adapter` says which layers have one, by patterns or by their paths.
+    `adapter` says which layers have one, by patterns or by their paths. Attention is XLA's unless it is said what
+    hardware there is.
     """
     family = find_family(config, where)
     if head.kind not in family.heads:
@@ -132,6 +136,8 @@ def build_model(
         settings = replace(settings, embedding_noise=embedding_noise)
     module, table, limits = family.build(settings, head), family.table(settings, head), family.limits(settings)
     rematerialise(module, remat)
+    if hardware is not None:
+        use(module, attention, hardware, where)
     template, layers = Template.of(module), lora.layers_of(module)
     check_covers(table, template.keys)
     if adapter is None:

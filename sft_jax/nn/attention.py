@@ -1,8 +1,8 @@
 """Attention that cannot leak: every query sees only the keys of its own segment.
 
 Letters: r rows, q and k tokens, h heads, g heads of keys and values, d size of a head. Segment 0 is filler: its queries
-see nothing and return zeros, with zero gradient (C34). Other backends (cuDNN, Pallas) will stand beside `attend` under
-the same contract, and one that cannot keep segments apart must refuse.
+see nothing and return zeros, with zero gradient (C34). What accelerators have of their own is in `kernels.py`, under
+the same contract.
 """
 
 import jax

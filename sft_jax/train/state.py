@@ -107,6 +107,12 @@ def abstract_state(template: Template, frozen: frozenset[str], begin: Begin) -> 
     return jax.eval_shape(begin, *_moving(shapes, template, frozen))
 
 
+def abstract_frozen(template: Template, frozen: frozenset[str], compute_dtype: Any) -> Params:
+    """What stands beside the state, as shapes and types alone."""
+    types = {p: jnp.float32 if p in template.stats else compute_dtype for p in sorted(frozen)}
+    return {p: jax.ShapeDtypeStruct(template.shapes[p], dtype) for p, dtype in types.items()}  # type: ignore[misc]
+
+
 def _moving(params: Mapping[str, Any], template: Template, frozen: frozenset[str]) -> tuple[dict, dict]:
     """(those that are trained, the statistics that passes move) of all that a model has."""
     free = {p: a for p, a in params.items() if p not in frozen}
@@ -138,6 +144,5 @@ def initial_state(
         given = {key: given if isinstance(given, Quantised) else np.asarray(given, np.float32)}
         held |= put(given, lying(placement, given))
     params = {p: (drawn | held)[p] for p in sorted(template.keys)}
-    types = {p: jnp.float32 if p in template.stats else compute_dtype for p in frozen}
-    fixed = {p: a.astype(types[p]) for p, a in params.items() if p in frozen}
+    fixed = {p: params[p].astype(like.dtype) for p, like in abstract_frozen(template, frozen, compute_dtype).items()}
     return jax.jit(begin, out_shardings=placement.state)(*_moving(params, template, frozen)), fixed

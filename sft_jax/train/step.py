@@ -165,6 +165,13 @@ class Program:
         return len(self._executables)
 
 
+def needs(executable: Any) -> tuple[int, int]:
+    """(bytes that a program takes and gives, bytes that it needs meanwhile), on each device."""
+    memory = executable.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return held, memory.temp_size_in_bytes
+
+
 def train_program(
     step: Callable[..., Any], placement: Placement, state: TrainState, frozen: Params, *, stacked: bool = False
 ) -> Program:

@@ -25,7 +25,7 @@ from sft_jax.mesh import to_host
 from sft_jax.run import Run, initial, prepare, train_program
 from sft_jax.train.state import TrainState, beginning, place
 
-TIMES = ("tokens_per_second", "seconds_left")  # the fields of metrics.jsonl that hold times
+TIMES = ("tokens_per_second", "waiting", "seconds_left")  # the fields of metrics.jsonl that hold times
 
 
 def small_model(factory: pytest.TempPathFactory) -> Path:
