@@ -19,11 +19,13 @@ from sft_jax.adapt import merge
 from sft_jax.config.read import read_config
 from sft_jax.config.schema import Config
 from sft_jax.errors import ConfigError, RunError
+from sft_jax.estimate import estimate, without_weights
 from sft_jax.infer.predict import load_predictor
 from sft_jax.jobs import train, trained
 from sft_jax.nn.lora import is_adapter
 from sft_jax.nn.quantised import Quantised
 from sft_jax.run import initial, open_run, prepare
+from sft_jax.train.state import abstract_frozen
 from sft_jax.weights.table import save
 
 SMALL_BERT = {"num_hidden_layers": 2}
@@ -213,6 +215,8 @@ def test_quantised_kernels_are_held_small(make, tmp_path: Path):
         kernels = {path: frozen[f"{path}/kernel"] for path in run.model.adapters}
         assert all(isinstance(kernel, Quantised) is (base != "same") for kernel in kernels.values())
         held[base] = sum(kernel.nbytes for kernel in kernels.values())
+        said = abstract_frozen(run.model.template, run.frozen, run.dtype, run.few)
+        assert jax.tree.map(np.shape, jax.device_get(frozen)) == jax.tree.map(lambda a: a.shape, said)
         losses[base] = take_steps(run, 3).losses
     assert held["int8"] < held["same"] / 3 and held["nf4"] < 0.6 * held["same"]  # a block is 64 inputs, here filled up
     np.testing.assert_allclose(losses["int8"], losses["same"], rtol=5e-3)
@@ -260,3 +264,16 @@ def test_scanned_adapters_are_looped_ones(make, tmp_path: Path):
     np.testing.assert_allclose(found["always"][0], found["never"][0], rtol=1e-6)
     for path, array in found["never"][1].items():
         np.testing.assert_allclose(found["always"][1][path], array, rtol=1e-3, atol=1e-5, err_msg=path)
+
+
+def test_what_is_estimated_of_adapters(make, tmp_path: Path):
+    """R18: without weights the same is trained, and what is frozen takes what its codes take."""
+    config = make(tmp_path / "run", "bert", *KINDS["scanned"])
+    run, kept = prepare(config), jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    try:
+        blind = without_weights(config)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", kept)
+    assert run.trainable == blind.trainable
+    held = sum(array.nbytes for array in jax.tree.leaves(initial(run)[1]))
+    assert estimate(blind).frozen == held
