@@ -1,6 +1,7 @@
 """The commands: each parses its arguments, calls what does the work, and prints. Heavy imports wait until needed."""
 
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -40,10 +41,23 @@ ONCE = ("run.resume=never", "run.resume=restart", "run.resume_step=")
 
 
 @app.command()
-def train(words: Words) -> None:
+def train(
+    words: Words,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what memory a step will need; reads no weights, writes nothing.")
+    ] = False,
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="SIZE", help="With --dry-run: of a device, such as 16GB.")
+    ] = None,
+) -> None:
     """Train, or go on where the run directory stopped; then test and export the best step."""
     config = _read(words)
+    if memory is not None and not dry_run:
+        raise ConfigError("--memory: is for --dry-run; give both or none")
     machine.tune(deterministic=config.run.deterministic)  # before jax is there
+    if dry_run:
+        _plan(config, None if memory is None else _bytes(memory))
+        return
     from sft_jax import console, jobs, run
 
     prepared = run.prepare(config)  # joins the other processes, so it comes before anything that asks for devices
@@ -89,12 +103,17 @@ def predict(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="How a model answers, such as num_beams=4; may be repeated."),
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="An adapter of this model; of several, rows name theirs as `adapter`."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of tokens at a time.")] = 32,
 ) -> None:
     """Label texts and images, tag words, answer questions: a JSON line for each row."""
+    from sft_jax.infer.adapted import load_adapted
     from sft_jax.infer.predict import load_predictor, read_inputs
 
-    predictor = load_predictor(model, settings or [])
+    predictor = load_adapted(model, adapter, settings or []) if adapter else load_predictor(model, settings or [])
     lines = _stdin() if file is None else None
     rows = read_inputs(file or "", predictor.task, lines)
     for record in predictor(rows, batch_size, raw=raw, score=score):
@@ -225,6 +244,26 @@ def _read(words: list[str]) -> Config:
     if not files:
         raise ConfigError("command line: no configuration file; give one, such as configs/quickstart.yaml")
     return read_config(files, [w for w in words if "=" in w])
+
+
+def _plan(config: Config, memory: int | None) -> None:
+    """Say what a run would need, and where that is too much, what would help."""
+    from sft_jax import console, estimate
+
+    prepared = estimate.without_weights(config)
+    screen = console.start().console
+    found, limit = estimate.estimate(prepared), memory or estimate.memory()
+    console.show_estimate(screen, prepared, found, limit)
+    if found.total > limit:
+        console.show_smaller(screen, estimate.smaller(prepared), limit)
+
+
+def _bytes(text: str) -> int:
+    """The bytes of a size such as `16GB` or `500 MB`."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if not found or float(found[1]) == 0:
+        raise ConfigError(f"--memory: expected a size such as 16GB, got '{text}'")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
 
 
 def _stdin() -> list[str]:

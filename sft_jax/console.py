@@ -1,6 +1,6 @@
 """What a person sees before and after training: tables and facts of a run. Reads runs and results, changes nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,13 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from sft_jax.data.report import DataReport
+from sft_jax.estimate import Candidate, Estimate
 from sft_jax.export import in_python
 from sft_jax.jobs import Result, Scores
 from sft_jax.report.compare import Comparison
 from sft_jax.report.tables import figure
 from sft_jax.run import Run
 from sft_jax.tasks.task import Audit
-from sft_jax.train.report import Screen, shown
+from sft_jax.train.report import Screen, shown, size
 from sft_jax.weights.files import count
 
 
@@ -90,6 +91,33 @@ def show_result(console: Console, run: Run, result: Result) -> None:
             "in Python": in_python(run.task, str(model)),
         },
     )
+
+
+def show_estimate(console: Console, run: Run, found: Estimate, limit: int) -> None:
+    """What a step needs of each device, by what it is for."""
+    devices, (rows, tokens) = run.mesh.devices.size, found.shape
+    what = f"{rows} x {tokens} tokens" if not run.task.images else f"{rows} images"
+    facts = {
+        "parameters": f"{size(found.parameters)} trained, {size(found.frozen)} frozen",
+        "optimizer": size(found.optimizer),
+        "batch": f"{size(found.batch)}; the largest is {what}, {len(run.batches.shapes)} shapes are declared",
+        "temporary": size(found.temporary),
+        "in all": f"{size(found.total)} of {size(limit)}: {'fits' if found.total <= limit else 'does not fit'}",
+        "compiling": f"{found.seconds:.1f} s a shape",
+    }
+    if run.recomputed is None:
+        facts["features"] = "are computed once, so that a step needs less than this"
+    title = "A step" if devices == 1 else f"A step, on each of {devices} devices"
+    show_facts(console, title, facts)
+
+
+def show_smaller(console: Console, candidates: Iterable[Candidate], limit: int) -> None:
+    """What would need less, as it is found; and what of it fits."""
+    rows = [["setting", "in all", ""]]
+    for found in candidates:
+        fits = "fits" if found.total <= limit else "does not fit"
+        rows.append([" ".join(found.settings), size(found.total), fits])
+    show_table(console, "what would help", rows)
 
 
 def _to_predict(run: Run, command: str) -> str:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from sft_jax import assets, checks, machine
 from sft_jax import mesh as meshes
+from sft_jax.adapt.begin import begin, standing_still
 from sft_jax.config.data import Files, Mixture
 from sft_jax.config.read import read_config
 from sft_jax.config.schema import Config, RunSection
@@ -123,21 +124,12 @@ def prepare(config: Config) -> Run:
     trackers.check(config.report)
     mesh = meshes.make_mesh(config.mesh)
     checks.determinism(config.run, mesh.devices.flat[0].platform)
+    depth.check(config, mesh)
     task, rows, report = _rows(config)
     pretrained = config.model.weights == "pretrained"
     found = find(assets.resolve(config.model.source), config.model.revision, weights=pretrained)
     checkpoint = open_checkpoint(found, weights=pretrained)
-    noise = config.model.embedding_noise
-    model = build_model(
-        checkpoint.config,
-        task.head,
-        config.model.source,
-        config.model.dropout,
-        noise,
-        remat=config.train.remat,
-        attention=config.train.attention,
-        hardware=Hardware(mesh.devices.flat[0].platform, mesh.size, config.train.compute_dtype),
-    )
+    model = _model(config, mesh, checkpoint, task)
     checks.length(config.data.max_length, model, config.model.source)
     tokenizer = task.reader.load(checkpoint.directory)
     data = _encoded(config, task, rows, tokenizer)
@@ -148,16 +140,55 @@ def prepare(config: Config) -> Run:
     audit = checks.audit(task, Examples(data["train"], rows["train"].texts, rows["train"].targets), tokenizer)
     anew = checks.begins_anew(config.model, model, checkpoint.config)
     matched = match(model.table, model.template.shapes, checkpoint.shapes, str(checkpoint.directory), anew=anew)
-    checks.head(task, matched, checkpoint.config)
+    checks.head(task, matched.loaded, checkpoint.config)
+    if config.adapter:
+        checks.adapter_source(config.adapter, model, task)
+    return _laid_out(
+        config, mesh, task, rows, data, groups, checkpoint, tokenizer, model, matched, report=report, audit=audit
+    )
+
+
+def otherwise(run: Run, config: Config) -> Run:
+    """The same rows and model under other settings of mesh, microbatches and depth; nothing is read again."""
+    mesh = meshes.make_mesh(config.mesh)
+    depth.check(config, mesh)
+    report, model, parts = run.report, _model(config, mesh, run.checkpoint, run.task), (run.groups, run.checkpoint)
+    rest = (run.tokenizer, model, run.matched)
+    return _laid_out(config, mesh, run.task, run.rows, run.data, *parts, *rest, report=report, audit=run.audit)
+
+
+def _model(config: Config, mesh: Mesh, checkpoint: Checkpoint, task: Task) -> Model:
+    section, train = config.model, config.train
+    given = (section.source, section.dropout, section.embedding_noise, config.adapter, train.remat, train.attention)
+    hardware = Hardware(mesh.devices.flat[0].platform, mesh.size, train.compute_dtype)
+    return build_model(checkpoint.config, task.head, *given, hardware)
+
+
+def _laid_out(
+    config: Config,
+    mesh: Mesh,
+    task: Task,
+    rows: dict[str, Prepared],
+    data: dict[str, Encoded],
+    groups: tuple[str, ...],
+    checkpoint: Checkpoint,
+    tokenizer: Any,
+    model: Model,
+    matched: Matched,
+    *,
+    report: DataReport,
+    audit: Audit | None,
+) -> Run:
+    """What is read, as batches and state over a mesh."""
     batches, evals = _batches(config, mesh, rows, data, tokenizer)
-    checks.profile(config.train, batches.steps)
-    frozen = frozen_paths(config.train.freeze, model.template)
+    still = standing_still(config.adapter, model.template.leaves, model.adapters, matched.initialised, model.head.kind)
+    frozen = frozen_paths(config.train.freeze, model.template, still)
     template, looped = depth.held(config, model.template, frozen, matched.loaded, batches.steps)
     model, frozen = replace(model, template=template), depth.by_key(template, frozen)
     recomputed = features.obstacle(model.template, task, frozen, batches, config.train.cache_features)
     checks.features(config.train, recomputed)
     optimizer = build_optimizer(config, model, batches.steps)
-    placement = place(mesh, model.template, model.table.axes, frozen, beginning(optimizer, config.train))
+    placement = place(mesh, model.template, model.axes, frozen, beginning(optimizer, config.train))
     return Run(
         config,
         mesh,
@@ -210,9 +241,11 @@ def initial(run: Run) -> tuple[TrainState, Params]:
     """(state, frozen parameters) before the first step: the weights are read here."""
     anew = checks.begins_anew(run.config.model, run.model, run.checkpoint.config)
     _, arrays = load_model(run.model, run.checkpoint, anew=anew)
+    section = run.config.adapter
+    source = checks.adapter_source(section, run.model, run.task) if section else {}
     return initial_state(
         run.model.template,
-        arrays,
+        begin(section, run.model.adapters, arrays | source) if section else arrays,
         run.frozen,
         run.begin,
         run.placement,
@@ -239,7 +272,7 @@ def _holding(run: Run, template: Template) -> Run:
     frozen = depth.by_key(template, run.model.template.paths(run.frozen))
     optimizer = build_optimizer(run.config, model, run.batches.steps)
     begin = beginning(optimizer, run.config.train)
-    placement = place(run.mesh, template, model.table.axes, frozen, begin)
+    placement = place(run.mesh, template, model.axes, frozen, begin)
     return replace(run, model=model, frozen=frozen, optimizer=optimizer, placement=placement)
 
 

@@ -122,6 +122,27 @@ def test_train_again_is_done_already(trained: Said, home):
     assert other.code == 65 and "train.steps: 4 there, 5 now" in other.err
 
 
+def test_dry_run(home, tmp_path):
+    """R30: what a step needs of each of eight devices is said by its parts, without weights and without a file; where
+    that does not fit, settings that would are found."""
+    bare = tmp_path / "bare"
+    shutil.copytree(home / "tiny", bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    before = sorted(tmp_path.rglob("*"))
+    words = ("train", "--dry-run", home / "base.yaml", f"run.dir={tmp_path / 'run'}", f"model.source={bare}")
+    cache = {"SFT_JAX_CACHE": str(tmp_path / "cache")}
+    with mock.patch.dict(os.environ, cache):
+        said = sft_jax_command(*words, "--memory", "1GB", "mesh.data=8", "train.batch_size=16")
+        assert said.code == 0 and "on each of 8 devices" in said.out and "1.0 GB: fits" in said.out, said.err
+        for part in ("parameters", "optimizer", "batch", "temporary", "in all", "compiling"):
+            assert re.search(rf"^ +{part} ", said.out, re.M), part
+        less = sft_jax_command(*words, "--memory", "20KB", "mesh={data: 4, fsdp: 2}", "train.batch_size=16")
+    assert sorted(tmp_path.rglob("*")) == before
+    found = re.findall(r"(train\.remat=full|train\.accumulate=2|mesh\.fsdp=8).*", less.out)
+    assert "does not fit" in less.out and {"train.remat=full", "train.accumulate=2", "mesh.fsdp=8"} <= {*found}
+    assert sft_jax_command(*words, "--memory", "much").code == 2
+    assert sft_jax_command("train", home / "base.yaml", "--memory", "1GB").code == 2
+
+
 def test_evaluate(trained: Said, home):
     """The scores of `evaluate` are those that the run ended with, and each split and step can be asked for."""
     summary = json.loads((home / "run" / "summary.json").read_text())

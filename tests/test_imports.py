@@ -19,6 +19,7 @@ RANKS = {
     "run": 7,
     "heads": 8,
     "grid": 8,
+    "estimate": 8,
     "jobs": 9,
     "console": 10,
     "cli": 11,

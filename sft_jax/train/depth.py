@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from sft_jax.config.schema import Config
 from sft_jax.errors import ConfigError
@@ -18,7 +19,18 @@ from sft_jax.paths import alternatives
 from sft_jax.train.optim import by_element, kinds
 from sft_jax.train.state import TrainState
 
+WITH_A_HOST = ("gpu", "tpu")  # platforms whose devices have memory of their own
 MANY = 16  # blocks from which on `auto` scans
+
+
+def check(config: Config, mesh: Mesh) -> None:
+    """Products can be put aside where there is a memory beside that of the device."""
+    platform = mesh.devices.flat[0].platform
+    if config.train.remat == "offload" and platform not in WITH_A_HOST:
+        raise ConfigError(
+            f"train.remat: offload moves to the host's memory, which a {platform} has no other than; it is for "
+            f"{' and '.join(WITH_A_HOST)}; set it to dots or full"
+        )
 
 
 def held(

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Float
 
 from sft_jax.data import cache
@@ -59,11 +59,8 @@ def _draws(template: Template, batch: Batch) -> bool:
 
     params = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in template.shapes.items()}
     traced = jax.make_jaxpr(features)(params, abstract(batch), jax.ShapeDtypeStruct((2,), jnp.uint32)).jaxpr
-    touched = {traced.invars[-1]}
-    for equation in traced.eqns:
-        if any(not isinstance(v, Literal) and v in touched for v in equation.invars):
-            touched |= {*equation.outvars}
-    return any(not isinstance(v, Literal) and v in touched for v in traced.outvars)
+    _, used = dce_jaxpr(traced, [True] * len(traced.outvars))  # looks into loops over layers too
+    return used[-1]
 
 
 def compute(

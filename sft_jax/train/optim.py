@@ -115,8 +115,11 @@ def by_element(section: OptimSection) -> bool:
     wave = jax.numpy.sin(jax.numpy.arange(2.0 * 128 * 130).reshape(2, 128, 130)) * jax.numpy.array([[[1.0]], [[9.0]]])
 
     def moved(params: Any) -> Any:
-        gradients = jax.tree.map(jax.numpy.cos, params)
-        return optimizer.update(gradients, optimizer.init(params), params)[0]
+        gradients, state = jax.tree.map(jax.numpy.cos, params), optimizer.init(params)
+        for _ in range(2):  # the first step of some is that of others
+            updates, state = optimizer.update(gradients, state, params)
+            params, gradients = optax.apply_updates(params, updates), jax.tree.map(jax.numpy.sin, gradients)
+        return updates
 
     together = jax.jit(moved)({"kernel": wave})["kernel"]
     apart = [jax.jit(moved)({"kernel": layer})["kernel"] for layer in wave]

@@ -154,3 +154,8 @@ class Screen:
         names = shown(name for name in values if name not in ("step", "split", "groups"))
         figures = "  ".join(f"{name} {values[name]:.4f}" for name in names)
         self.console.print(f"{values['split']} at step {values['step']}  {figures}", markup=False)
+
+
+def size(count: float) -> str:
+    """Bytes as people read them."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -141,7 +141,7 @@ def keeping_gradients() -> optax.GradientTransformation:
 def with_optimizer(run: Run, optimizer: optax.GradientTransformation) -> Run:
     """The same run with another optimizer."""
     begin = beginning(optimizer, run.config.train)
-    placement = place(run.mesh, run.model.template, run.model.table.axes, run.frozen, begin)
+    placement = place(run.mesh, run.model.template, run.model.axes, run.frozen, begin)
     return replace(run, optimizer=optimizer, placement=placement)
 
 
