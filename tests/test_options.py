@@ -42,8 +42,8 @@ from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import ConfigError, DataError, RunError, SftError
 from sft_jax.infer.search import search
 from sft_jax.models.family import Head, build_model
-from sft_jax.nn.lora import is_adapter
 from sft_jax.nn import kernels
+from sft_jax.nn.lora import is_adapter
 from sft_jax.run import Run
 from sft_jax.train import directory, trackers
 from sft_jax.train.checkpoint import Checkpoints, Progress
