@@ -166,7 +166,14 @@ RESNET_MACS = 4.09e9
 JOBS = {
     job.name: job
     for job in (
-        Job("bert-base", "classify", BERT, {**TINY_TEXT, "num_attention_heads": 4}, peers=("loop", "trainer")),
+        Job(
+            "bert-base",
+            "classify",
+            BERT,
+            {**TINY_TEXT, "num_attention_heads": 4},
+            longest=256,
+            peers=("loop", "loop+compile", "trainer"),
+        ),
         Job("llama-1b", "lm", ONE, TINY_LLAMA, peers=("loop+compile", "loop+isolated"), **LONG),
         Job("llama-8b-lora", "lm", EIGHT, TINY_LLAMA, trained="adapter", peers=("loop+compile",), **LONG),
         Job("vit-base", "image", VIT, TINY_VIT, documents=256, peers=("loop+compile",)),

@@ -144,11 +144,13 @@ def initial_state(
     missing = [key for key in template.keys if key not in whole]
     shardings = {p: placement.params[p] for p in missing}
     drawn = jax.jit(lambda key: template.initial(key, missing), out_shardings=shardings)(jax.random.key(seed))
+    types = {p: like.dtype for p, like in abstract_frozen(template, frozen, compute_dtype).items()}
     held = {}
-    for key in whole:  # one after another, so that the host holds no second copy of all of them
+    for key in whole:  # one after another, so that neither host nor device holds a second copy of all of them
         given = template.gather(key, loaded)
         given = {key: given if isinstance(given, Quantised) else np.asarray(given, np.float32)}
-        held |= put(given, lying(placement, given))
+        array = put(given, lying(placement, given))[key]
+        held[key] = array.astype(types[key]) if key in frozen else array
     params = {p: (drawn | held)[p] for p in sorted(template.keys)}
-    fixed = {p: params[p].astype(like.dtype) for p, like in abstract_frozen(template, frozen, compute_dtype).items()}
+    fixed = {p: params[p].astype(dtype) for p, dtype in types.items()}
     return jax.jit(begin, out_shardings=placement.state)(*_moving(params, template, frozen)), fixed

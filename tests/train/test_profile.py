@@ -1,6 +1,7 @@
 """A trace of the steps that are asked for, what was compiled and what was kept, and how long steps waited for data."""
 
 import json
+import warnings
 from pathlib import Path
 
 import jax
@@ -27,6 +28,7 @@ def small(configure, tmp_path):
 def traced(home: Path) -> set[int]:
     """The steps that a trace on the disk tells of, as xprof would read it."""
     (file,) = home.glob("plugins/profile/*/*.xplane.pb")
+    warnings.simplefilter("ignore", DeprecationWarning)  # of how jaxlib makes its types, which as an error ends Python
     events = [
         event
         for plane in jax.profiler.ProfileData.from_file(str(file)).planes
