@@ -83,7 +83,7 @@ open(sys.argv[1] + "/preprocessor_config.json", "w").write(sys.argv[2])
 def first(file: Path, count: int, directory: Path) -> Path:
     """A copy of the first images of a packed IDX file, their labels beside it."""
     for name in (file.name, file.name.replace("images-idx3", "labels-idx1")):
-        data = gzip.open(file.with_name(name)).read()
+        data = gzip.decompress(file.with_name(name).read_bytes())
         header = 4 + 4 * data[3]  # the last byte of the magic number counts the dimensions, 4 bytes each
         size = (len(data) - header) // int.from_bytes(data[4:8])
         cut = data[:4] + count.to_bytes(4) + data[8:header] + data[header : header + count * size]

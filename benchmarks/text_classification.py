@@ -216,7 +216,10 @@ def run_peer(python: str, recipe: Tree, peer: str, seed: int, directory: Path) -
 
 
 def run_child(command: list[str], directory: Path) -> Tree:
-    """Run to the end; wall seconds and peak resident size, taken the same way for every side."""
+    """Run to the end; seconds and peak resident size, taken the same way for every side.
+
+    Seconds of the processors count work alone: they are those to trust where the machine had other work as well.
+    """
     log = Path(f"{directory}.log")
     with log.open("wb") as output:
         started = time.perf_counter()
@@ -235,6 +238,7 @@ def run_child(command: list[str], directory: Path) -> Tree:
         raise SystemExit(f"{tail}\n\nexit code {process.returncode}: {' '.join(command)}")
     return {
         "wall_seconds": seconds,
+        "processor_seconds": usage.ru_utime + usage.ru_stime,
         "process_bytes": usage.ru_maxrss * 1024,
         "command": command,
     }

@@ -18,6 +18,7 @@ def main() -> None:
     try:
         if COMPUTING & set(sys.argv[1:2]):
             machine.keep_programs()
+            machine.tune()
         app()
     except SftError as error:
         print(error, file=sys.stderr)

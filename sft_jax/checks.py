@@ -3,11 +3,14 @@
 Each check looks at two or three of them and raises what the user can mend. Builds nothing, and sees no device.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from sft_jax import machine
+from sft_jax.adapt.peft import read as read_adapter
+from sft_jax.config.adapter import AdapterSection
 from sft_jax.config.data import Augment, DataSection, Images
-from sft_jax.config.schema import ModelSection
+from sft_jax.config.schema import ModelSection, RunSection
 from sft_jax.config.training import TrainSection
 from sft_jax.data.batch import Encoded
 from sft_jax.data.clean import RULES
@@ -16,10 +19,18 @@ from sft_jax.errors import ConfigError, DataError, ModelError, did_you_mean, lis
 from sft_jax.models.family import NO_LIMIT, Model
 from sft_jax.tasks.labels import names_in
 from sft_jax.tasks.task import Audit, Examples, Task
-from sft_jax.weights.table import Anew, Matched
+from sft_jax.weights.files import CONFIG, find, read_config, some
+from sft_jax.weights.table import Anew, Arrays
 
 OF_TEXTS = ("clean", "augment", "max_length", "layout")  # settings of `data`
 MOST_LOST = 0.5  # share of the documents of a split; if more are lost, it is the length or the rows that are wrong
+
+
+def determinism(section: RunSection, platform: str) -> None:
+    """What is to be the same each time must have been asked of the compiler, which reads its settings only once."""
+    if section.deterministic and platform in ("gpu", "cuda") and not machine.is_deterministic():
+        flag = f"--{machine.DETERMINISTIC.name}={machine.DETERMINISTIC.value}"
+        raise ConfigError(f"run.deterministic: XLA_FLAGS lacks {flag}; set it before Python starts")
 
 
 def metric(name: str, task: Task, answers: int) -> None:
@@ -110,6 +121,12 @@ def features(section: TrainSection, recomputed: str | None) -> None:
         raise ConfigError(f"{asked}: features would not be computed once, for {recomputed}; freeze all below the head")
 
 
+def profile(section: TrainSection, steps: int) -> None:
+    """The steps of a trace must be steps of the run."""
+    if section.profile and section.profile[1] > steps:
+        raise ConfigError(f"train.profile: ends at step {section.profile[1]}, but the run has {steps}; end it earlier")
+
+
 def begins_anew(section: ModelSection, model: Model, config: Mapping[str, Any]) -> Anew:
     """What of a checkpoint is left where it is: all by request; its head by request, or if its class is for others."""
     classes = config.get("architectures")
@@ -119,9 +136,34 @@ def begins_anew(section: ModelSection, model: Model, config: Mapping[str, Any]) 
     return "head" if section.head == "new" or other else "nothing"
 
 
-def head(task: Task, matched: Matched, config: Mapping[str, Any]) -> None:
+def adapter_source(section: AdapterSection, model: Model, task: Task) -> Arrays:
+    """The arrays of the adapter that a run goes on from, which must be the one that the section describes."""
+    if section.source is None:
+        return {}
+    directory = find(section.source)
+    found = read_adapter(directory, model.table, model.template.looped.shapes)
+    wanted, given = dict(model.adapters), found.plan
+    problems = [
+        *(f"{path}: has an adapter there, and none here" for path in given if path not in wanted),
+        *(f"{path}: has no adapter there, and one here" for path in wanted if path not in given),
+        *(
+            f"{path}: {given[path]} there, {wanted[path]} here"
+            for path in wanted
+            if path in given and not given[path].is_like(wanted[path])
+        ),
+    ]
+    if problems:
+        raise ConfigError(
+            some(f"adapter.source: {section.source} is of another form; set kind, match and rank", problems)
+        )
+    if (directory / CONFIG).is_file():
+        head(task, found.arrays, read_config(directory))
+    return found.arrays
+
+
+def head(task: Task, loaded: Collection[str], config: Mapping[str, Any]) -> None:
     """A head that was trained for other labels, or for these in another order, must not be taken for this one."""
-    if "head/out/kernel" not in matched.loaded or not task.labels:
+    if "head/out/kernel" not in loaded or not task.labels:
         return
     theirs, ours = config.get("problem_type"), task.to_hf().get("problem_type")
     if theirs not in (None, ours):

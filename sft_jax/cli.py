@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from sft_jax import machine
 from sft_jax.config.read import read_config, write_config
 from sft_jax.config.schema import Config
 from sft_jax.errors import ConfigError, DataError, Interrupted, did_you_mean
@@ -53,6 +54,7 @@ def train(
     config = _read(words)
     if memory is not None and not dry_run:
         raise ConfigError("--memory: is for --dry-run; give both or none")
+    machine.tune(deterministic=config.run.deterministic)  # before jax is there
     if dry_run:
         _plan(config, None if memory is None else _bytes(memory))
         return
@@ -101,12 +103,17 @@ def predict(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="How a model answers, such as num_beams=4; may be repeated."),
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="An adapter of this model; of several, rows name theirs as `adapter`."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of tokens at a time.")] = 32,
 ) -> None:
     """Label texts and images, tag words, answer questions: a JSON line for each row."""
+    from sft_jax.infer.adapted import load_adapted
     from sft_jax.infer.predict import load_predictor, read_inputs
 
-    predictor = load_predictor(model, settings or [])
+    predictor = load_adapted(model, adapter, settings or []) if adapter else load_predictor(model, settings or [])
     lines = _stdin() if file is None else None
     rows = read_inputs(file or "", predictor.task, lines)
     for record in predictor(rows, batch_size, raw=raw, score=score):
@@ -119,10 +126,11 @@ def export(path: RunDir, out: Annotated[Path, typer.Argument(help="A new directo
     from sft_jax import jobs, run
 
     found = run.open_run(path)
+    beside = f", its adapter in {jobs.adapter_directory(out)}" if found.model.adapters else ""
     step = jobs.export(found, out, at)
     predict = f"sft-jax predict {out}"
     tried = f"{predict} picture.jpg" if found.task.images else f"echo 'some text' | {predict}"
-    print(f"step {step} of {path} is in {out}; try: {tried}")
+    print(f"step {step} of {path} is in {out}{beside}; try: {tried}")
 
 
 @app.command()

@@ -3,17 +3,18 @@
 The directory appears whole or not at all, and `transformers` reads it without our help.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sft_jax.adapt import peft
 from sft_jax.config.data import Clean
 from sft_jax.data.clean import RULES
 from sft_jax.models.family import Model
 from sft_jax.tasks.task import Task
-from sft_jax.weights.files import new_directory, write_checkpoint
+from sft_jax.weights.files import new_directory, write_checkpoint, write_config
 from sft_jax.weights.table import save
 
 # What a config.json says of the program that wrote it, and of another head.
@@ -50,6 +51,41 @@ def export_model(
     replace: bool = False,
 ) -> None:
     """Write a directory that `transformers` and `sft-jax predict` load, in float32."""
+    config = _described(model, base_config, task, max_length, clean)
+    tensors = save(model.table, {p: np.asarray(a, np.float32) for p, a in params.items()})
+    with new_directory(out, replace=replace) as fresh:
+        write_checkpoint(fresh, config, tensors)
+        _write_beside(fresh, task, tokenizer_from, card)
+
+
+def export_adapter(
+    out: Path,
+    model: Model,
+    params: Mapping[str, Any],
+    whole: Collection[str],
+    base: str,
+    base_config: Mapping[str, Any],
+    task: Task,
+    tokenizer_from: Path,
+    max_length: int,
+    card: str,
+    *,
+    root: bool,
+    clean: Clean | None = None,
+    replace: bool = False,
+) -> None:
+    """Write a directory that `peft` and `sft-jax predict --adapter` load beside the base: adapters, and what else was
+    trained (`whole`). `params` are all of the adapted model's; `root` as in `adapt.peft.write`."""
+    with new_directory(out, replace=replace) as fresh:
+        peft.write(fresh, model.table, model.adapters, params, whole, kind=task.head.kind, base=base, root=root)
+        write_config(fresh, _described(model, base_config, task, max_length, clean))
+        _write_beside(fresh, task, tokenizer_from, card)
+
+
+def _described(
+    model: Model, base_config: Mapping[str, Any], task: Task, max_length: int, clean: Clean | None
+) -> dict[str, Any]:
+    """The `config.json` of an export."""
     config = {k: v for k, v in base_config.items() if k not in STALE} | task.to_hf()
     name = model.family.classes[config["model_type"]] + model.family.heads[task.head.kind]
     config |= {"architectures": [name], "dtype": "float32"}
@@ -57,14 +93,16 @@ def export_model(
         config["pad_token_id"] = _end_of_text(config)
     rules = clean.model_dump(mode="json", include=set(RULES)) if clean else {}
     config["sft_jax_task"] = {**config["sft_jax_task"], "max_length": max_length, "clean": rules}
-    tensors = save(model.table, {p: np.asarray(a, np.float32) for p, a in params.items()})
-    with new_directory(out, replace=replace) as fresh:
-        write_checkpoint(fresh, config, tensors)
-        for name, content in task.reader.files(tokenizer_from).items():
-            (fresh / name).write_bytes(content)
-        for name, content in task.files(tokenizer_from).items():
-            (fresh / name).write_text(content, encoding="utf-8")
-        (fresh / "README.md").write_text(card, encoding="utf-8")
+    return config
+
+
+def _write_beside(fresh: Path, task: Task, tokenizer_from: Path, card: str) -> None:
+    """What stands beside the weights of an export: tokenizer, settings of answers, model card."""
+    for name, content in task.reader.files(tokenizer_from).items():
+        (fresh / name).write_bytes(content)
+    for name, content in task.files(tokenizer_from).items():
+        (fresh / name).write_text(content, encoding="utf-8")
+    (fresh / "README.md").write_text(card, encoding="utf-8")
 
 
 def _end_of_text(config: Mapping[str, Any]) -> Any:

@@ -1,11 +1,14 @@
 """What this process asks of, and knows about, the machine: environment, caches, memory, age. Imports nothing heavy."""
 
+import importlib.metadata
+import importlib.util
 import os
 import platform
 import resource
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from sft_jax.errors import ConfigError
 
@@ -32,6 +35,65 @@ PROGRAMS, WORTH, KEEP = (
     ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5"),
     "JAX_ENABLE_COMPILATION_CACHE",
 )
+
+
+class Flag(NamedTuple):
+    """A setting of XLA, and the jaxlibs that take it: one that they do not know would end the process."""
+
+    platform: str  # as `JAX_PLATFORMS` names it
+    name: str
+    value: str
+    since: tuple[int, int]
+
+
+NEXT = (0, 13)  # the first jaxlib whose flags nobody has looked at; it gets none
+FLAGS = (
+    # Products of bfloat16 whose operands are transposed, as all of a backward pass are, miss the fast path without it:
+    # the gradient of ViT-base took nine times as long on a Xeon with AMX. Nothing gained in float32, nor before 0.12.
+    Flag("cpu", "xla_cpu_experimental_onednn_custom_call", "true", (0, 12)),
+    # Moves collectives so that they overlap with arithmetic, as NVIDIA's own images of jax have it; XLA has it off.
+    Flag("cuda", "xla_gpu_enable_latency_hiding_scheduler", "true", (0, 10)),
+    # Not here, since XLA's own choice is it already: Triton's matrix products beside cuBLAS (xla_gpu_triton_gemm_any),
+    # the faster of which autotuning finds (xla_gpu_autotune_level=4); what it finds is kept with the programs.
+    # Collectives that are combined or pipelined are worth a try from several hosts on, not before.
+)
+# No atomic sums and no kernel that is picked by its time, forward or backward, cuDNN's attention included.
+DETERMINISTIC = Flag("cuda", "xla_gpu_deterministic_ops", "true", (0, 10))
+PLUGINS = {"cuda": ("jax_cuda13_plugin", "jax_cuda12_plugin"), "cpu": ("jaxlib",)}
+# jax asks for this share of a GPU's memory at once, and no more; it would be 0.75. The rest is for cuDNN and NCCL.
+MEMORY = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+
+
+def flags(platform: str, version: tuple[int, int], *, deterministic: bool = False) -> dict[str, str]:
+    """The settings of XLA that a jaxlib of this version takes for a platform."""
+    wanted = (*FLAGS, DETERMINISTIC) if deterministic else FLAGS
+    return {f.name: f.value for f in wanted if f.platform == platform and f.since <= version < NEXT}
+
+
+def tune(*, deterministic: bool = False) -> None:
+    """Tell XLA what is fast here, by `XLA_FLAGS`, where the user does not say otherwise; precedes the import of jax."""
+    given = os.environ.get("XLA_FLAGS", "")
+    if given and not given.lstrip().startswith("-"):  # the name of a file that holds them
+        return
+    version = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
+    allowed = os.environ.get("JAX_PLATFORMS", "").replace("gpu", "cuda")
+    named = {word.lstrip("-").partition("=")[0] for word in given.split()}
+    for found, plugins in PLUGINS.items():
+        if found not in (allowed or found).split(",") or not any(map(importlib.util.find_spec, plugins)):
+            continue
+        wanted = flags(found, version, deterministic=deterministic)  # type: ignore[arg-type]
+        given = " ".join([given, *(f"--{name}={value}" for name, value in wanted.items() if name not in named)])
+        if found == "cuda":
+            os.environ.setdefault(*MEMORY)
+    if given.strip():
+        os.environ["XLA_FLAGS"] = given.strip()
+
+
+def is_deterministic() -> bool:
+    """Whether XLA was told to compute the same bits each time, where it would not by itself."""
+    words = [word.lstrip("-").partition("=") for word in os.environ.get("XLA_FLAGS", "").split()]
+    said = [value.lower() for name, _, value in words if name == DETERMINISTIC.name]
+    return bool(said) and said[-1] in ("", "true", "1")
 
 
 def quiet() -> None:

@@ -4,6 +4,7 @@ Axes of the mesh are `data` (the batch alone), `fsdp` (batch, parameters and opt
 hidden layers). Knows no model: parameters come with the logical names of their dimensions.
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -114,6 +115,16 @@ def param_shardings(
     return {path: NamedSharding(mesh, spec(path)) for path in shapes}
 
 
+def fitting(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
+    """The same, of an array of another shape: whole along each dimension that an axis does not divide."""
+    names = zip((*sharding.spec, *(None,) * len(shape)), shape, strict=False)
+    sizes = [
+        (name, size, math.prod(sharding.mesh.shape[a] for a in np.atleast_1d(name)) if name else 1)
+        for name, size in names
+    ]
+    return NamedSharding(sharding.mesh, P(*(name if size % parts == 0 else None for name, size, parts in sizes)))
+
+
 def like_params(
     tree: Any,
     shardings: Mapping[str, NamedSharding],
@@ -130,15 +141,14 @@ def like_params(
     return jax.tree_util.tree_map_with_path(of, tree)
 
 
-def put(arrays: Mapping[str, np.ndarray], shardings: Any) -> dict[str, jax.Array]:
+def put(arrays: Mapping[str, Any], shardings: Any) -> dict[str, jax.Array]:
     """Host arrays, the same in every process, as global arrays; `shardings` is one for all or one for each."""
     each: Any = shardings if isinstance(shardings, Mapping) else dict.fromkeys(arrays, shardings)
     if jax.process_count() == 1:
         return jax.device_put(dict(arrays), each)
-    return {
-        name: jax.make_array_from_callback(array.shape, each[name], lambda index, a=array: a[index])
-        for name, array in arrays.items()
-    }
+    return jax.tree.map(
+        lambda a, s: jax.make_array_from_callback(a.shape, s, lambda index: a[index]), dict(arrays), each
+    )
 
 
 def to_host(tree: Any) -> Any:

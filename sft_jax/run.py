@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from sft_jax import assets, checks, machine
 from sft_jax import mesh as meshes
+from sft_jax.adapt.begin import begin, few_bits, standing_still
 from sft_jax.config.data import Files, Mixture
 from sft_jax.config.read import read_config
 from sft_jax.config.schema import Config, RunSection
@@ -31,6 +32,8 @@ from sft_jax.data.report import DataReport
 from sft_jax.data.sources import load_rows
 from sft_jax.errors import ConfigError, DataError, RunError
 from sft_jax.models.family import Model, build_model, load_model
+from sft_jax.nn.kernels import Hardware
+from sft_jax.nn.quantised import Kind
 from sft_jax.nn.template import Params, Template
 from sft_jax.tasks.task import Audit, Examples, Task, build_task
 from sft_jax.train import depth, directory, features, optim, step, trackers
@@ -94,6 +97,11 @@ class Run:
         """Paths of what is trained."""
         return sorted(set(self.model.template.keys) - self.model.template.stats - self.frozen)
 
+    @property
+    def few(self) -> dict[str, Kind]:
+        """The kernels under adapters that are held in few bits, and how."""
+        return few_bits(self.config.adapter, self.model.adapters, self.model.table.axes)
+
     def examples(self, split: str) -> Examples:
         """The documents of a split with the texts and targets of their rows."""
         return Examples(self.data[split], self.rows[split].texts, self.rows[split].targets)
@@ -121,12 +129,13 @@ def prepare(config: Config) -> Run:
     directory.check(config, Path(config.run.dir).expanduser())
     trackers.check(config.report)
     mesh = meshes.make_mesh(config.mesh)
+    checks.determinism(config.run, mesh.devices.flat[0].platform)
     depth.check(config, mesh)
     task, rows, report = _rows(config)
     pretrained = config.model.weights == "pretrained"
     found = find(assets.resolve(config.model.source), config.model.revision, weights=pretrained)
     checkpoint = open_checkpoint(found, weights=pretrained)
-    model = _model(config, checkpoint, task)
+    model = _model(config, mesh, checkpoint, task)
     checks.length(config.data.max_length, model, config.model.source)
     tokenizer = task.reader.load(checkpoint.directory)
     data = _encoded(config, task, rows, tokenizer)
@@ -137,7 +146,9 @@ def prepare(config: Config) -> Run:
     audit = checks.audit(task, Examples(data["train"], rows["train"].texts, rows["train"].targets), tokenizer)
     anew = checks.begins_anew(config.model, model, checkpoint.config)
     matched = match(model.table, model.template.shapes, checkpoint.shapes, str(checkpoint.directory), anew=anew)
-    checks.head(task, matched, checkpoint.config)
+    checks.head(task, matched.loaded, checkpoint.config)
+    if config.adapter:
+        checks.adapter_source(config.adapter, model, task)
     return _laid_out(
         config, mesh, task, rows, data, groups, checkpoint, tokenizer, model, matched, report=report, audit=audit
     )
@@ -147,15 +158,16 @@ def otherwise(run: Run, config: Config) -> Run:
     """The same rows and model under other settings of mesh, microbatches and depth; nothing is read again."""
     mesh = meshes.make_mesh(config.mesh)
     depth.check(config, mesh)
-    report, model, parts = run.report, _model(config, run.checkpoint, run.task), (run.groups, run.checkpoint)
+    report, model, parts = run.report, _model(config, mesh, run.checkpoint, run.task), (run.groups, run.checkpoint)
     rest = (run.tokenizer, model, run.matched)
     return _laid_out(config, mesh, run.task, run.rows, run.data, *parts, *rest, report=report, audit=run.audit)
 
 
-def _model(config: Config, checkpoint: Checkpoint, task: Task) -> Model:
-    section = config.model
-    given = (section.source, section.dropout, section.embedding_noise)
-    return build_model(checkpoint.config, task.head, *given, remat=config.train.remat)
+def _model(config: Config, mesh: Mesh, checkpoint: Checkpoint, task: Task) -> Model:
+    section, train = config.model, config.train
+    given = (section.source, section.dropout, section.embedding_noise, config.adapter, train.remat, train.attention)
+    hardware = Hardware(mesh.devices.flat[0].platform, mesh.size, train.compute_dtype)
+    return build_model(checkpoint.config, task.head, *given, hardware)
 
 
 def _laid_out(
@@ -175,13 +187,15 @@ def _laid_out(
 ) -> Run:
     """What is read, as batches and state over a mesh."""
     batches, evals = _batches(config, mesh, rows, data, tokenizer)
-    frozen = frozen_paths(config.train.freeze, model.template)
+    new = matched.initialised if matched.loaded else ()  # all is new where no weights are read
+    still = standing_still(config.adapter, model.template.leaves, model.adapters, new, model.head.kind)
+    frozen = frozen_paths(config.train.freeze, model.template, still)
     template, looped = depth.held(config, model.template, frozen, matched.loaded, batches.steps)
     model, frozen = replace(model, template=template), depth.by_key(template, frozen)
     recomputed = features.obstacle(model.template, task, frozen, batches, config.train.cache_features)
     checks.features(config.train, recomputed)
     optimizer = build_optimizer(config, model, batches.steps)
-    placement = place(mesh, model.template, model.table.axes, frozen, beginning(optimizer, config.train))
+    placement = place(mesh, model.template, model.axes, frozen, beginning(optimizer, config.train))
     return Run(
         config,
         mesh,
@@ -234,9 +248,11 @@ def initial(run: Run) -> tuple[TrainState, Params]:
     """(state, frozen parameters) before the first step: the weights are read here."""
     anew = checks.begins_anew(run.config.model, run.model, run.checkpoint.config)
     _, arrays = load_model(run.model, run.checkpoint, anew=anew)
+    section = run.config.adapter
+    source = checks.adapter_source(section, run.model, run.task) if section else {}
     return initial_state(
         run.model.template,
-        arrays,
+        begin(section, run.model.adapters, arrays | source) if section else arrays,
         run.frozen,
         run.begin,
         run.placement,
@@ -263,7 +279,7 @@ def _holding(run: Run, template: Template) -> Run:
     frozen = depth.by_key(template, run.model.template.paths(run.frozen))
     optimizer = build_optimizer(run.config, model, run.batches.steps)
     begin = beginning(optimizer, run.config.train)
-    placement = place(run.mesh, template, model.table.axes, frozen, begin)
+    placement = place(run.mesh, template, model.axes, frozen, begin)
     return replace(run, model=model, frozen=frozen, optimizer=optimizer, placement=placement)
 
 

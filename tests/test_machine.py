@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sft_jax import machine
+from sft_jax import checks, machine
+from sft_jax.config.schema import RunSection
 from sft_jax.errors import ConfigError
 
 
@@ -147,3 +148,79 @@ def test_files_are_not_open_to_others():
             assert os.umask(0) == wanted
     finally:
         os.umask(before)
+
+
+SCHEDULER = "--xla_gpu_enable_latency_hiding_scheduler"
+FAST_BFLOAT16 = "--xla_cpu_experimental_onednn_custom_call"
+SAME = f"--{machine.DETERMINISTIC.name}"
+
+
+@pytest.fixture
+def tuned(monkeypatch):
+    """`tuned(flags, platforms, version, plugins)`: what becomes of XLA_FLAGS on such a machine, word by word."""
+
+    def of(given=None, platforms="", version="0.12.0.1", plugins=("jaxlib",), **how) -> list[str]:
+        for name, value in {"XLA_FLAGS": given, "JAX_PLATFORMS": platforms, machine.MEMORY[0]: None}.items():
+            monkeypatch.setenv(name, value or "")  # so that it is put back, whatever it was
+            if value is None:
+                monkeypatch.delenv(name)
+        monkeypatch.setattr(machine.importlib.metadata, "version", lambda package: version)
+        monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: name if name in plugins else None)
+        machine.tune(**how)
+        machine.tune(**how)  # twice is once
+        return os.environ.get("XLA_FLAGS", "").split()
+
+    return of
+
+
+def test_each_platform_gets_its_flags(tuned):
+    """R38: the flags of what is installed and allowed, and of no other platform; none where jaxlib has not got them."""
+    cuda = ("jaxlib", "jax_cuda13_plugin")
+    assert tuned() == [f"{FAST_BFLOAT16}=true"]
+    assert tuned(version="0.10.2") == tuned(version="0.13.0") == tuned(platforms="tpu") == []
+    assert machine.MEMORY[0] not in os.environ
+    assert tuned(plugins=cuda) == [f"{SCHEDULER}=true", f"{FAST_BFLOAT16}=true"]
+    assert os.environ[machine.MEMORY[0]] == machine.MEMORY[1]
+    assert tuned(plugins=cuda, version="0.11.2") == [f"{SCHEDULER}=true"]
+    assert tuned(plugins=cuda, platforms="gpu") == [f"{SCHEDULER}=true"]
+    assert tuned(plugins=cuda, platforms="cpu", deterministic=True) == [f"{FAST_BFLOAT16}=true"]
+
+
+def test_the_users_flags_win(tuned, tmp_path):
+    """R38: what the user says stays as it is, and a file of flags is left to the user altogether."""
+    assert tuned("--xla_a=1 --xla_cpu_experimental_onednn_custom_call=false") == [
+        "--xla_a=1",
+        f"{FAST_BFLOAT16}=false",
+    ]
+    assert tuned("--xla_a=1") == ["--xla_a=1", f"{FAST_BFLOAT16}=true"]
+    assert tuned(str(tmp_path / "flags")) == [str(tmp_path / "flags")]
+
+
+def test_the_same_bits_must_have_been_asked_for(tuned):
+    """R38: `run.deterministic` reaches the compiler of a GPU, or preparing fails and names the flag."""
+    wanted, gpu = RunSection(deterministic=True), ("jaxlib", "jax_cuda12_plugin")
+    assert f"{SAME}=true" in tuned(plugins=gpu, deterministic=True) and machine.is_deterministic()
+    checks.determinism(wanted, "gpu")
+    for flags in (None, f"{SAME}=false", f"{SAME}=true {SAME}=false"):
+        tuned(flags, deterministic=False, plugins=gpu)
+        with pytest.raises(ConfigError, match=f"run.deterministic: XLA_FLAGS lacks {SAME}=true; set it before"):
+            checks.determinism(wanted, "gpu")
+        checks.determinism(wanted, "cpu")
+        checks.determinism(RunSection(), "gpu")
+
+
+@pytest.mark.parametrize("nonsense", [False, True], ids=["ours", "control"])
+def test_jaxlib_knows_its_flags(nonsense):
+    """R38: the jaxlib that is installed takes every flag that it would get; one that it does not know ends it."""
+    version = tuple(map(int, machine.importlib.metadata.version("jaxlib").split(".")[:2]))
+    wanted = {
+        name: value
+        for found in machine.PLUGINS
+        for name, value in machine.flags(found, version, deterministic=True).items()
+    }
+    assert wanted
+    words = [f"--{name}={value}" for name, value in wanted.items()] + ["--xla_nonsense=1"] * nonsense
+    program = "import jax; print(jax.numpy.arange(3).sum())"
+    environment = {**os.environ, "XLA_FLAGS": " ".join(words), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert (done.returncode == 0 and done.stdout == "3\n") == (not nonsense), done.stderr

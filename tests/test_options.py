@@ -29,8 +29,10 @@ from pictures import VIT, coloured, encode, write_vision
 from pydantic import BaseModel
 from translations import write_marian, write_pairs
 
-from sft_jax import grid, jobs
+from sft_jax import grid, jobs, machine
 from sft_jax import run as runs
+from sft_jax.adapt import peft
+from sft_jax.config.adapter import AdapterSection
 from sft_jax.config.data import Tfds
 from sft_jax.config.read import known_keys, write_config
 from sft_jax.data import sources
@@ -39,13 +41,18 @@ from sft_jax.data.rows import Rows, numbered
 from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import ConfigError, DataError, RunError, SftError
 from sft_jax.infer.search import search
+from sft_jax.models.family import Head, build_model
+from sft_jax.nn import kernels
+from sft_jax.nn.lora import is_adapter
 from sft_jax.run import Run
 from sft_jax.train import directory, trackers
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.resume import resume
 from sft_jax.train.state import TrainState, abstract_state
+from sft_jax.weights.files import open_checkpoint
 
 See = Callable[[Run], Any]
+FREE = kernels.Needs(64)  # nothing that a kernel could not do
 
 
 @dataclass(frozen=True)
@@ -263,6 +270,17 @@ def answers_said(run: Run) -> list[dict[str, Any]]:
     return run.task.decode(logits, found)
 
 
+def held_bytes(run: Run) -> int:
+    """The memory that the frozen parameters take."""
+    return sum(array.nbytes for array in runs.initial(run)[1].values())
+
+
+def adapters_begin(run: Run) -> list[float]:
+    """What the adapters of a run begin as, in a number each."""
+    params = runs.initial(run)[0].params
+    return [float(jnp.abs(params[path]).sum()) for path in run.trainable if is_adapter(path)]
+
+
 # What is looked at after a tiny training run.
 
 
@@ -277,6 +295,7 @@ class Trained:
     baselines: list[str]  # what the scores are compared with
     mistakes: int  # how many are kept for the report
     ahead: set[int]  # how many batches are asked for in advance
+    traced: bool
 
 
 def trained(what: str) -> See:
@@ -314,7 +333,8 @@ def train(run: Run) -> Trained:
     kept = sorted(int(found.name) for found in (home / "checkpoints").iterdir())
     compared = sorted(json.loads((home / "summary.json").read_text())["baselines"])
     mistakes = len(json.loads((home / "review.json").read_text())["mistakes"])
-    return Trained(steps["train"], steps["validation"], saved, kept, compared, mistakes, ahead)
+    traced = (home / "profile").exists()
+    return Trained(steps["train"], steps["validation"], saved, kept, compared, mistakes, ahead, traced)
 
 
 def wandb_project(run: Run) -> str | None:
@@ -343,6 +363,7 @@ COMPLETING, TALKING = (*DECODING, "task.format=completion"), (*DECODING, "task.f
 DATED = (*TALKING, "task.template=TEMPLATE", "task.today=2025-01-01")
 ASKED = ("data.source.train=ASKED", "data.source.validation=ASKED", "data.source.test=null", "data.max_length=12")
 ASKING = (*ASKED, "task.kind=question_answering", "task.stride=4", "eval.best_metric=loss")
+ADAPTED = ("adapter.rank=2",)
 NONE = (*ASKING, "task.no_answer=true")
 CUT = ("data.source.validation=null", "data.source.test=null", "eval.every=never")
 SEEN = ("data.source.train=SEEN", "data.max_length=128", *CUT)
@@ -389,6 +410,9 @@ EFFECTS = {
     "RunSection.dir": Effect("elsewhere", lambda run: run.directory.name),
     "RunSection.resume": Effect("never", refusal),
     "RunSection.resume_step": Effect("1", went_on),
+    "RunSection.deterministic": Effect(
+        "true", lambda run: machine.flags("cuda", (0, 12), deterministic=run.config.run.deterministic)
+    ),
     "Seeds.init": Effect("1", initial_head),
     "Seeds.data": Effect("1", order),
     "Seeds.dropout": Effect("1", step_text, ("model.dropout=0.5",)),
@@ -549,6 +573,14 @@ EFFECTS = {
     "TrainSection.freeze": Effect("['embed/**']", lambda run: run.trainable),
     "Unfreeze.match": Effect(LATE.replace("head", "blocks"), updates, (*SIX, LATE)),
     "Unfreeze.at": Effect(LATE.replace("3", "0.7"), updates, (*SIX, LATE)),
+    "AdapterSection.kind": Effect("dora", lambda run: run.trainable, ADAPTED),
+    "AdapterSection.match": Effect("['**/mlp/*']", lambda run: run.trainable, ADAPTED),
+    "AdapterSection.rank": Effect("3", lambda run: [run.model.template.shapes[p] for p in run.trainable], ADAPTED),
+    "AdapterSection.alpha": Effect("3.0", lambda run: dict(run.model.adapters), ADAPTED),
+    "AdapterSection.scaling": Effect("root", lambda run: dict(run.model.adapters), ADAPTED),
+    "AdapterSection.also": Effect("['**/scale']", lambda run: run.trainable, ADAPTED),
+    "AdapterSection.base": Effect("nf4", held_bytes, ADAPTED),
+    "AdapterSection.source": Effect("ADAPTER", adapters_begin, ADAPTED),
     "TrainSection.r_drop": Effect("0.5", step_text, DROPPING),
     "TrainSection.ema": Effect("0.9", step_text),
     "TrainSection.non_finite": Effect("skip", step_text),
@@ -556,6 +588,11 @@ EFFECTS = {
     "Spikes.sigma": Effect("5", step_text, SPIKES),
     "TrainSection.max_skipped": Effect("3", lambda run: runs.plan(run).max_skipped),
     "TrainSection.log_every": Effect("2", trained("logged"), TRAINING),
+    "TrainSection.attention": Effect(
+        "xla",
+        lambda run: kernels.choose(run.config.train.attention, kernels.Hardware("gpu", 1, "bfloat16"), FREE),
+    ),
+    "TrainSection.profile": Effect("[1, 2]", trained("traced"), TRAINING),
     "EvalSection.every": Effect("2", trained("validated"), TRAINING),
     "EvalSection.batch_size": Effect("3", lambda run: str(run.evals["validation"].shape)),
     "EvalSection.best_metric": Effect("accuracy", trained("saved"), TRAINING),
@@ -606,6 +643,17 @@ def write_seen(home: Path) -> Path:
     return home / "seen.jsonl"
 
 
+def write_adapter(directory: Path, base: Path) -> Path:
+    """An adapter of rank 2 for a model, its numbers drawn, in PEFT's form."""
+    directory.mkdir()
+    head = Head("sequence_classification", 2)
+    model = build_model(open_checkpoint(base).config, head, "tiny", adapter=AdapterSection(rank=2))
+    params = model.template.initial(jax.random.key(9), model.template.keys)
+    drawn = {path: array + 0.1 if is_adapter(path) else array for path, array in params.items()}
+    peft.write(directory, model.table, model.adapters, drawn, [], kind=head.kind, base=str(base), root=False)
+    return directory
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A model of one layer, the same with a head and other numbers, and rows with more columns than are needed."""
@@ -627,6 +675,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (home / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talks))
     asked = "".join(json.dumps(asked_row(number)) + "\n" for number in range(len(WORDS)))
     (home / "asked.jsonl").write_text(asked)
+    plain = write_model(home / "small", SMALL)
     (home / "dated.jinja").write_text("{{ strftime_now('%d %b %Y') }}" + CHATML)
     return {
         "DECODER": write_decoder(home / "decoder"),
@@ -636,9 +685,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "ASKED": home / "asked.jsonl",
         "TAGS": write_tagged(home / "tagged.jsonl"),
         "TEMPLATE": home / "dated.jinja",
-        "SMALL": write_model(home / "small", SMALL),
-        "DEEP": write_model(home / "deep"),
+        "SMALL": plain,
+        "ADAPTER": write_adapter(home / "adapter", plain),
         "HEAD": write_model(home / "head", SMALL, seed=1, head=2),
+        "DEEP": write_model(home / "deep"),
         "WIDE": home / "wide.csv",
         "DIRTY": home / "dirty.csv",
         "EYE": write_vision(home / "eye", VIT),

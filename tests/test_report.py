@@ -22,7 +22,7 @@ from sft_jax.tasks.task import Ratio
 from sft_jax.train.meter import Meter
 from sft_jax.train.report import MetricsFile, Screen
 
-TIMES = ("tokens_per_second", "seconds_left")
+TIMES = ("tokens_per_second", "waiting", "seconds_left")
 TRAIN = {"loss": 0.5, "lr": 1e-3, "grad_norm": 2.0, "tokens_per_second": 1234.5}
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from sft_jax.config.adapter import AdapterSection
 from sft_jax.config.data import DataSection
 from sft_jax.config.section import NotNegative, Positive, Section, Seed, Share
 from sft_jax.config.tasks import TaskSection
@@ -42,6 +43,9 @@ class RunSection(Section):
     `strict` also refuses a damaged newest checkpoint, `restart` moves all checkpoints aside and begins again."""
     resume_step: Positive | None = None
     """Go on from this checkpoint; later ones are moved aside."""
+    deterministic: bool = False
+    """On a GPU, the same bits each time: no kernel that adds up in whatever order, none picked by its speed. Costs
+    speed, most where embeddings are trained, and is what CPUs and TPUs do anyway."""
 
     @model_validator(mode="after")
     def _has_checkpoints(self) -> Self:
@@ -103,6 +107,8 @@ class Config(Section):
     """What is learned from the rows."""
     data: DataSection
     train: TrainSection = TrainSection()
+    adapter: AdapterSection | None = None
+    """Train adapters of low rank in place of the model; null trains the model itself."""
     optim: OptimSection = OptimSection()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
@@ -124,6 +130,8 @@ class Config(Section):
             )
         if data.layout.kind == "planned" and data.source.kind == "mixture":
             raise ValueError("data.layout.kind: planned packs know no shares of a mixture; set it to packed")
+        if self.adapter and self.model.weights == "random":
+            raise ValueError("adapter: adapts a pretrained model, and model.weights is random; leave one of them out")
         if train.r_drop and self.model.dropout == 0 and not self.model.embedding_noise:
             raise ValueError("train.r_drop: two passes are equal without dropout; raise model.dropout, or leave r_drop")
         if train.head_grid and train.head_grid.seeds and data.layout.kind == "planned":

@@ -119,6 +119,9 @@ class TrainSection(Section):
     """Microbatches that a step is computed in; the result does not depend on it."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the arithmetic; trainable parameters and moments stay float32."""
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    """What computes self-attention: `auto` takes cuDNN for rows of 512 tokens and more on a GPU in bfloat16, where the
+    model has no dropout there (`model.dropout`), else XLA; `splash` is jax's kernel for TPUs."""
     scan: Literal["auto", "always", "never"] = "auto"
     """Whether layers that are alike are held as one array and scanned over, so that one is compiled for all of them:
     `auto` does in stacks of 16 or more; results and files are the same."""
@@ -146,6 +149,14 @@ class TrainSection(Section):
     """Halt after so many skipped steps in a row."""
     log_every: Positive = 10
     """Steps between two lines of metrics."""
+    profile: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
+    """First and last step of a trace in `run.dir/profile`, for xprof and TensorBoard's profiler; null makes none."""
+
+    @model_validator(mode="after")
+    def _profiles_forwards(self) -> Self:
+        if self.profile and self.profile[0] > self.profile[1]:
+            raise ValueError(f"profile: ends at step {self.profile[1]}, before it begins; give the first step first")
+        return self
 
 
 class EvalSection(Section):

@@ -1,7 +1,7 @@
 """Offline prediction from an exported directory, by the same tokenisation and arithmetic as training."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,8 @@ from sft_jax.data.rows import Rows, refuse
 from sft_jax.data.sources import load_files
 from sft_jax.errors import ConfigError, DataError, ModelError, reason
 from sft_jax.infer.generate import Answer, Generator
-from sft_jax.models.family import build_model, load_model
+from sft_jax.models.family import Model, build_model, load_model
+from sft_jax.nn.template import Params
 from sft_jax.tasks.task import Examples, Record, Task, Texts, restore_task, written
 from sft_jax.weights.files import find, open_checkpoint
 
@@ -51,8 +52,13 @@ class Predictor:
 
         A model that answers in words gives its answers, or with `score` how likely it finds the texts.
         """
-        if not isinstance(rows, Rows):
-            rows = _of_texts(self.task, rows)
+        rows = rows if isinstance(rows, Rows) else of_texts(self.task, rows)
+        yield from (record for _, record in self.numbered(rows, batch_size, raw=raw, score=score))
+
+    def numbered(
+        self, rows: Rows, batch_size: int = 32, *, raw: bool = False, score: bool = False
+    ) -> Iterator[tuple[int, Record]]:
+        """The same with the number of each row."""
         if not len(rows):
             refuse(rows.where, rows.bad)
             return
@@ -61,8 +67,8 @@ class Predictor:
         texts = [clean(column, self.clean) for column in columns]
         names = _names(rows)
         if self.generate and not score:
-            for name, record in zip(names, self._answers(texts, batch_size), strict=True):
-                yield {**name, **record}
+            for row, record in enumerate(self._answers(texts, batch_size)):
+                yield row, {**names[row], **record}
             return
         examples = Examples(self.task.encode(texts, None, self.tokenizer, self.max_length), texts)
         shape = one_row(Layout(), examples.encoded)._replace(rows=batch_size)
@@ -74,7 +80,7 @@ class Predictor:
             answered = np.unique(part.encoded.rows).tolist()
             for number, (row, record) in enumerate(zip(answered, self.task.decode(kept, part), strict=True)):
                 logits = {"logits": kept[number].tolist()} if raw and self.task.grain == "document" else {}
-                yield {**names[row], **record, **logits}
+                yield row, {**names[row], **record, **logits}
 
     def _answers(self, texts: Texts, batch_size: int) -> Iterator[Record]:
         """What is said to each prompt."""
@@ -109,8 +115,15 @@ def load_predictor(source: str, settings: Sequence[str] = ()) -> Predictor:
             f"{directory}: holds no head for {task.kind} ({', '.join(matched.initialised)} missing); fine-tune it first"
         )
     params = {path: jax.numpy.asarray(array, jax.numpy.float32) for path, array in arrays.items()}
+    return make_predictor(checkpoint.config, directory, task, model, params, settings)
+
+
+def make_predictor(
+    config: Mapping[str, Any], directory: Path, task: Task, model: Model, params: Params, settings: Sequence[str]
+) -> Predictor:
+    """What answers by these parameters; tokenizer and settings are those of a directory and its `config.json`."""
     forward = jax.jit(lambda params, batch: task.keep(model.template.bind(params)(batch), batch))
-    ours = written(checkpoint.config)
+    ours = written(config)
     length = ours.get("max_length", DEFAULT_LENGTH)
     if type(length) is not int or length < 1:
         raise ModelError(f"{directory}: sft_jax_task.max_length is {length!r:.60}; export the model again")
@@ -148,7 +161,7 @@ def read_inputs(file: str, task: Task, lines: Sequence[str] | None = None) -> Ro
             raise DataError(
                 f"input: not JSON lines ({reason(error)}); give a text or a JSON object on each line"
             ) from None
-    return _of_texts(task, texts)
+    return of_texts(task, texts)
 
 
 def _generation(task: Task, settings: Sequence[str]) -> Generation | None:
@@ -177,7 +190,8 @@ def _of_folder(task: Task, folder: str) -> Rows:
     return replace(rows, table=rows.table.add_column("id", [rows.place(row) for row in range(len(rows))]))
 
 
-def _of_texts(task: Task, texts: Sequence[str]) -> Rows:
+def of_texts(task: Task, texts: Sequence[str]) -> Rows:
+    """Texts as rows."""
     return Rows(Dataset.from_dict({task.texts[0]: list(texts)}), "input")
 
 

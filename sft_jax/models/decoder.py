@@ -29,8 +29,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sft_jax.errors import ModelError
 from sft_jax.models.family import Head, check_activation, check_fields
-from sft_jax.nn.attention import attend, earlier, same_segment
+from sft_jax.nn.attention import earlier, same_segment
 from sft_jax.nn.heads import LastTokenHead, LazyLogits, TokenHead, features_of
+from sft_jax.nn.kernels import XLA, Needs, attend_by
 from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, RMSNorm, dropout, noisy
 from sft_jax.nn.random import Key, split
 from sft_jax.nn.rope import Rope, Turns, turn, turns
@@ -222,6 +223,8 @@ class Attention(nnx.Module):
         self.q_norm, self.k_norm = (make_norm(config, width) if config.qk_norm else None for _ in range(2))
         self.head_dim, self.rate = width, config.attention_dropout
         self.scale, self.softcap = config.attention_scale, config.softcap
+        windows = any(kind.window is not None for kind in config.layers)
+        self.backend, self.needs = XLA, Needs(width, self.rate, self.softcap, windows)
 
     def project(
         self, x: Float[Array, "r t e"], by: Turns | None
@@ -241,7 +244,8 @@ class Attention(nnx.Module):
         key: Key | None,
     ) -> Float[Array, "r q e"]:
         """What the queries take from the values they see."""
-        mixed = attend(q, k, v, visible, scale=self.scale, softcap=self.softcap, rate=self.rate, key=key)
+        how = {"scale": self.scale, "softcap": self.softcap, "rate": self.rate}
+        mixed = attend_by(self.backend, q, k, v, visible, causal=True, key=key, **how)
         return self.o(mixed.reshape(*q.shape[:2], -1))
 
 

@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sft_jax.errors import ModelError
 from sft_jax.models.family import check_activation, check_fields
-from sft_jax.nn.attention import attend, same_segment
+from sft_jax.nn.attention import same_segment
 from sft_jax.nn.heads import features_of
+from sft_jax.nn.kernels import XLA, Needs, attend_by
 from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, dropout, noisy
 from sft_jax.nn.random import Key, split
 from sft_jax.nn.stack import Stack
@@ -90,13 +91,15 @@ class Attention(nnx.Module):
         self.q, self.k, self.v = (Linear(size, size, init, bias=bias) for _ in range(3))
         self.o = Linear(size, size, init)
         self.num_heads, self.rate = num_heads, rate
+        self.backend, self.needs = XLA, Needs(size // num_heads, rate)
 
     def __call__(
         self, x: Float[Array, "r t e"], visible: Bool[Array, "r t t"], key: Key | None
     ) -> Float[Array, "r t e"]:
         heads = (*x.shape[:2], self.num_heads, -1)
         q, k, v = (layer(x).reshape(heads) for layer in (self.q, self.k, self.v))
-        return self.o(attend(q, k, v, visible, rate=self.rate, key=key).reshape(x.shape))
+        mixed = attend_by(self.backend, q, k, v, visible, causal=False, rate=self.rate, key=key)
+        return self.o(mixed.reshape(x.shape))
 
 
 class Mlp(nnx.Module):

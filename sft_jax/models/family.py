@@ -13,7 +13,11 @@ from typing import Any, get_args, get_origin
 import numpy as np
 from flax import nnx
 
+from sft_jax.config.adapter import AdapterSection
 from sft_jax.errors import ModelError, did_you_mean
+from sft_jax.nn import lora
+from sft_jax.nn.heads import ON_VOCABULARY
+from sft_jax.nn.kernels import Hardware, use
 from sft_jax.nn.layers import ACTIVATIONS
 from sft_jax.nn.stack import rematerialise
 from sft_jax.nn.template import Template
@@ -75,6 +79,12 @@ class Model:
     template: Template
     table: Table
     limits: dict[str, int]
+    adapters: Mapping[str, lora.Adapter]  # by the path of the layer; the table has none
+
+    @property
+    def axes(self) -> dict[str, tuple[str, ...]]:
+        """Logical axes of every parameter, those of adapters too."""
+        return self.table.axes | lora.axes_of(self.adapters, self.table.axes)
 
     @property
     def max_length(self) -> int:
@@ -101,9 +111,16 @@ def build_model(
     where: str,
     dropout: float | None = None,
     embedding_noise: float = 0.0,
+    adapter: AdapterSection | Mapping[str, lora.Adapter] | None = None,
     remat: str = "none",
+    attention: str = "xla",
+    hardware: Hardware | None = None,
 ) -> Model:
-    """The model that a `config.json` describes, with a head of the kind asked for; allocates nothing."""
+    """The model that a `config.json` describes, with a head of the kind asked for; allocates nothing.
+
+    `adapter` says which layers have one, by patterns or by their paths. Attention is XLA's unless it is said what
+    hardware there is.
+    """
     family = find_family(config, where)
     if head.kind not in family.heads:
         raise ModelError(
@@ -117,11 +134,20 @@ def build_model(
         if not hasattr(settings, "embedding_noise"):
             raise ModelError(f"{where}: {config['model_type']} has no embeddings that noise could be added to")
         settings = replace(settings, embedding_noise=embedding_noise)
-    module, table = family.build(settings, head), family.table(settings, head)
+    module, table, limits = family.build(settings, head), family.table(settings, head), family.limits(settings)
     rematerialise(module, remat)
-    template = Template.of(module)
+    if hardware is not None:
+        use(module, attention, hardware, where)
+    template, layers = Template.of(module), lora.layers_of(module)
     check_covers(table, template.keys)
-    return Model(family, settings, head, template, table, family.limits(settings))
+    if adapter is None:
+        return Model(family, settings, head, template, table, limits, {})
+    if isinstance(adapter, AdapterSection):
+        # Words are read again by a tied head, or by the other side.
+        shared = "decoder_input_ids" in limits or (head.kind in ON_VOCABULARY and getattr(settings, "tied", False))
+        adapter = lora.planned(adapter, layers, shared)
+    lora.attach(layers, adapter)
+    return Model(family, settings, head, Template.of(module), table, limits, adapter)
 
 
 def load_model(

@@ -152,9 +152,11 @@ class Template:
         """What is said of paths, by key, where it is the same of all that a key holds."""
         return {key: labels[self.held.get(key, (key,))[0]] for key in self.keys}
 
-    def gather(self, key: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """What a key holds, of host arrays by path."""
-        return np.stack([arrays[path] for path in self.held[key]]) if key in self.held else arrays[key]
+    def gather(self, key: str, arrays: Mapping[str, Any]) -> Any:
+        """What a key holds, of host arrays, or trees of such, by path."""
+        if key not in self.held:
+            return arrays[key]
+        return jax.tree.map(lambda *layers: np.stack(layers), *(arrays[path] for path in self.held[key]))
 
     def unstack(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Arrays by key -> by path."""

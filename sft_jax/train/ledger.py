@@ -43,6 +43,7 @@ class Ledger:
         """`began` is when the process did, as `time.time()`; without a file nothing is written."""
         self._file, self._clock = file, clock
         self._parts, self._seconds = ["start"], dict[str, float]()
+        self.waiting = 0.0  # seconds that this attempt has waited for batches
         text = file.read_text(encoding="utf-8", errors="replace") if file is not None and file.is_file() else ""
         events = read_events(text)
         # An attempt in a process as old as the attempt before goes on where that one ended.
@@ -84,7 +85,9 @@ class Ledger:
         waiting = iter(items)
         while True:
             with self("wait"):
+                begun = self._clock()
                 found = next(waiting, self)
+                self.waiting += self._clock() - begun
             if found is self:
                 return
             yield found  # type: ignore[misc]

@@ -26,6 +26,7 @@ from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.evaluate import Put
 from sft_jax.train.ledger import Ledger
 from sft_jax.train.meter import Meter
+from sft_jax.train.profile import Trace
 from sft_jax.train.report import Sink
 from sft_jax.train.state import TrainState
 from sft_jax.train.step import Program
@@ -55,6 +56,7 @@ class Timing:
     first_step: float  # when the first step was done, as time.time()
     seconds: float  # evaluations and checkpoints included, compiling not
     tokens_per_second: float  # real tokens, steady state
+    waiting: float = 0.0  # seconds, for batches
 
 
 def train(
@@ -71,21 +73,25 @@ def train(
     checkpoints: Checkpoints,
     sinks: Sequence[Sink],
     ledger: Ledger,
+    trace: Trace | None = None,
 ) -> tuple[TrainState, Timing]:
     """Train from `progress.step` to `plan.steps`, bringing `progress` along; raises Interrupted after saving.
 
     `batches` begin there; where they are stacked, the program takes a step for each of them in one call.
     """
-    meter = Meter(plan.steps, plan.log_every, plan.max_skipped, rate, sinks, progress.left)
+    meter = Meter(plan.steps, plan.log_every, plan.max_skipped, rate, sinks, progress.left, lambda: ledger.waiting)
     begun, first, compiling = time.perf_counter(), 0.0, program.seconds
     ledger.begin_loop(progress.step)
-    with stop_requests() as stop:
+    with stop_requests() as stop, trace or Trace() as traced:
         for batch in ledger.waited(batches):
             with meter.paused(), ledger("compile"):  # a shape that was not met before
                 executable = program.compile(batch)
             called, stacked = time.perf_counter(), batch["weight"].ndim == 3
-            state, metrics = executable(state, frozen, put(batch))
-            progress.step = ledger.step = progress.step + (len(batch["weight"]) if stacked else 1)
+            after = progress.step + (len(batch["weight"]) if stacked else 1)
+            with traced.over(progress.step + 1, after):
+                state, metrics = executable(state, frozen, put(batch))
+            traced.end(after, metrics)
+            progress.step = ledger.step = after
             if not first:
                 jax.block_until_ready(metrics)
                 first = time.time()
@@ -119,7 +125,7 @@ def train(
     with ledger("checkpoint"):
         checkpoints.wait()
     seconds = time.perf_counter() - begun - (program.seconds - compiling)
-    return state, Timing(first, seconds, meter.tokens_per_second)
+    return state, Timing(first, seconds, meter.tokens_per_second, ledger.waiting)
 
 
 def edges(plan: Plan, begin: int, most: int) -> tuple[int, ...]:

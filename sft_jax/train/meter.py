@@ -28,14 +28,21 @@ class Meter:
         rate: Callable[[int], Any],
         sinks: Sequence[Sink],
         left: Mapping[str, Any] | None = None,
+        waiting: Callable[[], float] = lambda: 0.0,
     ):
-        """`left` is what `flush` gave of an interval that an earlier process began."""
+        """`left` is what `flush` gave of an interval that an earlier process began.
+
+        `waiting` gives the seconds that were spent on waiting for batches so far.
+        """
         self._steps, self._every, self._max_skipped, self._rate, self._sinks = steps, every, max_skipped, rate, sinks
         self._running: deque[Any] = deque()
         self._open: list[tuple[int, Any]] = []  # steps of the interval that is being filled
-        self._late: tuple[list[tuple[int, Any]], float] | None = None  # the one before, and its seconds
+        # The one before, its seconds, and those of them that were spent on waiting.
+        self._late: tuple[list[tuple[int, Any]], float, float] | None = None
         self._left = dict(left or {})
         self._begun = time.perf_counter() - self._left.get("seconds", 0.0)
+        self._waiting = waiting
+        self._waited = waiting() - self._left.get("waited", 0.0)  # when the interval began
         self._reports = 0
         self._steady_tokens, self._steady_seconds = 0, 0.0  # of all intervals after the first
 
@@ -56,7 +63,9 @@ class Meter:
         if step % self._every == 0:
             now = time.perf_counter() if now is None else now
             self._report()
-            self._late, self._open, self._begun = (self._open, now - self._begun), [], now
+            waited = self._waiting()
+            self._late = (self._open, now - self._begun, waited - self._waited)
+            self._open, self._begun, self._waited = [], now, waited
 
     def flush(self, *, whole: bool = True) -> dict[str, Any]:
         """Report all there is; gives what a later process needs to finish an interval, where it is not to end here."""
@@ -64,13 +73,13 @@ class Meter:
         if not self._open:
             return {}
         jax.block_until_ready(self._open[-1][1])
-        entries, seconds = self._open, time.perf_counter() - self._begun
-        self._late = (entries, seconds)
+        entries, seconds, waited = self._open, time.perf_counter() - self._begun, self._waiting() - self._waited
+        self._late = (entries, seconds, waited)
         self._open = [] if whole else entries
         fetched = self._report(whole)
         values = [{name: leaf.item() for name, leaf in _named(metrics)} for metrics in fetched]
         steps = [[step, found] for (step, _), found in zip(entries, values, strict=True)]
-        return {} if whole else {"seconds": seconds, "steps": steps}
+        return {} if whole else {"seconds": seconds, "waited": waited, "steps": steps}
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -98,7 +107,7 @@ class Meter:
         """Report the interval before; gives its metrics on the host, step by step."""
         if self._late is None:
             return []
-        (entries, seconds), self._late = self._late, None
+        (entries, seconds, waited), self._late = self._late, None
         earlier = [metrics for _, metrics in entries if isinstance(metrics["tokens"], np.ndarray)]  # on the host
         fetched = earlier + to_host([metrics for _, metrics in entries[len(earlier) :]])
         weight = float(sum(m["loss"].weight for m in fetched))  # of classes too, so it may be any number
@@ -120,6 +129,7 @@ class Meter:
             "tokens": tokens,
             "documents": int(sum(m["documents"] for m in fetched)),
             "tokens_per_second": round(tokens / seconds, 1),
+            "waiting": round(waited / seconds, 4),
             "seconds_left": round((self._steps - last) * seconds / len(entries), 1),
             **({} if whole else {"partial": True}),
         }

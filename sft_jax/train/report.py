@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sft_jax.errors import RunError
 
 METRICS = ("train", "validation", "test")  # the kinds of events that carry a step and figures
+MUCH_WAITING = 0.05  # share of the time that a line tells of
 SHOWN_CHARS = 100  # of a prompt, and of an answer
 Values = Mapping[str, Any]
 
@@ -129,6 +130,8 @@ class Screen:
             f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  grad norm {values['grad_norm']:.3f}  "
             f"{values['tokens_per_second']:,.0f} tokens/s"
         )
+        if values.get("waiting", 0.0) >= MUCH_WAITING:
+            line += f"  {values['waiting']:.0%} waiting for data"
         if values.get("skipped"):
             line += f"  {values['skipped']} skipped"
         if not self.console.is_terminal:

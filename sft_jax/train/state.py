@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from sft_jax.config.training import TrainSection
 from sft_jax.errors import ConfigError
-from sft_jax.mesh import like_params, param_shardings, put
+from sft_jax.mesh import fitting, like_params, param_shardings, put, replicated
+from sft_jax.nn.quantised import Kind, Quantised, abstract
 from sft_jax.nn.template import Params, Template
 from sft_jax.paths import select
 from sft_jax.train.guard import Guard
@@ -55,9 +56,9 @@ class Placement:
     state: TrainState  # of shardings
 
 
-def frozen_paths(patterns: Sequence[str], template: Template) -> frozenset[str]:
-    """The paths that the patterns freeze, statistics too; something must be left to train."""
-    frozen = select(patterns, template.keys, "train.freeze")
+def frozen_paths(patterns: Sequence[str], template: Template, beside: frozenset[str] = frozenset()) -> frozenset[str]:
+    """The paths that the patterns freeze, statistics too, and those `beside` adapters; something must be left."""
+    frozen = select(patterns, template.keys, "train.freeze") | beside
     if not set(template.keys) - template.stats - frozen:
         raise ConfigError("train.freeze: every parameter is frozen; leave something to train, such as head/**")
     return frozen
@@ -72,6 +73,15 @@ def place(
     params = param_shardings(mesh, named, template.shapes)
     state = like_params(abstract_state(template, frozen, begin), params, template.shapes, mesh)
     return Placement(mesh, params, state)
+
+
+def lying(placement: Placement, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The sharding of every array of these parameters: a quantised one is several; what has no place is whole."""
+    whole = replicated(placement.mesh)
+    return {
+        path: jax.tree.map(lambda a, p=path: fitting(placement.params.get(p, whole), a.shape), held)
+        for path, held in params.items()
+    }
 
 
 def beginning(optimizer: optax.GradientTransformation, section: TrainSection) -> Begin:
@@ -97,10 +107,16 @@ def abstract_state(template: Template, frozen: frozenset[str], begin: Begin) -> 
     return jax.eval_shape(begin, *_moving(shapes, template, frozen))
 
 
-def abstract_frozen(template: Template, frozen: frozenset[str], compute_dtype: Any) -> Params:
-    """What stands beside the state, as shapes and types alone."""
+def abstract_frozen(
+    template: Template, frozen: frozenset[str], compute_dtype: Any, few: Mapping[str, Kind] | None = None
+) -> dict[str, Any]:
+    """What stands beside the state, as shapes and types alone; `few` are the paths of what is quantised, and how."""
     types = {p: jnp.float32 if p in template.stats else compute_dtype for p in sorted(frozen)}
-    return {p: jax.ShapeDtypeStruct(template.shapes[p], dtype) for p, dtype in types.items()}  # type: ignore[misc]
+    plain = {p: jax.ShapeDtypeStruct(template.shapes[p], dtype) for p, dtype in types.items()}
+    kinds: dict[str, Kind] = (
+        {p: few[path] for p in plain for path in template.paths([p])[:1] if path in few} if few else {}
+    )
+    return plain | {p: abstract(template.shapes[p], kind).astype(types[p]) for p, kind in kinds.items()}
 
 
 def _moving(params: Mapping[str, Any], template: Template, frozen: frozenset[str]) -> tuple[dict, dict]:
@@ -112,7 +128,7 @@ def _moving(params: Mapping[str, Any], template: Template, frozen: frozenset[str
 
 def initial_state(
     template: Template,
-    loaded: Mapping[str, np.ndarray],  # by path
+    loaded: Mapping[str, Any],  # by path
     frozen: frozenset[str],
     begin: Begin,
     placement: Placement,
@@ -121,15 +137,20 @@ def initial_state(
 ) -> tuple[TrainState, Params]:
     """(state, frozen parameters) at step 0: loaded where a checkpoint had them, else drawn from the seed.
 
-    Trainable parameters and statistics are float32 (C20); frozen parameters have the type of the arithmetic.
+    Trainable parameters and statistics are float32 (C20); frozen parameters have the type of the arithmetic, or are
+    quantised where they come so.
     """
     whole = [key for key in template.keys if all(path in loaded for path in template.paths([key]))]
     missing = [key for key in template.keys if key not in whole]
     shardings = {p: placement.params[p] for p in missing}
     drawn = jax.jit(lambda key: template.initial(key, missing), out_shardings=shardings)(jax.random.key(seed))
+    types = {p: like.dtype for p, like in abstract_frozen(template, frozen, compute_dtype).items()}
     held = {}
-    for key in whole:  # one after another, so that the host holds no second copy of all of them
-        held |= put({key: np.asarray(template.gather(key, loaded), np.float32)}, placement.params[key])
+    for key in whole:  # one after another, so that neither host nor device holds a second copy of all of them
+        given = template.gather(key, loaded)
+        given = {key: given if isinstance(given, Quantised) else np.asarray(given, np.float32)}
+        array = put(given, lying(placement, given))[key]
+        held[key] = array.astype(types[key]) if key in frozen else array
     params = {p: (drawn | held)[p] for p in sorted(template.keys)}
-    fixed = {p: params[p].astype(like.dtype) for p, like in abstract_frozen(template, frozen, compute_dtype).items()}
+    fixed = {p: params[p].astype(dtype) for p, dtype in types.items()}
     return jax.jit(begin, out_shardings=placement.state)(*_moving(params, template, frozen)), fixed

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
 from jaxtyping import Array, PRNGKeyArray
 
 from sft_jax.config.training import TrainSection
@@ -19,7 +18,7 @@ from sft_jax.mesh import batch_sharding, replicated
 from sft_jax.nn import random
 from sft_jax.nn.template import Moving, Params, Template, crc
 from sft_jax.tasks.task import Counts, Ratio, Task
-from sft_jax.train.state import Placement, TrainState
+from sft_jax.train.state import Placement, TrainState, lying
 
 Arrays = Mapping[str, Any]  # a batch: arrays of host or device, or their shapes
 Metrics = dict[str, Any]  # loss: Ratio, grad_norm, tokens, documents; of a guard: skipped, in_row, skipped_before
@@ -178,11 +177,10 @@ def train_program(
 ) -> Program:
     """The training step, or several on stacked batches, donated and with explicit shardings in and out."""
     rows, whole = batch_sharding(placement.mesh, stacked=stacked), replicated(placement.mesh)
-    fixed = {p: placement.params.get(p, whole) for p in frozen}
     jitted = jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(placement.state, fixed, rows),
+        in_shardings=(placement.state, lying(placement, frozen), rows),
         out_shardings=(placement.state, whole),
     )
     return Program(jitted, lambda batch: (abstract(state), abstract(frozen), abstract(batch)))
@@ -191,9 +189,7 @@ def train_program(
 def eval_program(step: Callable[..., Any], placement: Placement, params: Params, frozen: Params) -> Program:
     """The evaluation step; the tally so far is donated."""
     rows, whole = batch_sharding(placement.mesh), replicated(placement.mesh)
-    shardings: tuple[dict[str, NamedSharding], ...] = tuple(
-        {p: placement.params.get(p, whole) for p in group} for group in (params, frozen)
-    )
+    shardings = lying(placement, params), lying(placement, frozen)
     jitted = jax.jit(step, donate_argnums=3, in_shardings=(*shardings, rows, whole), out_shardings=whole)
     weights = abstract(params), abstract(frozen)
 

@@ -115,7 +115,7 @@ def open_checkpoint(directory: Path, *, weights: bool = True) -> Checkpoint:
 
 def read_config(directory: Path) -> dict[str, Any]:
     """`config.json` as plain data, without the keys that would load code."""
-    config = _read_json(directory / CONFIG)
+    config = read_json(directory / CONFIG)
     if "quantization_config" in config:
         raise ModelError(f"{directory / CONFIG}: a quantised checkpoint; give the original, unquantised one")
     return {
@@ -133,9 +133,14 @@ def write_checkpoint(
 ) -> None:
     """Write `config.json` and the tensors, over several files where they are larger than `shard_bytes`."""
     directory.mkdir(parents=True, exist_ok=True)
+    write_config(directory, config)
+    write_tensors(directory, tensors, shard_bytes)
+
+
+def write_config(directory: Path, config: Mapping[str, Any]) -> None:
+    """Write `config.json`."""
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     (directory / CONFIG).write_text(text, encoding="utf-8")
-    write_tensors(directory, tensors, shard_bytes)
 
 
 def write_tensors(directory: Path, tensors: Mapping[str, np.ndarray], shard_bytes: int = SHARD_BYTES) -> None:
@@ -196,7 +201,8 @@ def _shards(tensors: Mapping[str, np.ndarray], limit: int) -> list[list[str]]:
     return shards
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """An object of a JSON file of a checkpoint; raises ModelError for anything else."""
     try:
         if file.stat().st_size > JSON_BYTES:
             raise ModelError(f"{file}: more than {JSON_BYTES} bytes of JSON; fetch the checkpoint again")
@@ -212,7 +218,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def read_index(index: Path, ending: str) -> dict[str, Path]:
     """The file of each tensor, as an index says; each lies beside it and has this ending."""
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{index}: no weight_map; fetch the checkpoint again")
     problems = [
@@ -273,6 +279,11 @@ def _only_gguf(directory: Path) -> Path | None:
         raise ModelError(f"{directory}: holds {len(found)} GGUF files ({names}); give the one that is meant")
     check_links(directory, [f"*{GGUF}"])
     return found[0]
+
+
+def open_tensors(file: Path) -> dict[str, np.ndarray]:
+    """All tensors of a small file, such as an adapter's."""
+    return {name: _read_safetensors(file, name) for name in _header(file)}
 
 
 def _read_safetensors(file: Path, name: str) -> np.ndarray:

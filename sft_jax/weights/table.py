@@ -204,7 +204,7 @@ def match(
 def load(table: Table, matched: Matched, read: Callable[[str], np.ndarray]) -> Arrays:
     """The loaded parameters in our layout, in the type that the checkpoint has."""
     rows = {row.ours: row for row in table.rows}
-    return {ours: _read(rows[ours], read(theirs)) for ours, theirs in matched.loaded.items()}
+    return {ours: take(rows[ours], read(theirs)) for ours, theirs in matched.loaded.items()}
 
 
 def save(table: Table, params: Mapping[str, np.ndarray]) -> Arrays:
@@ -216,7 +216,8 @@ def save(table: Table, params: Mapping[str, np.ndarray]) -> Arrays:
     return {theirs: _whole(parts) for theirs, parts in tensors.items()} | counters
 
 
-def _read(row: Row, tensor: np.ndarray) -> np.ndarray:
+def take(row: Row, tensor: np.ndarray) -> np.ndarray:
+    """A parameter out of its tensor, in our layout."""
     return row.layout.load(row.part.cut(tensor) if row.part else tensor)
 
 

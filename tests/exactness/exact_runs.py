@@ -25,7 +25,7 @@ from sft_jax.mesh import to_host
 from sft_jax.run import Run, initial, prepare, train_program
 from sft_jax.train.state import TrainState, beginning, place
 
-TIMES = ("tokens_per_second", "seconds_left")  # the fields of metrics.jsonl that hold times
+TIMES = ("tokens_per_second", "waiting", "seconds_left")  # the fields of metrics.jsonl that hold times
 
 
 def small_model(factory: pytest.TempPathFactory) -> Path:
@@ -141,7 +141,7 @@ def keeping_gradients() -> optax.GradientTransformation:
 def with_optimizer(run: Run, optimizer: optax.GradientTransformation) -> Run:
     """The same run with another optimizer."""
     begin = beginning(optimizer, run.config.train)
-    placement = place(run.mesh, run.model.template, run.model.table.axes, run.frozen, begin)
+    placement = place(run.mesh, run.model.template, run.model.axes, run.frozen, begin)
     return replace(run, optimizer=optimizer, placement=placement)
 
 

@@ -1,0 +1,249 @@
+"""Kernels of accelerators keep `attend`'s contract, and a model gets only what it and the machine can do.
+
+On a CPU the kernels of jax are run by Pallas' interpreter, and cuDNN is followed as far as the compiler; tests marked
+`gpu` compute there (`benchmarks/gpu.sh`).
+"""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY
+from flax import nnx
+from test_attend import reference
+
+from sft_jax.errors import ConfigError
+from sft_jax.models.family import Head, Model, build_model
+from sft_jax.nn import kernels
+from sft_jax.nn.attention import attend, earlier, same_segment
+from sft_jax.nn.kernels import Choice, Hardware, Needs, attend_by, choose
+
+TOKENS = 70  # of no block's size
+LENGTHS = [[30, 12, 28], [25], []]
+ON_GPU = jax.default_backend() == "gpu"
+ON_CPU = jax.default_backend() == "cpu"
+GPU, TPU = (Hardware(platform, 1, "bfloat16") for platform in ("gpu", "tpu"))
+KERNELS = [
+    pytest.param("splash", 128, marks=pytest.mark.skipif(not ON_CPU, reason="a kernel for TPUs; a CPU interprets it")),
+    pytest.param(
+        "cudnn",
+        64,
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="cuDNN needs an NVIDIA GPU: benchmarks/gpu.sh")],
+    ),
+]
+
+
+@functools.cache
+def laid_out() -> tuple[np.ndarray, np.ndarray]:
+    """(segments, positions) of packed, half-empty and empty rows."""
+    ids, places = (np.zeros((len(LENGTHS), TOKENS), np.int32) for _ in range(2))
+    for row, lengths in enumerate(LENGTHS):
+        ids[row, : sum(lengths)] = np.repeat(np.arange(len(lengths)) + 1, lengths)
+        places[row, : sum(lengths)] = np.concatenate([np.arange(0), *map(np.arange, lengths)])
+    return ids, places
+
+
+def visible_to(causal: bool, window: int | None = None) -> jax.Array:
+    """Which key each query may see."""
+    ids, places = map(jnp.asarray, laid_out())
+    seen = same_segment(ids)
+    return seen & earlier(places, places, window) if causal else seen
+
+
+def inputs(size: int, dtype: str = "float32", heads: int = 4, shared: int = 2) -> list[jax.Array]:
+    """Queries, keys and values, the latter of fewer heads."""
+    draw = np.random.default_rng(0)
+    counts = (heads, heads // shared, heads // shared)
+    return [jnp.asarray(draw.normal(size=(len(LENGTHS), TOKENS, count, size)), dtype) for count in counts]
+
+
+def gradients(backend: str, visible: jax.Array, given: list[jax.Array], causal: bool) -> tuple[jax.Array, ...]:
+    """Outputs of a backend, then the gradients of a loss that looks at all of them, filler too."""
+
+    def loss(*given: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out = attend_by(Choice(backend), *given, visible, causal=causal)
+        wide = out.astype(jnp.float32)
+        return (jnp.sin(wide) + jnp.square(wide)).sum(), out
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+    (_, out), found = run(*given)
+    return out, *found
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["both ways", "causal"])
+@pytest.mark.parametrize(("backend", "size"), KERNELS)
+def test_a_kernel_equals_the_definition(backend, size, causal):
+    """C3 C34: outputs are those of float64, gradients those of XLA; filler gives zeros and gets none."""
+    dtype, tolerance = ("bfloat16", 3e-2) if backend == "cudnn" else ("float32", 1e-5 if ON_CPU else 5e-3)
+    visible, given = visible_to(causal), inputs(size, dtype)
+    out, *found = gradients(backend, visible, given, causal)
+    wide = [np.asarray(array, np.float64) for array in given]
+    expected = reference(wide[0], wide[1].repeat(2, axis=2), wide[2].repeat(2, axis=2), np.asarray(visible))
+    assert np.abs(np.asarray(out, np.float64) - expected).max() < tolerance
+    _, *exact = gradients("xla", visible, [array.astype(jnp.float32) for array in given], causal)
+    filler = laid_out()[0] == 0
+    for mine, theirs in zip(found, exact, strict=True):
+        mine, theirs = (np.asarray(array, np.float64) for array in (mine, theirs))
+        assert np.linalg.norm(mine - theirs) < tolerance * np.linalg.norm(theirs)
+        assert (mine[filler] == 0).all()
+    assert (np.asarray(out, np.float32)[filler] == 0).all()
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["isolated", "control"])
+@pytest.mark.parametrize(("backend", "size"), KERNELS)
+def test_another_document_changes_nothing(backend, size, broken):
+    """C3: with one document perturbed, outputs of another in the same row stay bit-equal; merged, they move."""
+    ids, _ = laid_out()
+    mask = np.minimum(ids, 1) if broken else ids
+    second = ids == 2
+    before = inputs(size, "bfloat16" if backend == "cudnn" else "float32")
+    after = [jnp.where(jnp.asarray(second)[:, :, None, None], array, 3 * array + 1) for array in before]
+    one, other = (
+        np.asarray(attend_by(Choice(backend), *given, same_segment(jnp.asarray(mask)), causal=False), np.float32)
+        for given in (before, after)
+    )
+    assert (one[second] == other[second]).all() == (not broken)
+
+
+def test_scores_are_bounded_where_a_kernel_can():
+    """R57: Splash bounds scores as `attend` does."""
+    if not ON_CPU:
+        pytest.skip("a CPU interprets it")
+    given, visible = inputs(128, shared=1), visible_to(True)
+    exact = attend(*given, visible, softcap=2.0, scale=0.5)
+    found = attend_by(Choice("splash"), *given, visible, causal=True, softcap=2.0, scale=0.5)
+    assert np.abs(found - exact).max() < 1e-5
+    assert np.abs(attend(*given, visible, scale=0.5) - exact).max() > 0.1, "the bound does nothing"
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_segments_are_found_in_the_mask(window):
+    """C3: documents are known by their first token where all of it is seen; a window hides it, and is refused."""
+    ids, _ = laid_out()
+    begins = np.where(ids > 0, [[1 + (row == i).argmax() for i in row] for row in ids], 0)
+    assert (np.asarray(kernels.segments_of(visible_to(False))) == begins).all()
+    assert (np.asarray(kernels.segments_of(visible_to(True, window))) == begins).all() == (window is None)
+    assert "a window" in (kernels.obstacle("splash", TPU, Needs(128, window=True)) or "")
+    assert kernels.obstacle("cudnn", GPU, Needs(128, window=True)) is None
+
+
+@pytest.mark.skipif(not ON_CPU, reason="on a GPU it is computed")
+def test_cudnn_is_what_a_gpu_is_told(monkeypatch):
+    """R38: compiled for CUDA, both passes call cuDNN's fused attention and no product of all pairs is left."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(
+        fused_attention_stablehlo, "cuda_versions", types.SimpleNamespace(cudnn_get_version=lambda: 91500)
+    )
+    given, visible = inputs(64, "bfloat16"), visible_to(True)
+
+    def text(backend: str) -> str:
+        def loss(*given: jax.Array) -> jax.Array:
+            return attend_by(Choice(backend), *given, visible, causal=True).astype(jnp.float32).sum()
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
+
+    found = text("cudnn")
+    assert "__cudnn$fmhaScaleBiasSoftmax(" in found and "__cudnn$fmhaScaleBiasSoftmaxBackward(" in found
+    assert "dot_general" not in found
+    assert "__cudnn" not in text("xla") and "dot_general" in text("xla")
+
+
+LONG_ROWS = Choice("cudnn", kernels.LONG)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "needs", "expected"),
+    [
+        (GPU, Needs(64), LONG_ROWS),
+        (Hardware("gpu", 8, "bfloat16"), Needs(128, window=True), LONG_ROWS),
+        (Hardware("gpu", 1, "float32"), Needs(64), Choice()),
+        (Hardware("cpu", 1, "bfloat16"), Needs(64), Choice()),
+        (Hardware("tpu", 1, "bfloat16"), Needs(128), Choice()),
+        (GPU, Needs(64, dropout=0.1), Choice()),
+        (GPU, Needs(64, softcap=50.0), Choice()),
+        (GPU, Needs(60), Choice()),
+        (GPU, Needs(256), Choice()),
+    ],
+)
+def test_auto(hardware, needs, expected):
+    """R38: `auto` takes cuDNN where it can do all that is needed, else XLA, and never fails."""
+    assert choose("auto", hardware, needs) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "hardware", "needs", "said"),
+    [
+        ("cudnn", Hardware("cpu", 1, "bfloat16"), Needs(64), "cudnn does not run on cpu; set it to auto or xla"),
+        ("cudnn", TPU, Needs(64), "cudnn does not run on tpu"),
+        ("splash", GPU, Needs(128), "splash does not run on gpu"),
+        (
+            "cudnn",
+            GPU,
+            Needs(64, dropout=0.1),
+            r"draws no dropout, and the model's rate is 0.1 \(model.dropout=0 would",
+        ),
+        ("splash", TPU, Needs(128, dropout=0.1), "draws no dropout"),
+        ("cudnn", GPU, Needs(64, softcap=50.0), "does not bound scores"),
+        ("cudnn", Hardware("gpu", 1, "float32"), Needs(64), r"does not compute in float32 \(train.compute_dtype=bfl"),
+        ("cudnn", GPU, Needs(60), "has no heads of size 60"),
+        ("splash", TPU, Needs(64), "has no heads of size 64"),
+        ("splash", Hardware("tpu", 4, "bfloat16"), Needs(128), "keeps to one device"),
+    ],
+)
+def test_what_cannot_be_is_refused(asked, hardware, needs, said):
+    """R38: a backend that was asked for by name does all that is needed or is refused, with the way out."""
+    with pytest.raises(ConfigError, match=f"train.attention: {asked} .*{said.removeprefix(asked + ' ')}"):
+        choose(asked, hardware, needs)
+    assert choose("xla", hardware, needs) == Choice()
+
+
+def test_short_rows_stay_with_xla():
+    """R38: `auto` leaves rows alone that are shorter than it pays for, and caches, whose keys are more than queries."""
+    given, visible = inputs(64), visible_to(True)
+    exact = attend(*given, visible)
+    assert (attend_by(Choice("cudnn", TOKENS + 1), *given, visible, causal=True) == exact).all()
+    queries, *rest = given
+    found = attend_by(Choice("cudnn"), queries[:, :1], *rest, visible[:, :1], causal=True)
+    assert (found == attend(queries[:, :1], *rest, visible[:, :1])).all()
+
+
+def attentions(model: Model) -> list:
+    """The modules of a model that have a backend."""
+    module = jax.tree.unflatten(model.template.treedef, model.template.leaves)
+    return [node for _, node in nnx.iter_graph(module) if isinstance(getattr(node, "backend", None), Choice)]
+
+
+def test_every_layer_of_a_model_computes_by_it():
+    """R38: a model is built with the backend in each of its blocks, and computes the same by it."""
+    ids, places = laid_out()
+    batch = {
+        "input_ids": jnp.asarray(ids * 3 % 40),
+        "segment_ids": jnp.asarray(ids),
+        "position_ids": jnp.asarray(places),
+    }
+    batch |= {"token_type_ids": jnp.zeros_like(batch["input_ids"]), "starts": jnp.zeros((3, 1), jnp.int32)}
+    config, head = (
+        {**TINY, "hidden_size": 256, "num_attention_heads": 2, "max_position_embeddings": TOKENS},
+        Head("token_classification", 2),
+    )
+    built = {name: build_model(config, head, "tiny", attention=name, hardware=TPU) for name in ("xla", "splash")}
+    params = built["xla"].template.initial(jax.random.key(0), built["xla"].template.keys)
+    one, other = (np.asarray(model.template.bind(params)(batch)) for model in built.values())
+    assert np.abs(one - other)[ids > 0].max() < 1e-4
+    texts = [jax.make_jaxpr(lambda p, m=model: m.template.bind(p)(batch))(params) for model in built.values()]
+    assert ["pallas_call" in str(text) for text in texts] == [False, True]
+    chosen = {name: [n.backend.name for n in attentions(model)] for name, model in built.items()}
+    assert chosen == {name: [name] * TINY["num_hidden_layers"] for name in built}
+
+
+def test_a_family_without_such_attention():
+    """R38: ResNet has none that a kernel could compute, which is said where one was asked for by name."""
+    config = {"model_type": "resnet", "embedding_size": 4, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
+    head = Head("image_classification", 2)
+    with pytest.raises(ConfigError, match=r"train.attention: tiny has no attention that cudnn could compute"):
+        build_model(config, head, "tiny", attention="cudnn", hardware=GPU)
+    build_model(config, head, "tiny", attention="auto", hardware=GPU)
