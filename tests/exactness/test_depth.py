@@ -325,3 +325,19 @@ def test_a_scanned_encoder_is_computed_once(bert):
     frozen = ("train.scan=always", "train.freeze=['embed/**','blocks/**']")
     assert bert(*frozen, "model.dropout=0").recomputed is None
     assert "dropout" in str(bert(*frozen).recomputed)
+
+
+@pytest.mark.parametrize("family", ["llama", "marian"])
+def test_answers_of_scanned_layers(families, family: str):
+    """C29: what generates takes each layer out of its array, and begins with the logits of looped layers."""
+    one, other = (first_logits(families[family](f"train.scan={scan}")) for scan in ("never", "always"))
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert np.abs(one[0] - one[1]).max() > 1e-3
+
+
+def first_logits(run: Run) -> np.ndarray:
+    """Of the first token of two answers."""
+    state, frozen = initial(run)
+    ids, lengths = np.array([[7, 8, 9, 10], [9, 7, 0, 0]], np.int32), np.array([4, 2], np.int32)
+    begin = jax.jit(lambda params: run.model.template.bind(params).begin(ids, lengths, 3)[0])
+    return np.asarray(begin({**state.weights, **frozen}))
