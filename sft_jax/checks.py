@@ -141,7 +141,7 @@ def adapter_source(section: AdapterSection, model: Model, task: Task) -> Arrays:
     if section.source is None:
         return {}
     directory = find(section.source)
-    found = read_adapter(directory, model.table, model.template.shapes)
+    found = read_adapter(directory, model.table, model.template.looped.shapes)
     wanted, given = dict(model.adapters), found.plan
     problems = [
         *(f"{path}: has an adapter there, and none here" for path in given if path not in wanted),

@@ -126,10 +126,11 @@ def export(path: RunDir, out: Annotated[Path, typer.Argument(help="A new directo
     from sft_jax import jobs, run
 
     found = run.open_run(path)
+    beside = f", its adapter in {jobs.adapter_directory(out)}" if found.model.adapters else ""
     step = jobs.export(found, out, at)
     predict = f"sft-jax predict {out}"
     tried = f"{predict} picture.jpg" if found.task.images else f"echo 'some text' | {predict}"
-    print(f"step {step} of {path} is in {out}; try: {tried}")
+    print(f"step {step} of {path} is in {out}{beside}; try: {tried}")
 
 
 @app.command()

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -19,6 +18,7 @@ from sft_jax.report.tables import figure
 from sft_jax.run import Run
 from sft_jax.tasks.task import Audit
 from sft_jax.train.report import Screen, shown, size
+from sft_jax.train.state import abstract_frozen
 from sft_jax.weights.files import count
 
 
@@ -190,7 +190,10 @@ def _model(run: Run) -> dict[str, str]:
     frozen = count({p: shapes[p] for p in run.frozen})
     total = count(shapes)
     facts["parameters"] = f"{total - frozen:,} trainable, {frozen:,} frozen"
-    state = 12 * (total - frozen) + (4 if run.dtype == np.float32 else 2) * frozen
+    if run.model.adapters:
+        facts["adapters"] = f"{len(run.model.adapters)}, on {', '.join([*run.model.adapters][:3])} ..."
+    beside = abstract_frozen(run.model.template, run.frozen, run.dtype, run.few)
+    state = 12 * (total - frozen) + sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(beside))
     facts["memory"] = f"about {state / 1e6:,.0f} MB for parameters and moments, before activations"
     return facts
 

@@ -17,7 +17,7 @@ from sft_jax.config.schema import Config
 from sft_jax.data.batch import Batch
 from sft_jax.mesh import batch_parts
 from sft_jax.run import Run, otherwise, prepare, train_program
-from sft_jax.train.state import abstract_frozen, abstract_state
+from sft_jax.train.state import abstract_frozen, abstract_state, lying
 from sft_jax.train.step import needs
 
 LOOKED_AT = 200  # batches among which the largest shape is looked for
@@ -59,13 +59,13 @@ def estimate(run: Run) -> Estimate:
     """What the step on the largest batch needs."""
     template, placement = run.model.template, run.placement
     state = abstract_state(template, run.frozen, run.begin)
-    frozen, batch = abstract_frozen(template, run.frozen, run.dtype), largest(run)
+    frozen, batch = abstract_frozen(template, run.frozen, run.dtype, run.few), largest(run)
     begun = time.perf_counter()
     held, temporary = needs(train_program(run, state, frozen).compile(batch))
     parameters = _bytes(state.params, placement.state.params)
     return Estimate(
         parameters=parameters,
-        frozen=_bytes(frozen, {key: placement.params[key] for key in frozen}),
+        frozen=_bytes(frozen, lying(placement, frozen)),
         optimizer=_bytes(state, placement.state) - parameters,
         batch=sum(array.nbytes for array in batch.values()) // batch_parts(run.mesh),
         temporary=temporary,

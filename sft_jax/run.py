@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from sft_jax import assets, checks, machine
 from sft_jax import mesh as meshes
-from sft_jax.adapt.begin import begin, standing_still
+from sft_jax.adapt.begin import begin, few_bits, standing_still
 from sft_jax.config.data import Files, Mixture
 from sft_jax.config.read import read_config
 from sft_jax.config.schema import Config, RunSection
@@ -33,6 +33,7 @@ from sft_jax.data.sources import load_rows
 from sft_jax.errors import ConfigError, DataError, RunError
 from sft_jax.models.family import Model, build_model, load_model
 from sft_jax.nn.kernels import Hardware
+from sft_jax.nn.quantised import Kind
 from sft_jax.nn.template import Params, Template
 from sft_jax.tasks.task import Audit, Examples, Task, build_task
 from sft_jax.train import depth, directory, features, optim, step, trackers
@@ -95,6 +96,11 @@ class Run:
     def trainable(self) -> list[str]:
         """Paths of what is trained."""
         return sorted(set(self.model.template.keys) - self.model.template.stats - self.frozen)
+
+    @property
+    def few(self) -> dict[str, Kind]:
+        """The kernels under adapters that are held in few bits, and how."""
+        return few_bits(self.config.adapter, self.model.adapters, self.model.table.axes)
 
     def examples(self, split: str) -> Examples:
         """The documents of a split with the texts and targets of their rows."""
@@ -181,7 +187,8 @@ def _laid_out(
 ) -> Run:
     """What is read, as batches and state over a mesh."""
     batches, evals = _batches(config, mesh, rows, data, tokenizer)
-    still = standing_still(config.adapter, model.template.leaves, model.adapters, matched.initialised, model.head.kind)
+    new = matched.initialised if matched.loaded else ()  # all is new where no weights are read
+    still = standing_still(config.adapter, model.template.leaves, model.adapters, new, model.head.kind)
     frozen = frozen_paths(config.train.freeze, model.template, still)
     template, looped = depth.held(config, model.template, frozen, matched.loaded, batches.steps)
     model, frozen = replace(model, template=template), depth.by_key(template, frozen)

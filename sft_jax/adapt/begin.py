@@ -1,6 +1,6 @@
 """What a run with adapters begins with: which parameters stand still, and the numbers that depend on loaded weights."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from sft_jax.config.adapter import AdapterSection
 from sft_jax.errors import ConfigError
 from sft_jax.nn.heads import ON_VOCABULARY
 from sft_jax.nn.lora import HEAD, SLOT, Adapter, column_norms, is_adapter, kernel_of
-from sft_jax.nn.quantised import quantise
+from sft_jax.nn.quantised import Kind, quantise
 from sft_jax.paths import select
 
 
@@ -33,16 +33,21 @@ def standing_still(
     return frozenset(path for path in paths if not is_adapter(path) and path not in new and path not in also)
 
 
+def few_bits(section: AdapterSection | None, plan: Iterable[str], known: Collection[str]) -> dict[str, Kind]:
+    """The kernels, of those that are known, that are held in few bits, and how; tables of vectors are not."""
+    kind = section.base if section else "same"
+    return {} if kind == "same" else {f"{path}/kernel": kind for path in plan if f"{path}/kernel" in known}
+
+
 def begin(section: AdapterSection, plan: Mapping[str, Adapter], loaded: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The loaded arrays with kernels under adapters as `adapter.base` has them, and the sizes that DoRA begins with.
 
     These are the norms of the columns as they are held, so that a new adapter changes nothing.
     """
     arrays: dict[str, Any] = dict(loaded)
+    arrays |= {path: quantise(loaded[path], kind) for path, kind in few_bits(section, plan, loaded).items()}
     for path, adapter in plan.items():
         kernel = kernel_of(path, loaded)
-        if section.base != "same" and kernel.endswith("/kernel"):
-            arrays[kernel] = quantise(loaded[kernel], section.base)
         if adapter.dora:
             arrays.setdefault(f"{path}/{SLOT}/magnitude", column_norms(arrays[kernel][...]))
     return arrays

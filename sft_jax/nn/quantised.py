@@ -80,6 +80,15 @@ class Quantised:
         return scaled[..., : self.inputs, :].astype(self.dtype)
 
 
+def abstract(shape: tuple[int, ...], kind: Kind) -> Quantised:
+    """What a kernel of this shape, or several as one array, would be: shapes and types alone."""
+    *layers, inputs, outputs = shape
+    blocks = 1 if kind == "int8" else -(-inputs // BLOCK)
+    rows, dtype = (inputs, np.int8) if kind == "int8" else (blocks * BLOCK // 2, np.uint8)
+    scales = jax.ShapeDtypeStruct((*layers, blocks, outputs), np.float32)
+    return Quantised(jax.ShapeDtypeStruct((*layers, rows, outputs), dtype), scales, inputs)
+
+
 def quantise(kernel: np.ndarray, kind: Kind) -> Quantised:
     """A kernel [i, o] of the host in few bits; a block of zeros stays zeros."""
     wide = np.asarray(kernel, np.float32)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from sft_jax.config.training import TrainSection
 from sft_jax.errors import ConfigError
 from sft_jax.mesh import fitting, like_params, param_shardings, put, replicated
-from sft_jax.nn.quantised import Quantised
+from sft_jax.nn.quantised import Kind, Quantised, abstract
 from sft_jax.nn.template import Params, Template
 from sft_jax.paths import select
 from sft_jax.train.guard import Guard
@@ -107,10 +107,16 @@ def abstract_state(template: Template, frozen: frozenset[str], begin: Begin) -> 
     return jax.eval_shape(begin, *_moving(shapes, template, frozen))
 
 
-def abstract_frozen(template: Template, frozen: frozenset[str], compute_dtype: Any) -> Params:
-    """What stands beside the state, as shapes and types alone."""
+def abstract_frozen(
+    template: Template, frozen: frozenset[str], compute_dtype: Any, few: Mapping[str, Kind] | None = None
+) -> dict[str, Any]:
+    """What stands beside the state, as shapes and types alone; `few` are the paths of what is quantised, and how."""
     types = {p: jnp.float32 if p in template.stats else compute_dtype for p in sorted(frozen)}
-    return {p: jax.ShapeDtypeStruct(template.shapes[p], dtype) for p, dtype in types.items()}  # type: ignore[misc]
+    plain = {p: jax.ShapeDtypeStruct(template.shapes[p], dtype) for p, dtype in types.items()}
+    kinds: dict[str, Kind] = (
+        {p: few[path] for p in plain for path in template.paths([p])[:1] if path in few} if few else {}
+    )
+    return plain | {p: abstract(template.shapes[p], kind).astype(types[p]) for p, kind in kinds.items()}
 
 
 def _moving(params: Mapping[str, Any], template: Template, frozen: frozenset[str]) -> tuple[dict, dict]:

@@ -19,11 +19,13 @@ from sft_jax.adapt import merge
 from sft_jax.config.read import read_config
 from sft_jax.config.schema import Config
 from sft_jax.errors import ConfigError, RunError
+from sft_jax.estimate import estimate, without_weights
 from sft_jax.infer.predict import load_predictor
 from sft_jax.jobs import train, trained
 from sft_jax.nn.lora import is_adapter
 from sft_jax.nn.quantised import Quantised
 from sft_jax.run import initial, open_run, prepare
+from sft_jax.train.state import abstract_frozen
 from sft_jax.weights.table import save
 
 SMALL_BERT = {"num_hidden_layers": 2}
@@ -31,17 +33,18 @@ SMALL_BERT = {"num_hidden_layers": 2}
 FAMILIES = {
     "bert": (lambda home: write_model(home, SMALL_BERT), "sequence_classification"),
     "gpt2": (lambda home: write_decoder(home, GPT2), "causal_lm"),
-    "llama": (lambda home: write_decoder(home, LLAMA), "causal_lm"),
-    "marian": (write_marian, "seq2seq"),
-    "vit": (lambda home: write_vision(home, VIT), "image_classification"),
+    "llama": (lambda home: write_decoder(home, {**LLAMA, "num_hidden_layers": 2}), "causal_lm"),
+    "marian": (lambda home: write_marian(home, encoder_layers=2), "seq2seq"),
+    "vit": (lambda home: write_vision(home, {**VIT, "num_hidden_layers": 2}), "image_classification"),
 }
-# How adapters are made; a further axis (`train.scan`) goes beside it.
+# How adapters are made, and layers are held.
 KINDS = {
     "lora": (),
     "rslora": ("adapter.scaling=root", "adapter.match=['**/attn/*','**/mlp/*']"),
     "dora": ("adapter.kind=dora",),
     "int8": ("adapter.base=int8", "train.compute_dtype=bfloat16"),
     "nf4": ("adapter.base=nf4", "adapter.kind=dora"),
+    "scanned": ("train.scan=always", "train.remat=full", "adapter.base=nf4", "adapter.kind=dora"),
 }
 CASES = [*((family, "lora") for family in FAMILIES), *(("bert", kind) for kind in KINDS if kind != "lora")]
 CASES += [("llama", "nf4"), ("vit", "dora")]
@@ -212,6 +215,8 @@ def test_quantised_kernels_are_held_small(make, tmp_path: Path):
         kernels = {path: frozen[f"{path}/kernel"] for path in run.model.adapters}
         assert all(isinstance(kernel, Quantised) is (base != "same") for kernel in kernels.values())
         held[base] = sum(kernel.nbytes for kernel in kernels.values())
+        said = abstract_frozen(run.model.template, run.frozen, run.dtype, run.few)
+        assert jax.tree.map(np.shape, jax.device_get(frozen)) == jax.tree.map(lambda a: a.shape, said)
         losses[base] = take_steps(run, 3).losses
     assert held["int8"] < held["same"] / 3 and held["nf4"] < 0.6 * held["same"]  # a block is 64 inputs, here filled up
     np.testing.assert_allclose(losses["int8"], losses["same"], rtol=5e-3)
@@ -246,3 +251,38 @@ def test_quantised_kernels_lie_as_kernels_do(make, tmp_path: Path):
     assert codes.sharding.shard_shape(codes.shape) == (codes.shape[0] // 2, codes.shape[1] // 2)
     np.testing.assert_allclose(take_steps(run, 3).losses, alone.losses, rtol=1e-5)
     train(run)
+
+
+SCANNED = [("llama", "lora"), ("llama", "nf4"), ("bert", "dora"), ("marian", "lora"), ("vit", "int8")]
+
+
+@pytest.mark.parametrize(("family", "kind"), SCANNED, ids=lambda value: value)
+def test_scanned_layers_with_adapters(family: str, kind: str, make, tmp_path: Path):
+    """C11, C19: adapters and few-bit kernels of layers that are held as one array train as those of a loop do."""
+    exported = {}
+    for scan in ("always", "never"):
+        run = prepare(make(tmp_path / scan, family, *KINDS[kind], "model.dropout=0.1", f"train.scan={scan}"))
+        stacked = [key for key in run.model.template.keys if "{" in key]
+        assert any(map(is_adapter, stacked)) is (scan == "always")
+        train(run)
+        exported[scan] = load_file(tmp_path / scan / "model" / "model.safetensors")
+    start = load_file(Path(run.config.model.source) / "model.safetensors")
+    assert exported["always"].keys() == exported["never"].keys()
+    bfloat16, moved = "train.compute_dtype=bfloat16" in KINDS[kind], 0
+    for name, array in exported["never"].items():
+        np.testing.assert_allclose(exported["always"][name], array, atol=2e-2 if bfloat16 else 1e-4)
+        moved += name in start and not np.allclose(start[name], array, atol=1e-3)
+    assert moved  # or all would be equal for want of training
+
+
+def test_what_is_estimated_of_adapters(make, tmp_path: Path):
+    """R18: without weights the same is trained, and what is frozen takes what its codes take."""
+    config = make(tmp_path / "run", "bert", *KINDS["scanned"])
+    run, kept = prepare(config), jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    try:
+        blind = without_weights(config)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", kept)
+    assert run.trainable == blind.trainable
+    held = sum(array.nbytes for array in jax.tree.leaves(initial(run)[1]))
+    assert estimate(blind).frozen == held
