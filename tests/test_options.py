@@ -368,7 +368,7 @@ NONE = (*ASKING, "task.no_answer=true")
 CUT = ("data.source.validation=null", "data.source.test=null", "eval.every=never")
 SEEN = ("data.source.train=SEEN", "data.max_length=128", *CUT)
 SEEING = ("model.source=EYE", "task={kind: image_classification}", *SEEN)
-CUT = ("model.source=LENS", "task={kind: image_classification, size: 16}", *SEEN)
+CROPPED = ("model.source=LENS", "task={kind: image_classification, size: 16}", *SEEN)
 HUB = ("data.source={kind: hub, name: some/data, validation: valid}",)
 TFDS = ("data.source={kind: tfds, name: reviews, validation: valid}",)
 PARTS = """data.source.parts=[
@@ -477,7 +477,7 @@ EFFECTS = {
     "ImageClassification.label": Effect("second", labels, SEEING),
     "ImageClassification.labels": Effect("[red, green, blue]", labels, SEEING),
     "ImageClassification.size": Effect("24", lambda run: pixels(run).shape, SEEING),
-    "ImageClassification.whole": Effect("true", pixels, CUT),
+    "ImageClassification.whole": Effect("true", pixels, CROPPED),
     "ImageClassification.loss": Effect("focal", loss, SEEING),
     "ImageClassification.focal_gamma": Effect("0.5", loss, (*SEEING, "task.loss=focal")),
     "ImageClassification.label_smoothing": Effect("0.1", loss, SEEING),
