@@ -194,6 +194,7 @@ def _laid_out(
     model, frozen = replace(model, template=template), depth.by_key(template, frozen)
     recomputed = features.obstacle(model.template, task, frozen, batches, config.train.cache_features)
     checks.features(config.train, recomputed)
+    checks.profile(config.train, batches.steps)
     optimizer = build_optimizer(config, model, batches.steps)
     placement = place(mesh, model.template, model.axes, frozen, beginning(optimizer, config.train))
     return Run(
