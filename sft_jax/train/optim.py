@@ -15,9 +15,11 @@ import optax
 from sft_jax.config.training import OptimSection, Penalty, Schedule, Unfreeze
 from sft_jax.errors import ConfigError, did_you_mean, reason
 from sft_jax.paths import first_match, select
+from sft_jax.train.adam import adam, adamw
 
 # A block of a model, or one of a stage of it.
 _BLOCK = re.compile(r"(stages/(?P<stage>\d+)/)?blocks/(?P<number>\d+)/")
+_OURS = {"adam": adam, "adamw": adamw}  # for what optax has by the same names
 
 
 def learning_rate(section: OptimSection, steps: int) -> optax.Schedule:
@@ -167,7 +169,7 @@ def _named(section: OptimSection, rate: optax.Schedule) -> optax.GradientTransfo
     if "weight_decay" in arguments:
         options["weight_decay"] = 0.0  # `_by_path` does it, for every optimizer alike
     try:
-        made = getattr(optax, section.name)(learning_rate=rate, **options)
+        made = _OURS.get(section.name, getattr(optax, section.name))(learning_rate=rate, **options)
         specimen = {"p": jax.ShapeDtypeStruct((2, 2), jax.numpy.float32)}
         jax.eval_shape(lambda p: made.update(p, made.init(p), p), specimen)  # as a step will call it
         return made

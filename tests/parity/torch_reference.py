@@ -233,6 +233,7 @@ def randomised(
 ) -> "torch.nn.Module":
     """A model of a family with these settings and a head of this kind; noise of this spread on every parameter."""
     config = transformers.AutoConfig.for_model(family, **copy.deepcopy(dict(settings)))
+    torch.manual_seed(seed)
     reference = KINDS[kind][0].from_config(config, attn_implementation="eager")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

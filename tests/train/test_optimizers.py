@@ -86,10 +86,12 @@ def test_the_default_keeps_decay_off_biases_and_norms():
 @pytest.mark.parametrize("name", ["adamw", "lion", "lamb"])
 def test_decay_is_decoupled_as_optax_has_it(name: str):
     """C33: five steps with a falling rate equal optax's own decay with a mask; for lamb, whose own is coupled, not."""
-    section = OptimSection(name=name, lr=0.1, weight_decay=0.3, clip=None, schedule={"kind": "linear", "warmup": 2})
+    options = {"b2": 0.5}  # a power of two, which optax corrects exactly as well
+    schedule = {"kind": "linear", "warmup": 2}
+    section = OptimSection(name=name, lr=0.1, weight_decay=0.3, clip=None, schedule=schedule, options=options)
     rate = optax.join_schedules([optax.linear_schedule(0, 0.1, 2), optax.linear_schedule(0.1, 0, 8)], [2])
     mask = {path: path.endswith("kernel") for path in PATHS}
-    wanted = after(getattr(optax, name)(rate, weight_decay=0.3, mask=mask), 5)
+    wanted = after(getattr(optax, name)(rate, weight_decay=0.3, mask=mask, **options), 5)
     found = after(build_optimizer(section, 10, PATHS), 5)
     same = {p: np.allclose(found[p], wanted[p], rtol=1e-6, atol=1e-7) for p in PATHS}
     assert same == {p: name != "lamb" or not mask[p] for p in PATHS}
