@@ -1,7 +1,7 @@
 """Adam and AdamW with exact bias corrections.
 
-`1 - b2 ** t` in float32 is off by up to 6e-8 / (1 - b2): with the usual b2 of 0.999 the first steps of optax are too long
-or too short by 1e-5, which twenty steps carry on. All else is as optax has it, state and arguments included.
+`1 - b2 ** t` in float32 is off by up to 6e-8 / (1 - b2): with the usual b2 of 0.999 the first steps of optax are too
+long or too short by 1e-5, which the later ones carry on. All else is as optax has it, state and arguments included.
 """
 
 from typing import Any
