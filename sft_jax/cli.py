@@ -123,10 +123,10 @@ def predict(
 @app.command()
 def export(path: RunDir, out: Annotated[Path, typer.Argument(help="A new directory.")], at: At = "best") -> None:
     """Write the best step of a run as a Hugging Face directory."""
-    from sft_jax import jobs, run
+    from sft_jax import jobs, publish, run
 
     found = run.open_run(path)
-    beside = f", its adapter in {jobs.adapter_directory(out)}" if found.model.adapters else ""
+    beside = f", its adapter in {publish.adapter_directory(out)}" if found.model.adapters else ""
     step = jobs.export(found, out, at)
     predict = f"sft-jax predict {out}"
     tried = f"{predict} picture.jpg" if found.task.images else f"echo 'some text' | {predict}"
@@ -165,9 +165,9 @@ def data_report(
 ) -> None:
     """What becomes of the rows: read, dropped and why, duplicates, conflicts, leaks, labels, lengths in tokens."""
     config = _read(words)
-    from sft_jax import console, run
+    from sft_jax import console, inputs
 
-    report = run.report_data(config)
+    report = inputs.report_data(config)
     if as_json:
         print(json.dumps(report.plain(), indent=2, ensure_ascii=False))
     else:

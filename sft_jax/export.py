@@ -4,6 +4,7 @@ The directory appears whole or not at all, and `transformers` reads it without o
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,72 +38,67 @@ PIPELINES = {
 }  # kind of head -> what `transformers` calls its use
 
 
+@dataclass(frozen=True)
+class About:
+    """What stands in an export beside its weights, and where it is from."""
+
+    base_config: Mapping[str, Any]
+    task: Task
+    tokenizer_from: Path
+    max_length: int
+    card: str
+    clean: Clean | None = None
+
+
 def export_model(
-    out: Path,
-    model: Model,
-    params: Mapping[str, np.ndarray],
-    base_config: Mapping[str, Any],
-    task: Task,
-    tokenizer_from: Path,
-    max_length: int,
-    card: str,
-    *,
-    clean: Clean | None = None,
-    replace: bool = False,
+    out: Path, model: Model, params: Mapping[str, np.ndarray], about: About, *, replace: bool = False
 ) -> None:
     """Write a directory that `transformers` and `sft-jax predict` load, in float32."""
-    config = _described(model, base_config, task, max_length, clean)
     tensors = save(model.table, {p: np.asarray(a, np.float32) for p, a in params.items()})
     with new_directory(out, replace=replace) as fresh:
-        write_checkpoint(fresh, config, tensors)
-        _write_beside(fresh, task, tokenizer_from, card)
+        write_checkpoint(fresh, _described(model, about), tensors)
+        _write_beside(fresh, about)
 
 
 def export_adapter(
     out: Path,
     model: Model,
     params: Mapping[str, Any],
+    about: About,
+    *,
     whole: Collection[str],
     base: str,
-    base_config: Mapping[str, Any],
-    task: Task,
-    tokenizer_from: Path,
-    max_length: int,
-    card: str,
-    *,
     root: bool,
-    clean: Clean | None = None,
     replace: bool = False,
 ) -> None:
     """Write a directory that `peft` and `sft-jax predict --adapter` load beside the base: adapters, and what else was
-    trained (`whole`). `params` are all of the adapted model's; `root` as in `adapt.peft.write`."""
+    trained (`whole`). `params` are all of the adapted model's; `base` and `root` as in `adapt.peft.write`."""
     with new_directory(out, replace=replace) as fresh:
-        peft.write(fresh, model.table, model.adapters, params, whole, kind=task.head.kind, base=base, root=root)
-        write_config(fresh, _described(model, base_config, task, max_length, clean))
-        _write_beside(fresh, task, tokenizer_from, card)
+        peft.write(fresh, model.table, model.adapters, params, whole, kind=about.task.head.kind, base=base, root=root)
+        write_config(fresh, _described(model, about))
+        _write_beside(fresh, about)
 
 
-def _described(
-    model: Model, base_config: Mapping[str, Any], task: Task, max_length: int, clean: Clean | None
-) -> dict[str, Any]:
+def _described(model: Model, about: About) -> dict[str, Any]:
     """The `config.json` of an export."""
-    config = {k: v for k, v in base_config.items() if k not in STALE} | task.to_hf()
+    task, clean = about.task, about.clean
+    config = {k: v for k, v in about.base_config.items() if k not in STALE} | task.to_hf()
     name = model.family.classes[config["model_type"]] + model.family.heads[task.head.kind]
     config |= {"architectures": [name], "dtype": "float32"}
     if "causal_lm" in model.family.heads and config.get("pad_token_id") is None:
         config["pad_token_id"] = _end_of_text(config)
     rules = clean.model_dump(mode="json", include=set(RULES)) if clean else {}
-    config["sft_jax_task"] = {**config["sft_jax_task"], "max_length": max_length, "clean": rules}
+    config["sft_jax_task"] = {**config["sft_jax_task"], "max_length": about.max_length, "clean": rules}
     return config
 
 
-def _write_beside(fresh: Path, task: Task, tokenizer_from: Path, card: str) -> None:
+def _write_beside(fresh: Path, about: About) -> None:
     """What stands beside the weights of an export: tokenizer, settings of answers, model card."""
-    for name, content in task.reader.files(tokenizer_from).items():
+    for name, content in about.task.reader.files(about.tokenizer_from).items():
         (fresh / name).write_bytes(content)
-    for name, content in task.files(tokenizer_from).items():
+    for name, content in about.task.files(about.tokenizer_from).items():
         (fresh / name).write_text(content, encoding="utf-8")
-    (fresh / "README.md").write_text(card, encoding="utf-8")
+    (fresh / "README.md").write_text(about.card, encoding="utf-8")
 
 
 def _end_of_text(config: Mapping[str, Any]) -> Any:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,19 +14,14 @@ import numpy as np
 
 from sft_jax import assets, grid, machine
 from sft_jax import mesh as meshes
-from sft_jax.adapt.merge import check, merge
-from sft_jax.config.adapter import AdapterSection
 from sft_jax.data.batch import Batch
 from sft_jax.data.loader import padding_share
 from sft_jax.data.text import fingerprint
 from sft_jax.errors import ConfigError, RunError, did_you_mean
-from sft_jax.export import export_adapter, export_model, model_card
 from sft_jax.heads import on_features
 from sft_jax.infer.answered import Answered, answering
-from sft_jax.models.family import build_model
-from sft_jax.nn.heads import ON_VOCABULARY
-from sft_jax.nn.lora import HEAD, is_adapter
 from sft_jax.nn.template import Params
+from sft_jax.publish import publish
 from sft_jax.report.page import write_report
 from sft_jax.report.review import summarise
 from sft_jax.run import Run, eval_program, initial, plan, restore, train_program
@@ -146,7 +141,7 @@ def evaluate(run: Run, split: str, at: str = "best", tell: Tell = _to_stderr) ->
 def export(run: Run, out: Path, at: str = "best", tell: Tell = _to_stderr) -> int:
     """Write the best or latest step of a run as a Hugging Face directory; gives that step."""
     state, frozen, number = trained(run, at, tell)
-    _export(run, state, frozen, out, {}, replace=False)
+    publish(run, state, frozen, out, {}, replace=False)
     return number
 
 
@@ -302,7 +297,7 @@ def _finish(
     if test:
         for sink in sinks:
             sink.emit("test", {"step": progress.best_step or progress.step, "split": "test", **test.values()})
-    _export(run, state, frozen, run.directory / "model", test.metrics if test else {}, replace=True)
+    publish(run, state, frozen, run.directory / "model", test.metrics if test else {}, replace=True)
     best = next((e for e in progress.evaluations if e["step"] == progress.best_step), {})
     validation = {k: v for k, v in best.items() if k in run.task.metric_names}
     now, begun = time.time(), machine.started()
@@ -333,65 +328,6 @@ def _finish(
     for sink in sinks:
         sink.emit("done", {})
     return Result(run.directory, progress.step, progress.best_step, validation, test, scored, summary)
-
-
-def _export(
-    run: Run,
-    state: TrainState,
-    frozen: Params,
-    out: Path,
-    metrics: Mapping[str, float],
-    *,
-    replace: bool,
-) -> None:
-    params, adapted = _merged(run, {**state.weights, **frozen})
-    if not meshes.is_first_process():
-        return
-    config = run.config
-    facts = {
-        "training rows": f"{len(run.data['train']):,}",
-        "steps": str(int(state.step)),
-        "batch size": str(config.train.batch_size),
-        "optimizer": f"{config.optim.name}, learning rate {config.optim.lr:g}",
-        **_adapter_facts(config.adapter),
-        "seeds": ", ".join(f"{k} {v}" for k, v in config.seed.model_dump().items()),
-    }
-    card = model_card(config.model.source, run.task, facts, metrics)
-    facts_of_base = run.checkpoint.config, run.task, run.checkpoint.directory, config.data.max_length, card
-    if adapted is not None and config.adapter:
-        own = [path for path in run.model.template.paths(run.trainable) if not is_adapter(path)]
-        head = [] if run.task.head.kind in ON_VOCABULARY else [p for p in params if p.startswith(f"{HEAD}/")]
-        given = adapter_directory(out), run.model, adapted, {*own, *head, *run.matched.initialised}
-        root = config.adapter.scaling == "root"
-        more: dict[str, Any] = {"root": root, "clean": config.data.clean, "replace": replace}
-        export_adapter(*given, config.model.source, *facts_of_base, **more)
-    export_model(out, run.model, params, *facts_of_base, clean=config.data.clean, replace=replace)
-
-
-def adapter_directory(out: Path) -> Path:
-    """Where the adapter of a run is exported, beside its merged model."""
-    return out.with_name("adapter" if out.name == "model" else f"{out.name}-adapter")
-
-
-def _adapter_facts(section: AdapterSection | None) -> dict[str, str]:
-    if section is None:
-        return {}
-    fact = f"{section.kind} of rank {section.rank} on {', '.join(section.match)}"
-    held = "" if section.base == "same" else f", into kernels rounded to {section.base}"
-    return {"adapter": f"{fact}, merged{held}"}
-
-
-def _merged(run: Run, params: Params) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """(parameters on the host as an export has them, those with adapters): what is merged is compared on rows first."""
-    host = run.model.template.unstack(meshes.to_host(params))
-    if not run.model.adapters:
-        return host, None
-    whole = merge(run.model.adapters, host)
-    plain = build_model(run.checkpoint.config, run.task.head, run.config.model.source)
-    rows = {name: array[: meshes.batch_parts(run.mesh)] for name, array in run.batches[0].items()}
-    lying = meshes.param_shardings(run.mesh, plain.table.axes, plain.template.shapes)
-    check(run.model.template, params, plain.template, meshes.put(whole, lying), run.put(rows))
-    return whole, host
 
 
 def _report(run: Run, test: Scores | None, sinks: list[Sink]) -> None:

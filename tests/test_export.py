@@ -15,7 +15,7 @@ from sft_jax import export as exporting
 from sft_jax.config.tasks import SequenceClassification
 from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import RunError
-from sft_jax.export import export_model, model_card
+from sft_jax.export import About, export_model, model_card
 from sft_jax.infer.predict import load_predictor
 from sft_jax.models.family import build_model, load_model
 from sft_jax.tasks.task import Task, build_task
@@ -37,7 +37,7 @@ def exported(source: Path, out: Path, task: Task | None = None, **options) -> Pa
     model = build_model(checkpoint.config, task.head, str(source))
     matched, params = load_model(model, checkpoint)
     assert not matched.initialised
-    export_model(out, model, params, checkpoint.config, task, source, 24, "# a card\n", **options)
+    export_model(out, model, params, About(checkpoint.config, task, source, 24, "# a card\n"), **options)
     return out
 
 
@@ -197,7 +197,7 @@ def test_a_gguf_file_becomes_a_directory(tmp_path):
     model = build_model(before.config, task.head, "model.gguf")
     matched, params = load_model(model, before, anew="head")
     head = {path: np.ones(model.template.shapes[path], np.float32) for path in matched.initialised}
-    export_model(tmp_path / "out", model, {**params, **head}, before.config, task, before.directory, 24, "card")
+    export_model(tmp_path / "out", model, {**params, **head}, About(before.config, task, before.directory, 24, "card"))
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
         "README.md",
         "config.json",
@@ -222,7 +222,7 @@ def test_numbers_of_any_type_are_written_as_float32(source, tmp_path):
     model = build_model(checkpoint.config, task.head, "x")
     params = load_model(model, checkpoint)[1]
     halves = {path: jax.numpy.asarray(array, jax.numpy.bfloat16) for path, array in params.items()}
-    export_model(tmp_path / "out", model, halves, checkpoint.config, task, source, 24, "card")
+    export_model(tmp_path / "out", model, halves, About(checkpoint.config, task, source, 24, "card"))
     after = open_checkpoint(tmp_path / "out")
     assert {after.read(name).dtype for name in after.shapes} == {np.dtype(np.float32)}
 

@@ -16,14 +16,13 @@ RANKS = {
     "tasks": 4,
     "train": 5,
     **dict.fromkeys(("checks", "infer", "export", "convert", "report", "study"), 6),
-    "run": 7,
-    "heads": 8,
-    "grid": 8,
-    "estimate": 8,
-    "jobs": 9,
-    "console": 10,
-    "cli": 11,
-    "__main__": 12,
+    "inputs": 7,
+    "run": 8,
+    **dict.fromkeys(("heads", "grid", "estimate", "publish"), 9),
+    "jobs": 10,
+    "console": 11,
+    "cli": 12,
+    "__main__": 13,
 }
 FLAX = {"nn", "models", "adapt"}  # the only rooms that may
 NO_JAX = {"errors", "paths", "archives", "assets", "gguf", "machine", "config", "data"}

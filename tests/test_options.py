@@ -29,7 +29,7 @@ from pictures import VIT, coloured, encode, write_vision
 from pydantic import BaseModel
 from translations import write_marian, write_pairs
 
-from sft_jax import grid, jobs, machine
+from sft_jax import grid, inputs, jobs, machine
 from sft_jax import run as runs
 from sft_jax.adapt import peft
 from sft_jax.config.adapter import AdapterSection
@@ -216,7 +216,7 @@ def kept_tokens(run: Run) -> int:
     """How many entries an empty cache has once the run's rows are tokenised."""
     with tempfile.TemporaryDirectory() as home, pytest.MonkeyPatch.context() as patch:
         patch.setenv("SFT_JAX_CACHE", home)
-        runs._encoded(run.config, run.task, run.rows, load_tokenizer(run.checkpoint.directory))
+        inputs.encode(run.config, run.task, run.rows, load_tokenizer(run.checkpoint.directory))
         return len(list(Path(home).glob("tokens/*")))
 
 

@@ -55,7 +55,7 @@ def scale_by_adam(
     return optax.GradientTransformation(init, update)
 
 
-def correction(decay: float, count: jax.Array) -> jax.Array:
+def correction(decay: float, count: jax.typing.ArrayLike) -> jax.Array:
     """1 - decay ** count, for a decay from 0 to below 1."""
     with np.errstate(divide="ignore"):
-        return -jnp.expm1(count * jnp.float32(np.log(np.float64(decay))))
+        return -jnp.expm1(jnp.asarray(count) * jnp.float32(np.log(np.float64(decay))))

@@ -11,7 +11,7 @@ from sft_jax.data.batch import Shape, collate
 from sft_jax.data.contexts import tokenize_contexts
 from sft_jax.data.rows import Rows
 from sft_jax.data.text import load_tokenizer
-from sft_jax.export import export_model
+from sft_jax.export import About, export_model
 from sft_jax.infer.predict import load_predictor
 from sft_jax.tasks.task import build_task
 from sft_jax.weights.files import open_checkpoint
@@ -49,7 +49,7 @@ def test_an_export_answers_as_in_transformers(family, tmp_path, record_property)
     section = QuestionAnswering(kind="question_answering", stride=STRIDE)
     config = open_checkpoint(pair.directory).config
     out = tmp_path / "export"
-    export_model(out, pair.model, pair.params, config, build_task(section, {}), pair.directory, LENGTH, "a card")
+    export_model(out, pair.model, pair.params, About(config, build_task(section, {}), pair.directory, LENGTH, "a card"))
     theirs, logits = windows_of_transformers(out)
     asked = [question.strip() for question in QUESTIONS]
     ours = tokenize_contexts(load_tokenizer(out), asked, CONTEXTS, LENGTH, STRIDE, cut=False)

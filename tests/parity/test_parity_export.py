@@ -28,7 +28,7 @@ from torch_reference import (
 from sft_jax.config.tasks import MultiLabelClassification, Regression, SequenceClassification
 from sft_jax.data.rows import Rows
 from sft_jax.data.text import load_tokenizer, tokenize
-from sft_jax.export import export_model
+from sft_jax.export import About, export_model
 from sft_jax.infer.predict import load_predictor
 from sft_jax.jobs import train
 from sft_jax.run import prepare
@@ -96,7 +96,7 @@ def export(pair: Pair, out: Path, section: Any = None) -> Path:
     """Export the loaded parameters as they are."""
     task = build_task(section or SequenceClassification(kind="sequence_classification", labels=LABELS), {})
     config = open_checkpoint(pair.directory).config
-    export_model(out, pair.model, pair.params, config, task, pair.directory, LENGTH, "a card")
+    export_model(out, pair.model, pair.params, About(config, task, pair.directory, LENGTH, "a card"))
     return out
 
 
@@ -165,7 +165,7 @@ def test_decoders_with_heads_on_the_vocabulary_read_back(name, tmp_path, record_
     task = build_task(SequenceClassification(kind="sequence_classification", labels=LABELS), {})
     task = dataclasses.replace(task, head=pair.model.head, to_hf=lambda: {"sft_jax_task": {}})
     config = open_checkpoint(pair.directory).config
-    export_model(tmp_path / "export", pair.model, pair.params, config, task, pair.directory, LENGTH, "a card")
+    export_model(tmp_path / "export", pair.model, pair.params, About(config, task, pair.directory, LENGTH, "a card"))
     written = open_checkpoint(tmp_path / "export").shapes
     assert ("lm_head.weight" in written) != pair.reference.config.tie_word_embeddings
     model, report = transformers.AutoModelForCausalLM.from_pretrained(

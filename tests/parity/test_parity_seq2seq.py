@@ -15,7 +15,7 @@ from sft_jax.config.tasks import Seq2Seq
 from sft_jax.data.batch import Batch, Encoded, Shape, collate, lay_out
 from sft_jax.data.loader import TrainBatches
 from sft_jax.data.order import Order
-from sft_jax.export import export_model
+from sft_jax.export import About, export_model
 from sft_jax.models.family import Head, Model, build_model, load_model
 from sft_jax.nn.heads import LazyLogits
 from sft_jax.tasks.task import build_task
@@ -332,7 +332,7 @@ def test_exports_read_back_in_transformers(name, tmp_path, record_property):
     tokenizer = made(tmp_path / "tokenizer")
     task = build_task(Seq2Seq(kind="seq2seq"), {})
     config = open_checkpoint(pair.directory).config
-    export_model(tmp_path / "out", pair.model, pair.params, config, task, tokenizer, 24, "a card")
+    export_model(tmp_path / "out", pair.model, pair.params, About(config, task, tokenizer, 24, "a card"))
     again, report = transformers.AutoModelForSeq2SeqLM.from_pretrained(
         tmp_path / "out", output_loading_info=True, attn_implementation="eager"
     )

