@@ -14,7 +14,7 @@ from pictures import VIT, write_pictures, write_vision
 from safetensors.numpy import load_file
 from translations import write_marian, write_pairs
 
-from sft_jax import jobs
+from sft_jax import jobs, publish
 from sft_jax.adapt import merge
 from sft_jax.config.read import read_config
 from sft_jax.config.schema import Config
@@ -165,7 +165,7 @@ def test_a_wrong_merge_is_seen(make, tmp_path: Path, monkeypatch):
     def wrong(plan, params):
         return right({path: replace(adapter, scale=1.01 * adapter.scale) for path, adapter in plan.items()}, params)
 
-    monkeypatch.setattr(jobs, "merge", wrong)
+    monkeypatch.setattr(publish, "merge", wrong)
     with pytest.raises(RunError, match="logits differ"):
         train(run)
     assert not (tmp_path / "run" / "model").exists()
