@@ -1,0 +1,65 @@
+"""What training a decoder of 1B needs, as compiled: all of it, its upper half, adapters, adapters on a base in 4 bits.
+
+Nothing is executed and no weights are made: `sft_jax.estimate` asks the compiler. The batch is 4 rows of 512 tokens in
+bfloat16, packed, as `speed_jobs.py` makes them. Writes every figure and shows a table.
+"""
+
+import argparse
+import datetime
+import itertools
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from speed_jobs import JOBS, LORA, make
+from speed_ours import settings
+from text_classification import HERE, LEAST_WIDTH, machine, names, revision, save
+
+from sft_jax.config.read import known_keys, read_config
+from sft_jax.estimate import estimate, without_weights
+
+LOWER = "train.freeze=[embed/**, 'blocks/{0..7}/**']"
+QUANTISED = LORA.replace("rank: 16", "base: nf4, rank: 16")
+VARIANTS = {"all": [], "upper half": [LOWER], "LoRA": [LORA], "LoRA on nf4": [QUANTISED]}
+PARTS = ("parameters", "frozen", "optimizer", "temporary", "total")
+
+
+def main() -> None:
+    """Compile each, keep what came out after each, show it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--variants", type=names, default=",".join(VARIANTS))
+    parser.add_argument("--remat", type=names, default="none,dots,full")
+    parser.add_argument("--dry-run", action="store_true", help="a model that compiles in seconds")
+    parser.add_argument("--out", type=Path, help="report; left out: a new file in results/")
+    options = parser.parse_args()
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M")
+    out = options.out or HERE / "results" / f"memory-{stamp}.json"
+    job = replace(JOBS["llama-1b"], documents=64, longest=512, typical=200, batch=4, remat=False)
+    job = job.shrunk() if options.dry_run else job
+    report: dict[str, Any] = {
+        "benchmark": Path(__file__).stem,
+        "revision": revision(),
+        "machine": machine(),
+        "found": [],
+    }
+    known = {key for key, *_ in known_keys()}
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
+        directory = make(job, Path(scratch) / job.name)
+        for variant, remat in itertools.product(options.variants, options.remat):
+            more = [*VARIANTS[variant], f"train.remat={remat}", "train.scan=always", "data.layout.kind=packed"]
+            run = without_weights(read_config([], settings(job, directory, "bfloat16", known, more)))
+            report["found"].append({"variant": variant, "remat": remat, **asdict(estimate(run))})
+            save(out, report)
+    console = Console(width=max(Console().width, LEAST_WIDTH))
+    shown = Table("trained", "remat", *PARTS, title="GB on one device, as compiled")
+    for one in report["found"]:
+        shown.add_row(one["variant"], one["remat"], *(f"{one[part] / 1e9:.2f}" for part in PARTS))
+    console.print(shown)
+    console.print(f"every figure: {out}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
