@@ -233,11 +233,16 @@ def ready(side: Side, deadline: float) -> Tree:
 
 
 def in_turns(options: argparse.Namespace, sides: list[Side], found: Tree, deadline: float) -> None:
-    """Rounds of about as many seconds; the steps of each side are counted on two steps that do not count."""
+    """Rounds of about as many seconds; the steps of each side are counted on two steps that do not count.
+
+    Nor does the first step of a turn: the memory of a side that waited may have gone back to the host of a virtual
+    machine, which takes seconds to give it again.
+    """
     counts: dict[str, int] = {}
     for number in range(options.rounds + 2):
         for side in [s for s in sides if "error" not in found[s.name]]:
             try:
+                side.steps(1, deadline)
                 one = side.steps(2 if number < 2 else counts[side.name], deadline)
             except Late as late:
                 if not side.rounds:
