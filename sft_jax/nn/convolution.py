@@ -8,8 +8,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from sft_jax.nn.layers import product
 from sft_jax.nn.random import Key
@@ -72,28 +73,65 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "r h w c"], real: Bool[Array, " r"], key: Key | None) -> Float[Array, "r h w c"]:
         """`real` tells images from filler."""
-        wide, held = x.astype(jnp.float32), [_held(self.mean), _held(self.variance)]
+        held = [_held(self.mean), _held(self.variance)]
         moving = [statistic for statistic in held if isinstance(statistic, Moving)]
         if key is not None and len(moving) == len(held):
-            mean, variance = self._of_batch(wide, real, moving)
-        else:
-            mean, variance = (s.value if isinstance(s, Moving) else s for s in held)
-        normal = (wide - mean) * jax.lax.rsqrt(variance + self.eps)
+            found: Normalised = normalised(x, real, self.scale[...], self.bias[...], self.eps)
+            self._move(moving, real.sum() * (x.shape[1] * x.shape[2]), *found[1:])
+            return found[0]
+        mean, variance = (s.value if isinstance(s, Moving) else s for s in held)
+        normal = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(variance + self.eps)
         return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
 
-    def _of_batch(
-        self, x: Float[Array, "r h w c"], real: Bool[Array, " r"], moving: list[Moving]
-    ) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
-        pixels = real.sum() * (x.shape[1] * x.shape[2])
+    def _move(
+        self, moving: list[Moving], pixels: Int[Array, ""], mean: Float[Array, " c"], variance: Float[Array, " c"]
+    ) -> None:
         count = jnp.maximum(pixels, 1).astype(jnp.float32)
-        share = real[:, None, None, None].astype(jnp.float32)
-        mean = (x * share).sum(axis=(0, 1, 2)) / count
-        variance = (jnp.square(x - mean) * share).sum(axis=(0, 1, 2)) / count
         unbiased = variance * (count / jnp.maximum(count - 1, 1))
         for statistic, found in zip(moving, (mean, unbiased), strict=True):
             step = jnp.where(pixels > 0, self.momentum, 0.0)
             statistic.moved = statistic.moved + step * (jax.lax.stop_gradient(found) - statistic.moved)
-        return mean, variance
+
+
+Normalised = tuple[Float[Array, "r h w c"], Float[Array, " c"], Float[Array, " c"]]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def normalised(
+    x: Float[Array, "r h w c"],
+    real: Bool[Array, " r"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    eps: float,
+) -> Normalised:
+    """(every image normalised, mean, biased variance): by the statistics of those that are real, in float32.
+
+    The gradient is written out, and does not see mean and variance: it takes two sums over the batch where that of the
+    parts took five, and keeps `x` as it came.
+    """
+    return _normalise(x, real, scale, bias, eps)[0]
+
+
+def _normalise(x: Array, real: Array, scale: Array, bias: Array, eps: float) -> tuple[Normalised, tuple[Array, ...]]:
+    share = real[:, None, None, None] / jnp.maximum(real.sum() * (x.shape[1] * x.shape[2]), 1).astype(jnp.float32)
+    wide = x.astype(jnp.float32)
+    mean = (wide * share).sum(axis=(0, 1, 2))
+    variance = (jnp.square(wide - mean) * share).sum(axis=(0, 1, 2))
+    inverse = jax.lax.rsqrt(variance + eps)
+    out = (wide - mean) * inverse * scale + bias
+    return (out.astype(x.dtype), mean, variance), (x, share, scale, mean, inverse)
+
+
+def _normalise_back(eps: float, kept: tuple[Array, ...], given: Normalised) -> tuple[Array, np.ndarray, Array, Array]:
+    x, share, scale, mean, inverse = kept
+    of_out, normal = given[0].astype(jnp.float32), (x.astype(jnp.float32) - mean) * inverse
+    of_bias, of_scale = of_out.sum(axis=(0, 1, 2)), (of_out * normal).sum(axis=(0, 1, 2))
+    of_x = scale * inverse * (of_out - share * (of_bias + normal * of_scale))
+    nothing = np.zeros(x.shape[0], jax.dtypes.float0)
+    return of_x.astype(x.dtype), nothing, of_scale.astype(scale.dtype), of_bias.astype(scale.dtype)
+
+
+normalised.defvjp(_normalise, _normalise_back)
 
 
 def _held(statistic: Stat) -> Float[Array, " c"] | Moving:

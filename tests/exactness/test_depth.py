@@ -66,9 +66,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bert(work: Path, rows: Path) -> Callable[..., Run]:
     """`bert("key=value", ..., layers=2)`: a run of as many blocks on one shape."""
-    models = {
-        layers: write_model(work / f"bert-{layers}", {"num_hidden_layers": layers}) for layers in (SHALLOW, DEEP)
-    }
+    models = {layers: write_model(work / f"bert-{layers}", {"num_hidden_layers": layers}) for layers in (SHALLOW, DEEP)}
 
     def make(*more: str, layers: int = DEEP) -> Run:
         return prepare(settings(work / "run", models[layers], rows, PADDED, "model.dropout=0.1", *more))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.nn.convolution import BatchNorm, Conv, max_pool, patches
+from sft_jax.nn.convolution import BatchNorm, Conv, max_pool, normalised, patches
 from sft_jax.nn.template import Moving, Template, zeros
 
 DRAW = np.random.default_rng(0)
@@ -55,6 +55,27 @@ def test_statistics_are_float32_in_bfloat16():
     exact, same = passed(x.astype(jnp.float32))
     assert (found == exact.astype(jnp.bfloat16)).all()
     assert all((after[path] == same[path]).all() for path in after)
+
+
+def test_gradients_are_those_of_the_parts():
+    """C28: the gradient that is written out is that of mean, variance and what is made of them, with filler there."""
+    x, real = jnp.concatenate([X, 5 + X[:2]]), jnp.arange(6) < 4
+    by = jnp.asarray(DRAW.normal(size=x.shape), jnp.float32)
+
+    def parts(x, real, scale, bias, eps):
+        share = real[:, None, None, None] / (real.sum() * x.shape[1] * x.shape[2])
+        mean = (x * share).sum(axis=(0, 1, 2))
+        variance = (jnp.square(x - mean) * share).sum(axis=(0, 1, 2))
+        return (x - mean) * jax.lax.rsqrt(variance + eps) * scale + bias
+
+    def pulled(function):
+        found, pull = jax.vjp(lambda *given: function(given[0], real, *given[1:], 1e-3), x, *affine)
+        return found, *pull(by)
+
+    affine = (PARAMS["scale"], PARAMS["bias"])
+    ours, theirs = pulled(lambda *given: normalised(*given)[0]), pulled(parts)
+    assert all(np.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
+    assert np.abs(ours[1]).min(axis=(1, 2, 3)).max() > 1e-3 and np.abs(ours[2]).min() > 0.1
 
 
 def test_two_passes_move_twice():
