@@ -174,14 +174,19 @@ class Template:
 
     def initial(self, key: PRNGKeyArray, names: Iterable[str]) -> Params:
         """Initial values of some keys, float32. Each layer's depend on the key and its own path alone (C23, R19)."""
-        return {name: self._initial(key, name) for name in sorted(names)}
+        return {name: draw(self.inits[name], self.shapes[name], key, self.streams(name)) for name in sorted(names)}
 
-    def _initial(self, key: PRNGKeyArray, name: str) -> Float[Array, "..."]:
-        if name not in self.held:
-            return self.inits[name](jax.random.fold_in(key, crc(name)), self.shapes[name])
-        streams = jnp.asarray([crc(path) for path in self.held[name]], jnp.uint32)
-        shape = self.shapes[name][1:]
-        return jax.vmap(lambda stream: self.inits[name](jax.random.fold_in(key, stream), shape))(streams)
+    def streams(self, name: str) -> np.ndarray:
+        """The random stream of a key, or of each layer that it holds, [] or [n]."""
+        held = self.held.get(name)
+        return np.asarray([crc(path) for path in held] if held else crc(name), np.uint32)
+
+
+def draw(init: Init, shape: tuple[int, ...], key: PRNGKeyArray, streams: np.ndarray | Array) -> Float[Array, "..."]:
+    """Initial values of one key, by its random streams, uint32 [] or [n]."""
+    if not streams.ndim:
+        return init(jax.random.fold_in(key, streams), shape)
+    return jax.vmap(lambda stream: init(jax.random.fold_in(key, stream), shape[1:]))(streams)
 
 
 def _key(paths: Sequence[str]) -> str:

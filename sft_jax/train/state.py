@@ -5,6 +5,7 @@ Frozen parameters ride beside the state: they are never differentiated, have no 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from sft_jax.config.training import TrainSection
 from sft_jax.errors import ConfigError
 from sft_jax.mesh import fitting, like_params, param_shardings, put, replicated
 from sft_jax.nn.quantised import Kind, Quantised, abstract
-from sft_jax.nn.template import Params, Template
+from sft_jax.nn.template import Params, Template, draw
 from sft_jax.paths import select
 from sft_jax.train.guard import Guard
 
@@ -142,8 +143,7 @@ def initial_state(
     """
     whole = [key for key in template.keys if all(path in loaded for path in template.paths([key]))]
     missing = [key for key in template.keys if key not in whole]
-    shardings = {p: placement.params[p] for p in missing}
-    drawn = jax.jit(lambda key: template.initial(key, missing), out_shardings=shardings)(jax.random.key(seed))
+    drawn = _drawn(template, missing, placement, jax.random.key(seed))
     types = {p: like.dtype for p, like in abstract_frozen(template, frozen, compute_dtype).items()}
     held = {}
     for key in whole:  # one after another, so that neither host nor device holds a second copy of all of them
@@ -154,3 +154,15 @@ def initial_state(
     params = {p: (drawn | held)[p] for p in sorted(template.keys)}
     fixed = {p: params[p].astype(dtype) for p, dtype in types.items()}
     return jax.jit(begin, out_shardings=placement.state)(*_moving(params, template, frozen)), fixed
+
+
+def _drawn(template: Template, keys: list[str], placement: Placement, key: jax.Array) -> Params:
+    """`Template.initial` where it will lie; what is alike is drawn by one program, which takes less compiling."""
+    programs, found = {}, {}
+    for name in keys:
+        like = (template.inits[name], template.shapes[name])
+        lies = placement.params[name]
+        if (*like, lies) not in programs:
+            programs[*like, lies] = jax.jit(partial(draw, *like), out_shardings=lies)
+        found[name] = programs[*like, lies](key, template.streams(name))
+    return found
