@@ -49,8 +49,8 @@ class Flag(NamedTuple):
 NEXT = (0, 13)  # the first jaxlib whose flags nobody has looked at; it gets none
 FLAGS = (
     # Products of bfloat16 whose operands are transposed, as all of a backward pass are, miss the fast path without it:
-    # the gradient of ViT-base took nine times as long on a Xeon with AMX. In float32 the gradients of kernels gain up to
-    # twice their speed on an EPYC, and nothing on that Xeon; nothing is gained before 0.12.
+    # the gradient of ViT-base took nine times as long on a Xeon with AMX. In float32 the gradients of kernels are up to
+    # twice as fast on an EPYC, and no faster on that Xeon; nothing is gained before 0.12.
     Flag("cpu", "xla_cpu_experimental_onednn_custom_call", "true", (0, 12)),
     # Moves collectives so that they overlap with arithmetic, as NVIDIA's own images of jax have it; XLA has it off.
     Flag("cuda", "xla_gpu_enable_latency_hiding_scheduler", "true", (0, 10)),
