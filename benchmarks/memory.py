@@ -14,16 +14,20 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from speed_jobs import JOBS, LORA, make
+from speed_jobs import JOBS, make
 from speed_ours import settings
 from text_classification import HERE, LEAST_WIDTH, machine, names, revision, save
 
 from sft_jax.config.read import known_keys, read_config
 from sft_jax.estimate import estimate, without_weights
 
-LOWER = "train.freeze=[embed/**, 'blocks/{0..7}/**']"
-QUANTISED = LORA.replace("rank: 16", "base: nf4, rank: 16")
-VARIANTS = {"all": [], "upper half": [LOWER], "LoRA": [LORA], "LoRA on nf4": [QUANTISED]}
+# What is trained -> as `speed_jobs.Job.trained` has it, and settings besides.
+VARIANTS: dict[str, tuple[str, list[str]]] = {
+    "all": ("all", []),
+    "upper half": ("all", ["train.freeze=[embed/**, 'blocks/{0..7}/**']"]),
+    "LoRA": ("adapter", []),
+    "LoRA on nf4": ("adapter", ["adapter.base=nf4"]),
+}
 PARTS = ("parameters", "frozen", "optimizer", "temporary", "total")
 
 
@@ -49,8 +53,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
         directory = make(job, Path(scratch) / job.name)
         for variant, remat in itertools.product(options.variants, options.remat):
-            more = [*VARIANTS[variant], f"train.remat={remat}", "train.scan=always", "data.layout.kind=packed"]
-            run = without_weights(read_config([], settings(job, directory, "bfloat16", known, more)))
+            trained, more = VARIANTS[variant]
+            more = [*more, f"train.remat={remat}", "train.scan=always", "data.layout.kind=packed"]
+            given = settings(replace(job, trained=trained), directory, "bfloat16", known, more)
+            run = without_weights(read_config([], given))
             report["found"].append({"variant": variant, "remat": remat, **asdict(estimate(run))})
             save(out, report)
     console = Console(width=max(Console().width, LEAST_WIDTH))
