@@ -1,9 +1,9 @@
 """Chat templates: the text that `transformers` renders, and nothing else that a template may try."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from datetime import date
 
 import pytest
@@ -80,8 +80,8 @@ def test_globals_and_filters_are_those_of_transformers(tmp_path):
 
 @pytest.mark.parametrize("template", HOSTILE)
 def test_a_hostile_template_is_contained(template):
-    """R34: what reaches out of the sandbox, or for all time and memory, is one line within 5 s, and we live on."""
-    begin = time.monotonic()
+    """R34: what reaches out of the sandbox, or for all time and memory, is one line within 5 s of processor time."""
+    begin = spent()
     try:
         found = render(template, {}, [WHOLE], None)
     except ModelError as error:
@@ -89,7 +89,13 @@ def test_a_hostile_template_is_contained(template):
         assert str(error).endswith("; do not trust it, or give another one by task.template")
     else:
         assert HOSTILE[template] == "" and isinstance(found[0], Refused), f"rendered {str(found)[:200]}"
-    assert time.monotonic() - begin < 5
+    assert 0 < spent() - begin < 5
+
+
+def spent() -> float:
+    """Processor time of this process and of its children that have ended, in seconds, however busy the machine is."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def test_memory_is_bounded():
