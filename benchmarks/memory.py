@@ -1,11 +1,10 @@
 """What training a decoder of 1B needs, as compiled: all of it, its upper half, adapters, adapters on a base in 4 bits.
 
-Nothing is executed and no weights are made: `sft_jax.estimate` asks the compiler. The batch is 4 rows of 512 tokens in
-bfloat16, packed, as `speed_jobs.py` makes them. Writes every figure and shows a table.
+Nothing is executed and no weights are made: `sft_jax.estimate` asks the compiler. A batch holds the documents of about
+four rows of 512 tokens, packed, in bfloat16; its declared shape is in the report. Shows a table.
 """
 
 import argparse
-import datetime
 import itertools
 import tempfile
 from dataclasses import asdict, replace
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from speed_jobs import JOBS, make
 from speed_ours import settings
-from text_classification import HERE, LEAST_WIDTH, machine, names, revision, save
+from text_classification import LEAST_WIDTH, machine, names, new_result, revision, save
 
 from sft_jax.config.read import known_keys, read_config
 from sft_jax.estimate import estimate, without_weights
@@ -39,8 +38,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="a model that compiles in seconds")
     parser.add_argument("--out", type=Path, help="report; left out: a new file in results/")
     options = parser.parse_args()
-    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M")
-    out = options.out or HERE / "results" / f"memory-{stamp}.json"
+    out = options.out or new_result(Path(__file__).stem)
     job = replace(JOBS["llama-1b"], documents=64, longest=512, typical=200, batch=4, remat=False)
     job = job.shrunk() if options.dry_run else job
     report: dict[str, Any] = {

@@ -56,7 +56,7 @@ def following(name: str, home: Path, *given, **how):
     """(pair, images, what `both` gives) of the first of a few draws of images in which the sides stay together.
 
     Where a ReLU comes to stand within rounding of 0, its gradient is 0 on one side and 1 on the other, and they part:
-    in one of six draws here, with torch's own step too. What is wrong parts them in every draw.
+    in one or two of six draws here. What is wrong parts them in every draw.
     """
     for seed in range(DRAWS):
         pair = pair_of(name, home / str(seed))
