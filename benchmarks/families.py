@@ -137,7 +137,7 @@ def translation(draw: np.random.Generator, options: argparse.Namespace, config: 
         from sft_jax.config.generation import Generation
         from sft_jax.data.batch import Encoded
         from sft_jax.infer.generate import Generator
-        from sft_jax.tasks.vocabulary import token_scores
+        from sft_jax.tasks.vocabulary import token_loss
 
         ones, places = jnp.ones(shape, jnp.int32), jnp.broadcast_to(jnp.arange(options.tokens), shape)
         shifted = np.concatenate([np.full((options.batch, 1), config.decoder_start_token_id), target[:, :-1]], axis=1)
@@ -147,7 +147,7 @@ def translation(draw: np.random.Generator, options: argparse.Namespace, config: 
         given = {"input_ids": torch.from_numpy(source).long(), "labels": torch.from_numpy(target).long()}
 
         def loss(logits: Any) -> Any:
-            return token_scores(logits, jnp.asarray(target), ones > 0)[0].mean()
+            return token_loss(logits, jnp.asarray(target), ones.astype(jnp.float32)) / ones.size
 
         written = Generation(num_beams=4, max_new_tokens=options.tokens)
         generator = Generator(model, written, ())

@@ -20,7 +20,7 @@ from sft_jax.nn.heads import LazyLogits
 from sft_jax.tasks import metrics
 from sft_jax.tasks.losses import token_weights
 from sft_jax.tasks.task import Examples, Ratio, Record, Review
-from sft_jax.tasks.vocabulary import token_divergence, token_scores
+from sft_jax.tasks.vocabulary import token_divergence, token_loss, token_scores
 
 METRICS = ("loss", "perplexity", "token_accuracy", "answer_accuracy")
 LEAST_IS_BEST = frozenset({"loss", "perplexity"})
@@ -43,9 +43,8 @@ class TokenCounts:
 
 def loss(logits: LazyLogits, batch: Mapping[str, Array], smoothing: float = 0.0) -> Ratio:
     """Cross-entropy of the tokens that are to be learned."""
-    each, _ = token_scores(logits, batch["label"], batch["token_weight"] > 0, smoothing)
     weight = token_weights(batch)
-    return Ratio((each * weight).sum(), weight.sum())
+    return Ratio(token_loss(logits, batch["label"], weight, smoothing), weight.sum())
 
 
 def divergence(one: LazyLogits, other: LazyLogits, batch: Mapping[str, Array]) -> Ratio:
