@@ -25,11 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from sft_jax.errors import ModelError
 from sft_jax.models.family import Head, check_activation, check_fields
-from sft_jax.nn.attention import earlier, same_segment
+from sft_jax.nn.attention import Visible, earlier, lengths_of, same_segment
 from sft_jax.nn.heads import LastTokenHead, LazyLogits, TokenHead, features_of
 from sft_jax.nn.kernels import XLA, Needs, attend_by
 from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, RMSNorm, dropout, noisy
@@ -114,7 +114,7 @@ def limits(config: DecoderConfig) -> dict[str, int]:
 class View:
     """What every layer of a kind needs besides the hidden states: made once a forward."""
 
-    visible: Bool[Array, "r t t"]
+    visible: Visible
     turns: Turns | None
 
 
@@ -240,7 +240,7 @@ class Attention(nnx.Module):
         q: Float[Array, "r q h d"],
         k: Float[Array, "r k g d"],
         v: Float[Array, "r k g d"],
-        visible: Bool[Array, "r q k"],
+        visible: Visible,
         key: Key | None,
     ) -> Float[Array, "r q e"]:
         """What the queries take from the values they see."""
@@ -330,11 +330,14 @@ class Decoder(nnx.Module):
         positions, own = batch["position_ids"], same_segment(batch["segment_ids"])
         lengths = own.sum(axis=-1)
         x = self.embed(batch["input_ids"], positions, lengths, embed_key)
-        views = {
-            kind: View(own & earlier(positions, positions, kind.window), self._turns(kind, positions, lengths, x.dtype))
-            for kind in self.kinds
-        }
-        return self.norm(self.blocks(x, views, key=blocks_key))
+        sizes = lengths_of(batch)
+
+        def view(kind: LayerKind) -> View:
+            mask = own & earlier(positions, positions, kind.window)
+            visible = Visible(mask, sizes if kind.window is None else None)
+            return View(visible, self._turns(kind, positions, lengths, x.dtype))
+
+        return self.norm(self.blocks(x, {kind: view(kind) for kind in self.kinds}, key=blocks_key))
 
     def cached(
         self, ids: Int[Array, "b s"], positions: Int[Array, "b s"], cache: Cache, at: Int[Array, ""] | int
@@ -346,7 +349,7 @@ class Decoder(nnx.Module):
         lengths = jnp.full_like(positions, held.shape[1])  # frequencies must not change while a sequence grows
         x = self.embed(ids, jnp.maximum(positions, 0), lengths, None)
         views = {
-            kind: View(earlier(positions, held, kind.window), self._turns(kind, positions, lengths, x.dtype))
+            kind: View(Visible(earlier(positions, held, kind.window)), self._turns(kind, positions, lengths, x.dtype))
             for kind in self.kinds
         }
         x, layers = self.blocks.cached(x, cache.layers, views, at)

@@ -9,11 +9,11 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from sft_jax.errors import ModelError
 from sft_jax.models.family import check_activation, check_fields
-from sft_jax.nn.attention import same_segment
+from sft_jax.nn.attention import Visible, lengths_of, same_segment
 from sft_jax.nn.heads import features_of
 from sft_jax.nn.kernels import XLA, Needs, attend_by
 from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, dropout, noisy
@@ -74,10 +74,8 @@ class Embeddings(nnx.Module):
         self.norm = LayerNorm(config.size, config.norm_eps)
         self.offset, self.rate, self.noise = config.position_offset, config.dropout, config.embedding_noise
 
-    def __call__(
-        self, batch: dict[str, Int[Array, "r t"]], visible: Bool[Array, "r t t"], key: Key | None
-    ) -> Float[Array, "r t e"]:
-        words = noisy(self.word(batch["input_ids"]), visible.sum(axis=-1), self.noise, split(key, 1)[0])
+    def __call__(self, batch: dict[str, Int[Array, "r t"]], visible: Visible, key: Key | None) -> Float[Array, "r t e"]:
+        words = noisy(self.word(batch["input_ids"]), visible.mask.sum(axis=-1), self.noise, split(key, 1)[0])
         x = words + self.position(batch["position_ids"] + self.offset)
         if self.type is not None:
             x = x + self.type(batch["token_type_ids"])
@@ -93,9 +91,7 @@ class Attention(nnx.Module):
         self.num_heads, self.rate = num_heads, rate
         self.backend, self.needs = XLA, Needs(size // num_heads, rate)
 
-    def __call__(
-        self, x: Float[Array, "r t e"], visible: Bool[Array, "r t t"], key: Key | None
-    ) -> Float[Array, "r t e"]:
+    def __call__(self, x: Float[Array, "r t e"], visible: Visible, key: Key | None) -> Float[Array, "r t e"]:
         heads = (*x.shape[:2], self.num_heads, -1)
         q, k, v = (layer(x).reshape(heads) for layer in (self.q, self.k, self.v))
         mixed = attend_by(self.backend, q, k, v, visible, causal=False, rate=self.rate, key=key)
@@ -124,9 +120,7 @@ class Block(nnx.Module):
         self.attn_rate = config.dropout if config.dropout_after_attention else 0.0
         self.mlp_rate = config.dropout
 
-    def __call__(
-        self, x: Float[Array, "r t e"], visible: Bool[Array, "r t t"], *, key: Key | None
-    ) -> Float[Array, "r t e"]:
+    def __call__(self, x: Float[Array, "r t e"], visible: Visible, *, key: Key | None) -> Float[Array, "r t e"]:
         inside, after_attn, after_mlp = split(key, 3)
         x = self.attn_norm(x + dropout(self.attn(x, visible, inside), self.attn_rate, after_attn))
         return self.mlp_norm(x + dropout(self.mlp(x), self.mlp_rate, after_mlp))
@@ -147,5 +141,5 @@ class Encoder(nnx.Module):
     def features(self, batch: dict[str, Array], key: Key | None) -> Float[Array, "r n_or_t e"]:
         """What the head reads."""
         embed_key, blocks_key, _ = split(key, 3)
-        visible = same_segment(batch["segment_ids"])
+        visible = Visible(same_segment(batch["segment_ids"]), lengths_of(batch))
         return self.head.pool(self.blocks(self.embed(batch, visible, embed_key), visible, key=blocks_key), batch)

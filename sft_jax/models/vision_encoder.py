@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from sft_jax.errors import ModelError
 from sft_jax.models.encoder import Attention, Mlp
 from sft_jax.models.family import check_activation, check_fields, check_images, whole
+from sft_jax.nn.attention import Visible
 from sft_jax.nn.convolution import Conv
 from sft_jax.nn.heads import TokenHead, features_of
 from sft_jax.nn.layers import LayerNorm, Linear, dropout
@@ -153,9 +154,7 @@ class Block(nnx.Module):
         self.attn_scale, self.mlp_scale = (Scale(size, scale) if config.scaled else None for _ in range(2))
         self.rate, self.path_rate = config.dropout, config.drop_path
 
-    def __call__(
-        self, x: Float[Array, "r t e"], visible: Bool[Array, "1 t t"], *, key: Key | None
-    ) -> Float[Array, "r t e"]:
+    def __call__(self, x: Float[Array, "r t e"], visible: Visible, *, key: Key | None) -> Float[Array, "r t e"]:
         inside, after_attn, after_mlp = split(key, 3)
         x = x + self._branch(self.attn(self.attn_norm(x), visible, inside), self.attn_scale, after_attn)
         return x + self._branch(self.mlp(self.mlp_norm(x)), self.mlp_scale, after_mlp)
@@ -190,7 +189,8 @@ class VisionEncoder(nnx.Module):
         """A vector for each image: the class token, and the mean of the patches where the family has it."""
         embed_key, blocks_key, _ = split(key, 3)
         x = self.embed(batch["pixel_values"], embed_key)
-        visible = jnp.ones((1, x.shape[1], x.shape[1]), bool)
+        rows, tokens, _ = x.shape
+        visible = Visible(jnp.ones((1, tokens, tokens), bool), jnp.full((rows, 1), tokens, jnp.int32))
         x = self.norm(self.blocks(x, visible, key=blocks_key))
         parts = [x[:, :1], x[:, 1:].mean(axis=1, keepdims=True)] if self.mean_patch else [x[:, :1]]
         return jnp.concatenate(parts, axis=-1)

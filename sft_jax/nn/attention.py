@@ -5,12 +5,34 @@ see nothing and return zeros, with zero gradient (C34). What accelerators have o
 the same contract.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sft_jax.nn.layers import dropout
 from sft_jax.nn.random import Key
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Visible:
+    """Which keys the queries of rows see."""
+
+    mask: Bool[Array, "#r q k"]
+    # Where a token sees all of its document, or all of it up to itself: how long each document of a row is, in the
+    # order in which they stand there, from the first token on and without gaps; 0 for a slot that is empty.
+    lengths: Int[Array, "r n"] | None = None
+
+
+def lengths_of(batch: Mapping[str, Array]) -> Int[Array, "r n"] | None:
+    """The tokens of each document slot of a batch; None where a batch does not say how many slots there are."""
+    if "starts" not in batch:
+        return None
+    slots = 1 + jnp.arange(batch["starts"].shape[1])
+    return (batch["segment_ids"][:, None] == slots[:, None]).sum(axis=-1, dtype=jnp.int32)
 
 
 def same_segment(segments: Int[Array, "r t"]) -> Bool[Array, "r t t"]:

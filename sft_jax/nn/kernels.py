@@ -1,8 +1,10 @@
 """Attention by kernels of accelerators, under the contract of `attend`, and which of them a model can take.
 
-None holds scores for all pairs of tokens. `cudnn` is NVIDIA's, reached through jax and given what is visible as a mask;
-`splash` is jax's own for TPUs and is given the segments. Filler is zero, with zero gradient (C34), since its outputs
-are put aside. They serve whole rows, so that a cache is read by `attend`.
+None holds scores for all pairs of tokens. `cudnn` is NVIDIA's, reached through jax: it is given where documents begin
+and end and computes nothing between them, or, where layers see a window or the GPU is older than Hopper, what is
+visible as a mask. `flash` is ours for NVIDIA's GPUs (`flash.py`): it has dropout, which the others lack. `splash` is
+jax's own for TPUs and is given the segments. Filler is zero, with zero gradient (C34), since its outputs are put aside.
+They serve whole rows, so that a cache is read by `attend`.
 """
 
 from collections.abc import Callable
@@ -15,14 +17,20 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from sft_jax.errors import ConfigError
-from sft_jax.nn.attention import attend
+from sft_jax.nn import flash
+from sft_jax.nn.attention import Visible, attend
 from sft_jax.nn.random import Key
 
-LONG = 512  # tokens of a row from which on `auto` leaves XLA: below, scores are small beside the other products
+# Tokens of a row from which on `auto` leaves XLA: below, scores are small beside the other products.
+LONG = {"cudnn": 512, "flash": 256}
 BLOCK = 128  # tokens that Splash takes at a time
 HEADS_OF = 8, 128  # a head's size must be a multiple of the one and at most the other for cuDNN on all GPUs it knows
 SPLASH_HEADS_OF = 128
+FLASH_HEADS_OF = 16, 32, 64, 128
+MOST_DOCUMENTS = 64  # of a row for cuDNN: it keeps numbers for as many, each as long as the row
+RIGHT_SINCE = 0, 11, 2  # jax: before, it looked in the wrong places for documents in keys that heads share
 
+PLATFORMS = {"cudnn": ("gpu", "cuda"), "flash": ("gpu", "cuda"), "splash": ("tpu",)}
 Kernel = Callable[..., Float[Array, "r t h d"]]
 
 
@@ -59,7 +67,7 @@ XLA = Choice()
 def choose(asked: str, hardware: Hardware, needs: Needs) -> Choice:
     """The backend of a module; `auto` takes what the machine is best at where it can, by name it must."""
     if asked == "auto":
-        return XLA if obstacle("cudnn", hardware, needs) else Choice("cudnn", LONG)
+        return next((Choice(name, least) for name, least in LONG.items() if not obstacle(name, hardware, needs)), XLA)
     why = obstacle(asked, hardware, needs)
     if why:
         raise ConfigError(f"train.attention: {asked} {why}; set it to auto or xla")
@@ -71,21 +79,25 @@ def obstacle(name: str, hardware: Hardware, needs: Needs) -> str | None:
     if name == "xla":
         return None
     multiple, most = HEADS_OF
-    if hardware.platform not in {"cudnn": ("gpu", "cuda"), "splash": ("tpu",)}[name]:
+    if hardware.platform not in PLATFORMS[name]:
         return f"does not run on {hardware.platform}"
-    if needs.dropout:
+    if needs.dropout and name != "flash":
         return f"draws no dropout, and the model's rate is {needs.dropout:g} (model.dropout=0 would do)"
     if needs.softcap is not None and name != "splash":
         return "does not bound scores, as this model does"
+    if name != "splash" and hardware.dtype not in ("bfloat16", "float16"):
+        return f"does not compute in {hardware.dtype} (train.compute_dtype=bfloat16 would do)"
+    fits = {
+        "cudnn": needs.head_size % multiple == 0 and needs.head_size <= most,
+        "flash": needs.head_size in FLASH_HEADS_OF,
+        "splash": needs.head_size % SPLASH_HEADS_OF == 0,
+    }
+    if not fits[name]:
+        return f"has no heads of size {needs.head_size}"
     if name == "cudnn":
-        if hardware.dtype not in ("bfloat16", "float16"):
-            return f"does not compute in {hardware.dtype} (train.compute_dtype=bfloat16 would do)"
-        fits = needs.head_size % multiple == 0 and needs.head_size <= most
-        return None if fits else f"has no heads of size {needs.head_size}"
+        return None
     if needs.window:
         return "sees whole documents, and layers of this model a window of them"
-    if needs.head_size % SPLASH_HEADS_OF:
-        return f"has no heads of size {needs.head_size}"
     return "keeps to one device" if hardware.devices > 1 else None
 
 
@@ -103,7 +115,7 @@ def attend_by(
     queries: Float[Array, "r q h d"],
     keys: Float[Array, "r k g d"],
     values: Float[Array, "r k g d"],
-    visible: Bool[Array, "#r q k"],
+    visible: Visible,
     *,
     causal: bool,
     scale: float | None = None,
@@ -113,16 +125,18 @@ def attend_by(
 ) -> Float[Array, "r q h d"]:
     """`attend` by a backend; `causal` says that documents stand in order and tokens see none that come later."""
     length = queries.shape[1]
-    if backend.name == "xla" or length != keys.shape[1] or length < backend.least:
-        return attend(queries, keys, values, visible, scale=scale, softcap=softcap, rate=rate, key=key)
-    kernel, multiple = KERNELS[backend.name]
-    more = -length % multiple
-    q, k, v = (jnp.pad(array, ((0, 0), (0, more), (0, 0), (0, 0))) for array in (queries, keys, values))
-    seen = jnp.pad(visible, ((0, 0), (0, more), (0, more)))
+    unknown = backend.name == "flash" and visible.lengths is None
+    if backend.name == "xla" or length != keys.shape[1] or length < backend.least or unknown:
+        return attend(queries, keys, values, visible.mask, scale=scale, softcap=softcap, rate=rate, key=key)
     scale = queries.shape[-1] ** -0.5 if scale is None else scale
-    mixed = kernel(q, k, v, seen, causal=causal, scale=scale, softcap=softcap)[:, :length]
+    how = {"causal": causal, "scale": scale, "softcap": softcap, "rate": rate, "key": key}
+    mixed = KERNELS[backend.name](queries, keys, values, visible, **how)
     # What a query that sees nothing is given is no number to rely on, and must not send back a gradient.
-    return jnp.where(visible.any(axis=-1)[:, :, None, None], mixed, 0)
+    if visible.lengths is None:
+        real = visible.mask.any(axis=-1)
+    else:
+        real = jnp.arange(length) < visible.lengths.sum(axis=-1, keepdims=True)
+    return jnp.where(real[:, :, None, None], mixed, 0)
 
 
 def segments_of(visible: Bool[Array, "r t t"]) -> Int[Array, "r t"]:
@@ -130,17 +144,53 @@ def segments_of(visible: Bool[Array, "r t t"]) -> Int[Array, "r t"]:
     return jnp.where(visible.any(axis=-1), jnp.argmax(visible, axis=-1) + 1, 0).astype(jnp.int32)
 
 
-def _cudnn(q: Array, k: Array, v: Array, visible: Array, *, causal: bool, scale: float, softcap: None) -> Array:
-    return jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], scale=scale, implementation="cudnn")
+def _padded(multiple: int, arrays: tuple[Array, ...], mask: Array) -> tuple[Array, ...]:
+    """The tokens of arrays [r, t, ., .] and of a mask [r, t, t], with filler up to a multiple."""
+    more = -mask.shape[1] % multiple
+    wide = (jnp.pad(array, ((0, 0), (0, more), (0, 0), (0, 0))) for array in arrays)
+    return (*wide, jnp.pad(mask, ((0, 0), (0, more), (0, more))))
 
 
-def _splash(q: Array, k: Array, v: Array, visible: Array, *, causal: bool, scale: float, softcap: Any) -> Array:
+def _flash(
+    q: Array, k: Array, v: Array, visible: Visible, *, causal: bool, scale: float, rate: float, key: Any, **_: Any
+) -> Array:
+    assert visible.lengths is not None
+    return flash.attend(q, k, v, visible.lengths, causal=causal, scale=scale, rate=rate, key=key)
+
+
+def _cudnn(q: Array, k: Array, v: Array, visible: Visible, *, causal: bool, scale: float, **_: Any) -> Array:
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    lengths, asked = visible.lengths, q.shape[1]
+    q, k, v, mask = _padded(2, (q, k, v), visible.mask)  # gradients are computed of even rows alone
+    misplaced = jax.__version_info__ < RIGHT_SINCE and k.shape[2] != q.shape[2]
+    unfit = lengths is None or lengths.shape[1] > MOST_DOCUMENTS or misplaced
+    if unfit or not fused.check_compute_capability("9.0"):
+        mixed = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale, implementation="cudnn")
+        return mixed[:, :asked]
+    assert lengths is not None
+    # Filler is one document more: what cuDNN does not compute it does not write, gradients neither.
+    filler = q.shape[1] - lengths.sum(axis=-1, keepdims=True)
+    sizes = jnp.concatenate([lengths, filler], axis=-1)
+    begins = jnp.where(sizes > 0, jnp.cumsum(sizes, axis=-1) - sizes, -1)
+    sizes, begins = jnp.where(sizes > 0, sizes, -1), jnp.pad(begins, ((0, 0), (0, 1)), constant_values=-1)
+    places: dict[str, Any] = {"q_seqlen": sizes, "kv_seqlen": sizes, "q_offsets": begins, "kv_offsets": begins}
+    kind = fused.MaskType.PADDING_CAUSAL if causal else fused.MaskType.PADDING
+    mixed: Any = fused.dot_product_attention(q, k, v, **places, scale=scale, mask_type=kind)
+    return mixed[:, :asked]
+
+
+def _splash(
+    q: Array, k: Array, v: Array, visible: Visible, *, causal: bool, scale: float, softcap: Any, **_: Any
+) -> Array:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
+    asked = q.shape[1]
+    q, k, v, seen = _padded(BLOCK, (q, k, v), visible.mask)
     length, heads = q.shape[1:3]
     k, v = (jnp.repeat(array, heads // k.shape[2], axis=2) for array in (k, v))
-    segments = jnp.broadcast_to(segments_of(visible), q.shape[:2])
+    segments = jnp.broadcast_to(segments_of(seen), q.shape[:2])
     mask = (masks.CausalMask if causal else masks.FullMask)((length, length))
     kernel = splash.make_splash_mha(
         masks.MultiHeadMask([mask] * heads),
@@ -151,8 +201,7 @@ def _splash(q: Array, k: Array, v: Array, visible: Array, *, causal: bool, scale
     )
     q, k, v = (array.swapaxes(1, 2) for array in (q * jnp.asarray(scale, q.dtype), k, v))
     mixed: Any = jax.vmap(kernel)(q, k, v, splash.SegmentIds(segments, segments))
-    return mixed.swapaxes(1, 2)
+    return mixed.swapaxes(1, 2)[:, :asked]
 
 
-# Name -> kernel, and what the tokens of a row must be a multiple of.
-KERNELS: dict[str, tuple[Kernel, int]] = {"cudnn": (_cudnn, 2), "splash": (_splash, BLOCK)}
+KERNELS: dict[str, Kernel] = {"cudnn": _cudnn, "flash": _flash, "splash": _splash}

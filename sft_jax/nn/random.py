@@ -7,6 +7,7 @@ the two-multiply finaliser of Wellons, "Prospecting for hash functions" (2018, p
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +25,18 @@ def split(key: Key | None, count: int) -> list[Key | None]:
     """`count` independent keys, or as many Nones."""
     if key is None:
         return [None] * count
-    words = _hash(key, jnp.arange(2 * count, dtype=jnp.uint32)).reshape(count, 2)
+    words = at_places(key, jnp.arange(2 * count, dtype=jnp.uint32)).reshape(count, 2)
     return list(words)
 
 
 def random_bits(key: Key, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     """32 random bits for each element of an array of this shape."""
-    return _hash(key, places(shape))
+    return at_places(key, places(shape))
+
+
+def at_places(key: Any, index: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """The random bits of the elements at these places; two words are enough of a key."""
+    return mixed(mixed(index ^ key[0]) + key[1])
 
 
 def places(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
@@ -47,7 +53,3 @@ def mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
     x = (x ^ (x >> 15)) * jnp.uint32(0x735A2D97)
     return x ^ (x >> 15)
-
-
-def _hash(key: Key, index: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    return mixed(mixed(index ^ key[0]) + key[1])

@@ -17,8 +17,16 @@ from jaxtyping import Array, Float
 from sft_jax.nn.random import Key, split
 from sft_jax.nn.template import Layer, Moving, Template
 
-# What is kept of a block for its gradient besides what it took: nothing, its products, or these in the host's memory.
-_products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+_dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+
+
+def _products(primitive: Any, *arrays: Any, **settings: Any) -> Any:
+    attends = "attention" in primitive.name or primitive.name == "pallas_call"
+    return attends or _dots(primitive, *arrays, **settings)
+
+
+# What is kept of a block for its gradient besides what it took: nothing, its products (what kernels of attention give
+# counts as one), or these in the host's memory.
 _elsewhere = jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host")
 POLICIES = {"full": None, "dots": _products, "offload": _elsewhere}
 LONGEST_TURN = 12  # blocks that may take turns

@@ -19,7 +19,8 @@ from sft_jax.config.read import write_config
 from sft_jax.models.family import Head, build_model
 from sft_jax.nn.heads import LazyLogits
 from sft_jax.nn.kernels import Hardware
-from sft_jax.tasks.vocabulary import CHUNK_BYTES, token_scores
+from sft_jax.tasks import vocabulary as vocabularies
+from sft_jax.tasks.vocabulary import token_loss
 
 PLATFORM = jax.default_backend()
 pytestmark = [
@@ -43,8 +44,8 @@ LLAMA = {
 }
 
 
-@pytest.mark.parametrize("backend", ["xla", "cudnn"])
-def test_documents_of_a_row_do_not_see_each_other(backend):
+@pytest.mark.parametrize(("backend", "slots"), [("xla", 0), ("cudnn", 0), ("cudnn", 3)])
+def test_documents_of_a_row_do_not_see_each_other(backend, slots):
     """C3: with one document's tokens changed, the hidden states of the other stay bit-equal, whatever computes them."""
     hardware = Hardware(PLATFORM, 1, "bfloat16")
     model = build_model(LLAMA, Head("causal_lm", 0), "tiny", attention=backend, hardware=hardware)
@@ -58,6 +59,7 @@ def test_documents_of_a_row_do_not_see_each_other(backend):
     @jax.jit
     def hidden(ids: jax.Array) -> jax.Array:
         batch = {"input_ids": ids, "segment_ids": jnp.asarray(segments), "position_ids": jnp.asarray(places)}
+        batch |= {"starts": jnp.zeros((1, slots), jnp.int32)} if slots else {}
         return model.template.bind(params)(batch).hidden
 
     before, after = (np.asarray(hidden(jnp.asarray(given)), np.float32) for given in (ids, changed))
@@ -65,18 +67,17 @@ def test_documents_of_a_row_do_not_see_each_other(backend):
     assert (before[segments == 1] != after[segments == 1]).any(), "the change does nothing"
 
 
-def test_cross_entropy_in_chunks():
+def test_cross_entropy_in_chunks(monkeypatch):
     """C30: losses over a vocabulary are those of float64, in as many chunks as there are, and so is their gradient."""
     draw, rows, tokens, vocabulary = np.random.default_rng(0), 4, 512, 1 << 16
     hidden, table = (draw.normal(size=shape).astype(np.float32) / 8 for shape in ((rows, tokens, 64), (vocabulary, 64)))
     label, wanted = draw.integers(0, vocabulary, (rows, tokens)).astype(np.int32), draw.random((rows, tokens)) < 0.5
-    assert 4 * rows * tokens * vocabulary > 2 * CHUNK_BYTES, "one chunk holds all"
+    monkeypatch.setattr(vocabularies, "CHUNK_BYTES_EACH", rows * tokens * vocabulary)  # a quarter
 
     def total(hidden: jax.Array) -> jax.Array:
         with jax.default_matmul_precision("highest"):
-            return token_scores(LazyLogits(hidden, jnp.asarray(table)), jnp.asarray(label), jnp.asarray(wanted))[
-                0
-            ].sum()
+            logits = LazyLogits(hidden, jnp.asarray(table))
+            return token_loss(logits, jnp.asarray(label), jnp.asarray(wanted, jnp.float32))
 
     found, gradient = jax.jit(jax.value_and_grad(total))(jnp.asarray(hidden))
     wide, expected, slope = table.astype(np.float64), 0.0, np.zeros((tokens, 64))

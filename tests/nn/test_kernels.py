@@ -6,6 +6,7 @@ On a CPU the kernels of jax are run by Pallas' interpreter, and cuDNN is followe
 
 import functools
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,8 @@ from test_attend import reference
 
 from sft_jax.errors import ConfigError
 from sft_jax.models.family import Head, Model, build_model
-from sft_jax.nn import kernels
-from sft_jax.nn.attention import attend, earlier, same_segment
+from sft_jax.nn import flash, kernels
+from sft_jax.nn.attention import Visible, attend, earlier, lengths_of, same_segment
 from sft_jax.nn.kernels import Choice, Hardware, Needs, attend_by, choose
 
 TOKENS = 70  # of no block's size
@@ -33,7 +34,9 @@ KERNELS = [
         64,
         marks=[pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="cuDNN needs an NVIDIA GPU: benchmarks/gpu.sh")],
     ),
+    pytest.param("flash", 64, marks=[pytest.mark.gpu] if ON_GPU else []),
 ]
+BY = pytest.mark.parametrize("by", ["lengths", "mask"])
 
 
 @functools.cache
@@ -46,11 +49,17 @@ def laid_out() -> tuple[np.ndarray, np.ndarray]:
     return ids, places
 
 
-def visible_to(causal: bool, window: int | None = None) -> jax.Array:
+def mask_of(causal: bool, window: int | None = None) -> jax.Array:
     """Which key each query may see."""
     ids, places = map(jnp.asarray, laid_out())
     seen = same_segment(ids)
     return seen & earlier(places, places, window) if causal else seen
+
+
+def visible_to(causal: bool, by: str = "lengths") -> Visible:
+    """The same, said in both ways or by the mask alone; there is a slot that no document is in."""
+    batch = {"segment_ids": jnp.asarray(laid_out()[0]), "starts": jnp.zeros((len(LENGTHS), 4), jnp.int32)}
+    return Visible(mask_of(causal), lengths_of(batch) if by == "lengths" else None)
 
 
 def inputs(size: int, dtype: str = "float32", heads: int = 4, shared: int = 2) -> list[jax.Array]:
@@ -60,11 +69,13 @@ def inputs(size: int, dtype: str = "float32", heads: int = 4, shared: int = 2) -
     return [jnp.asarray(draw.normal(size=(len(LENGTHS), TOKENS, count, size)), dtype) for count in counts]
 
 
-def gradients(backend: str, visible: jax.Array, given: list[jax.Array], causal: bool) -> tuple[jax.Array, ...]:
+def gradients(
+    backend: str, visible: Visible, given: list[jax.Array], causal: bool, **dropout: Any
+) -> tuple[jax.Array, ...]:
     """Outputs of a backend, then the gradients of a loss that looks at all of them, filler too."""
 
     def loss(*given: jax.Array) -> tuple[jax.Array, jax.Array]:
-        out = attend_by(Choice(backend), *given, visible, causal=causal)
+        out = attend_by(Choice(backend), *given, visible, causal=causal, **dropout)
         wide = out.astype(jnp.float32)
         return (jnp.sin(wide) + jnp.square(wide)).sum(), out
 
@@ -74,14 +85,15 @@ def gradients(backend: str, visible: jax.Array, given: list[jax.Array], causal: 
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["both ways", "causal"])
+@BY
 @pytest.mark.parametrize(("backend", "size"), KERNELS)
-def test_a_kernel_equals_the_definition(backend, size, causal):
+def test_a_kernel_equals_the_definition(backend, size, by, causal):
     """C3 C34: outputs are those of float64, gradients those of XLA; filler gives zeros and gets none."""
-    dtype, tolerance = ("bfloat16", 3e-2) if backend == "cudnn" else ("float32", 1e-5 if ON_CPU else 5e-3)
-    visible, given = visible_to(causal), inputs(size, dtype)
+    dtype, tolerance = ("float32", 1e-5) if ON_CPU else ("bfloat16", 3e-2)
+    visible, given = visible_to(causal, by), inputs(size, dtype)
     out, *found = gradients(backend, visible, given, causal)
     wide = [np.asarray(array, np.float64) for array in given]
-    expected = reference(wide[0], wide[1].repeat(2, axis=2), wide[2].repeat(2, axis=2), np.asarray(visible))
+    expected = reference(wide[0], wide[1].repeat(2, axis=2), wide[2].repeat(2, axis=2), np.asarray(visible.mask))
     assert np.abs(np.asarray(out, np.float64) - expected).max() < tolerance
     _, *exact = gradients("xla", visible, [array.astype(jnp.float32) for array in given], causal)
     filler = laid_out()[0] == 0
@@ -93,19 +105,52 @@ def test_a_kernel_equals_the_definition(backend, size, causal):
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["isolated", "control"])
+@BY
 @pytest.mark.parametrize(("backend", "size"), KERNELS)
-def test_another_document_changes_nothing(backend, size, broken):
+def test_another_document_changes_nothing(backend, size, by, broken):
     """C3: with one document perturbed, outputs of another in the same row stay bit-equal; merged, they move."""
     ids, _ = laid_out()
     mask = np.minimum(ids, 1) if broken else ids
     second = ids == 2
-    before = inputs(size, "bfloat16" if backend == "cudnn" else "float32")
+    before = inputs(size, "float32" if ON_CPU else "bfloat16")
     after = [jnp.where(jnp.asarray(second)[:, :, None, None], array, 3 * array + 1) for array in before]
+    batch = {"segment_ids": jnp.asarray(mask), "starts": jnp.zeros((len(LENGTHS), 3), jnp.int32)}
+    visible = Visible(same_segment(batch["segment_ids"]), lengths_of(batch) if by == "lengths" else None)
     one, other = (
-        np.asarray(attend_by(Choice(backend), *given, same_segment(jnp.asarray(mask)), causal=False), np.float32)
-        for given in (before, after)
+        np.asarray(attend_by(Choice(backend), *given, visible, causal=False), np.float32) for given in (before, after)
     )
     assert (one[second] == other[second]).all() == (not broken)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shared", [1, 2])
+@pytest.mark.parametrize("causal", [False, True], ids=["both ways", "causal"])
+def test_dropout_is_the_same_in_the_kernel(causal, shared):
+    """R38: `flash` drops what `attend` does, forward and backward, of rows that are no whole blocks; not without a
+    key, and another one drops something else."""
+    dtype, tolerance = ("float32", 1e-5) if ON_CPU else ("bfloat16", 3e-2)
+    visible, given = visible_to(causal), inputs(32, dtype, shared=shared)
+    key, other = jnp.asarray([[5, 77], [6, 77]], jnp.uint32)
+    found = gradients("flash", visible, given, causal, rate=0.3, key=key)
+    exact = gradients("xla", visible, [array.astype(jnp.float32) for array in given], causal, rate=0.3, key=key)
+    for mine, theirs in zip(found, exact, strict=True):
+        mine, theirs = (np.asarray(array, np.float64) for array in (mine, theirs))
+        assert np.linalg.norm(mine - theirs) < tolerance * np.linalg.norm(theirs)
+    plain, dropped = (gradients("flash", visible, given, causal, rate=0.3, key=k) for k in (None, other))
+    for without in (plain, dropped):
+        apart = np.asarray(without[0] - found[0], np.float64)
+        assert np.linalg.norm(apart) > 0.1 * np.linalg.norm(np.asarray(found[0], np.float64))
+
+
+def test_blocks_of_other_documents_are_not_read():
+    """R38: of long rows, blocks that hold no key of a query's document are left out, in both directions."""
+    lengths = jnp.asarray([[130, 0, 70], [10, 20, 0], [0, 0, 0]], jnp.int32)
+    document, first, last, read_first, read_last = flash.layout(lengths, 4 * flash.BLOCK, causal=True)
+    assert np.array_equal(np.bincount(document[0], minlength=4), [56, 130, 0, 70])
+    assert first.tolist() == [[0, 0, 0, 2], [0, 1, 2, 3], [0, 1, 2, 3]] and (last == jnp.arange(1, 5)).all()
+    assert (read_first == jnp.arange(4)).all() and read_last.tolist()[0] == [3, 3, 4, 4]
+    _, *both = flash.layout(lengths, 4 * flash.BLOCK, causal=False)
+    assert [a.tolist()[0] for a in both] == [[0, 0, 0, 2], [3, 3, 4, 4]] * 2
 
 
 def test_scores_are_bounded_where_a_kernel_can():
@@ -113,10 +158,10 @@ def test_scores_are_bounded_where_a_kernel_can():
     if not ON_CPU:
         pytest.skip("a CPU interprets it")
     given, visible = inputs(128, shared=1), visible_to(True)
-    exact = attend(*given, visible, softcap=2.0, scale=0.5)
+    exact = attend(*given, visible.mask, softcap=2.0, scale=0.5)
     found = attend_by(Choice("splash"), *given, visible, causal=True, softcap=2.0, scale=0.5)
     assert np.abs(found - exact).max() < 1e-5
-    assert np.abs(attend(*given, visible, scale=0.5) - exact).max() > 0.1, "the bound does nothing"
+    assert np.abs(attend(*given, visible.mask, scale=0.5) - exact).max() > 0.1, "the bound does nothing"
 
 
 @pytest.mark.parametrize("window", [None, 5])
@@ -124,35 +169,46 @@ def test_segments_are_found_in_the_mask(window):
     """C3: documents are known by their first token where all of it is seen; a window hides it, and is refused."""
     ids, _ = laid_out()
     begins = np.where(ids > 0, [[1 + (row == i).argmax() for i in row] for row in ids], 0)
-    assert (np.asarray(kernels.segments_of(visible_to(False))) == begins).all()
-    assert (np.asarray(kernels.segments_of(visible_to(True, window))) == begins).all() == (window is None)
+    assert (np.asarray(kernels.segments_of(mask_of(False))) == begins).all()
+    assert (np.asarray(kernels.segments_of(mask_of(True, window))) == begins).all() == (window is None)
     assert "a window" in (kernels.obstacle("splash", TPU, Needs(128, window=True)) or "")
     assert kernels.obstacle("cudnn", GPU, Needs(128, window=True)) is None
 
 
 @pytest.mark.skipif(not ON_CPU, reason="on a GPU it is computed")
 def test_cudnn_is_what_a_gpu_is_told(monkeypatch):
-    """R38: compiled for CUDA, both passes call cuDNN's fused attention and no product of all pairs is left."""
+    """R38: compiled for CUDA, both passes call cuDNN's fused attention and no product of all pairs is left.
+
+    On Hopper they are told where documents begin, and the mask is not made; before it they are given the mask, and so
+    they are of heads that share keys by a jax that computes these places wrongly.
+    """
     from jax._src.cudnn import fused_attention_stablehlo
 
     monkeypatch.setattr(
         fused_attention_stablehlo, "cuda_versions", types.SimpleNamespace(cudnn_get_version=lambda: 91500)
     )
-    given, visible = inputs(64, "bfloat16"), visible_to(True)
+    given = inputs(64, "bfloat16")
 
-    def text(backend: str) -> str:
+    def text(backend: str, by: str, hopper: bool, version: tuple[int, ...] = kernels.RIGHT_SINCE) -> str:
+        monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda version: hopper)
+        monkeypatch.setattr(jax, "__version_info__", version)
+
         def loss(*given: jax.Array) -> jax.Array:
-            return attend_by(Choice(backend), *given, visible, causal=True).astype(jnp.float32).sum()
+            return attend_by(Choice(backend), *given, visible_to(True, by), causal=True).astype(jnp.float32).sum()
 
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
 
-    found = text("cudnn")
-    assert "__cudnn$fmhaScaleBiasSoftmax(" in found and "__cudnn$fmhaScaleBiasSoftmaxBackward(" in found
-    assert "dot_general" not in found
-    assert "__cudnn" not in text("xla") and "dot_general" in text("xla")
+    for how in (("mask", True), ("lengths", False), ("lengths", True, (0, 10, 2))):
+        found = text("cudnn", *how)
+        assert "__cudnn$fmhaScaleBiasSoftmax(" in found and "__cudnn$fmhaScaleBiasSoftmaxBackward(" in found
+        assert "dot_general" not in found
+    found = text("cudnn", "lengths", True)
+    assert "__cudnn$fmhaSoftmax(" in found and "__cudnn$fmhaSoftmaxBackward(" in found
+    assert "PADDING_CAUSAL" in found and "dot_general" not in found and f"{TOKENS}x{TOKENS}x" not in found
+    assert "__cudnn" not in text("xla", "lengths", True) and "dot_general" in text("xla", "lengths", True)
 
 
-LONG_ROWS = Choice("cudnn", kernels.LONG)
+LONG_ROWS, DROPPED = (Choice(name, kernels.LONG[name]) for name in ("cudnn", "flash"))
 
 
 @pytest.mark.parametrize(
@@ -163,14 +219,16 @@ LONG_ROWS = Choice("cudnn", kernels.LONG)
         (Hardware("gpu", 1, "float32"), Needs(64), Choice()),
         (Hardware("cpu", 1, "bfloat16"), Needs(64), Choice()),
         (Hardware("tpu", 1, "bfloat16"), Needs(128), Choice()),
-        (GPU, Needs(64, dropout=0.1), Choice()),
+        (GPU, Needs(64, dropout=0.1), DROPPED),
+        (Hardware("gpu", 2, "bfloat16"), Needs(64, dropout=0.1), Choice()),
+        (GPU, Needs(64, dropout=0.1, window=True), Choice()),
         (GPU, Needs(64, softcap=50.0), Choice()),
         (GPU, Needs(60), Choice()),
         (GPU, Needs(256), Choice()),
     ],
 )
 def test_auto(hardware, needs, expected):
-    """R38: `auto` takes cuDNN where it can do all that is needed, else XLA, and never fails."""
+    """R38: `auto` takes cuDNN where it can do all that is needed, with dropout our kernel, else XLA; never fails."""
     assert choose("auto", hardware, needs) == expected
 
 
@@ -187,6 +245,12 @@ def test_auto(hardware, needs, expected):
             r"draws no dropout, and the model's rate is 0.1 \(model.dropout=0 would",
         ),
         ("splash", TPU, Needs(128, dropout=0.1), "draws no dropout"),
+        ("flash", TPU, Needs(64), "does not run on tpu"),
+        ("flash", Hardware("gpu", 1, "float32"), Needs(64), r"does not compute in float32"),
+        ("flash", GPU, Needs(80), "has no heads of size 80"),
+        ("flash", GPU, Needs(64, window=True), "sees whole documents"),
+        ("flash", GPU, Needs(64, softcap=50.0), "does not bound scores"),
+        ("flash", Hardware("gpu", 4, "bfloat16"), Needs(64), "keeps to one device"),
         ("cudnn", GPU, Needs(64, softcap=50.0), "does not bound scores"),
         ("cudnn", Hardware("gpu", 1, "float32"), Needs(64), r"does not compute in float32 \(train.compute_dtype=bfl"),
         ("cudnn", GPU, Needs(60), "has no heads of size 60"),
@@ -204,11 +268,12 @@ def test_what_cannot_be_is_refused(asked, hardware, needs, said):
 def test_short_rows_stay_with_xla():
     """R38: `auto` leaves rows alone that are shorter than it pays for, and caches, whose keys are more than queries."""
     given, visible = inputs(64), visible_to(True)
-    exact = attend(*given, visible)
+    exact = attend(*given, visible.mask)
     assert (attend_by(Choice("cudnn", TOKENS + 1), *given, visible, causal=True) == exact).all()
     queries, *rest = given
-    found = attend_by(Choice("cudnn"), queries[:, :1], *rest, visible[:, :1], causal=True)
-    assert (found == attend(queries[:, :1], *rest, visible[:, :1])).all()
+    first = visible.mask[:, :1]
+    found = attend_by(Choice("cudnn"), queries[:, :1], *rest, Visible(first), causal=True)
+    assert (found == attend(queries[:, :1], *rest, first)).all()
 
 
 def attentions(model: Model) -> list:
@@ -225,7 +290,7 @@ def test_every_layer_of_a_model_computes_by_it():
         "segment_ids": jnp.asarray(ids),
         "position_ids": jnp.asarray(places),
     }
-    batch |= {"token_type_ids": jnp.zeros_like(batch["input_ids"]), "starts": jnp.zeros((3, 1), jnp.int32)}
+    batch |= {"token_type_ids": jnp.zeros_like(batch["input_ids"]), "starts": jnp.zeros((3, 3), jnp.int32)}
     config, head = (
         {**TINY, "hidden_size": 256, "num_attention_heads": 2, "max_position_embeddings": TOKENS},
         Head("token_classification", 2),
