@@ -121,3 +121,22 @@ def test_pooling_of_one_pixel_is_that_pixel():
     """R57: padding is never the largest."""
     x = -jnp.ones((1, 1, 1, 2))
     assert (max_pool(x, 3, 2, 1) == x).all()
+
+
+def test_pixels_are_skipped_in_the_same_way_on_a_gpu(monkeypatch):
+    """A kernel of one pixel with a stride, which is no product on a GPU (its compiler fails), gives the same."""
+    template = Template.of(Conv(3, 4, 1, zeros, stride=2))
+    kernel = {path: jnp.asarray(DRAW.normal(size=template.shapes[path]), jnp.float32) for path in template.keys}
+
+    def run(kernel):
+        return jax.value_and_grad(lambda kernel: jnp.sin(template.bind(kernel)(X)).sum())(kernel)
+
+    def convolves():
+        return "conv_general_dilated" in str(jax.make_jaxpr(lambda kernel: template.bind(kernel)(X))(kernel))
+
+    assert not convolves()
+    one = run(kernel)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert convolves()
+    for mine, theirs in zip(jax.tree.leaves(run(kernel)), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
