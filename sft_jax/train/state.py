@@ -18,7 +18,7 @@ from sft_jax.config.training import TrainSection
 from sft_jax.errors import ConfigError
 from sft_jax.mesh import fitting, like_params, param_shardings, put, replicated
 from sft_jax.nn.quantised import Kind, Quantised, abstract
-from sft_jax.nn.template import Params, Template, draw
+from sft_jax.nn.template import Init, Params, Template, draw
 from sft_jax.paths import select
 from sft_jax.train.guard import Guard
 
@@ -143,8 +143,8 @@ def initial_state(
     """
     whole = [key for key in template.keys if all(path in loaded for path in template.paths([key]))]
     missing = [key for key in template.keys if key not in whole]
-    drawn = _drawn(template, missing, placement, jax.random.key(seed))
     types = {p: like.dtype for p, like in abstract_frozen(template, frozen, compute_dtype).items()}
+    drawn = _drawn(template, missing, placement, types, jax.random.key(seed))
     held = {}
     for key in whole:  # one after another, so that neither host nor device holds a second copy of all of them
         given = template.gather(key, loaded)
@@ -156,13 +156,21 @@ def initial_state(
     return jax.jit(begin, out_shardings=placement.state)(*_moving(params, template, frozen)), fixed
 
 
-def _drawn(template: Template, keys: list[str], placement: Placement, key: jax.Array) -> Params:
-    """`Template.initial` where it will lie; what is alike is drawn by one program, which takes less compiling."""
+def _drawn(
+    template: Template, keys: list[str], placement: Placement, types: Mapping[str, Any], key: jax.Array
+) -> Params:
+    """`Template.initial` where it will lie, in these types; what is alike is drawn by one program, which takes less
+    compiling.
+    """
     programs, found = {}, {}
     for name in keys:
-        like = (template.inits[name], template.shapes[name])
+        like = (template.inits[name], template.shapes[name], types.get(name, jnp.float32))
         lies = placement.params[name]
         if (*like, lies) not in programs:
-            programs[*like, lies] = jax.jit(partial(draw, *like), out_shardings=lies)
+            programs[*like, lies] = jax.jit(partial(_draw, *like), out_shardings=lies)
         found[name] = programs[*like, lies](key, template.streams(name))
     return found
+
+
+def _draw(init: Init, shape: tuple[int, ...], dtype: Any, key: jax.Array, streams: Any) -> jax.Array:
+    return draw(init, shape, key, streams).astype(dtype)
