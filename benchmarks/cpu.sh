@@ -6,4 +6,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 JAX_PLATFORMS=cpu
 exec "${PYTHON:-python3}" benchmarks/accelerator.py --cpu --dtypes float32,bfloat16 \
-  --jobs bert-base,vit-base,resnet-50,resnet-50-frozen --peers loop --minutes 30 --limit 600 "$@"
+  --jobs bert-base,vit-base,resnet-50,resnet-50-frozen --peers loop --minutes 30 --limit 300 "$@"

@@ -17,7 +17,7 @@ from speed_jobs import JOBS, make
 from speed_ours import settings
 from text_classification import LEAST_WIDTH, machine, names, new_result, revision, save
 
-from sft_jax.config.read import known_keys, read_config
+from sft_jax.config.read import read_config
 from sft_jax.estimate import estimate, without_weights
 
 # What is trained -> as `speed_jobs.Job.trained` has it, and settings besides.
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="report; left out: a new file in results/")
     options = parser.parse_args()
     out = options.out or new_result(Path(__file__).stem)
-    job = replace(JOBS["llama-1b"], documents=64, longest=512, typical=200, batch=4, remat=False)
+    job = replace(JOBS["llama-1b"], documents=64, longest=512, typical=200, batch=4, settings=())
     job = job.shrunk() if options.dry_run else job
     report: dict[str, Any] = {
         "benchmark": Path(__file__).stem,
@@ -47,13 +47,12 @@ def main() -> None:
         "machine": machine(),
         "found": [],
     }
-    known = {key for key, *_ in known_keys()}
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
         directory = make(job, Path(scratch) / job.name)
         for variant, remat in itertools.product(options.variants, options.remat):
             trained, more = VARIANTS[variant]
             more = [*more, f"train.remat={remat}", "train.scan=always", "data.layout.kind=packed"]
-            given = settings(replace(job, trained=trained), directory, "bfloat16", known, more)
+            given = settings(replace(job, trained=trained), directory, "bfloat16", more)
             run = without_weights(read_config([], given))
             report["found"].append({"variant": variant, "remat": remat, **asdict(estimate(run))})
             save(out, report)

@@ -5,7 +5,6 @@ ours, the same tokens as `tokens.npz` for the peers. Weights are random. Imports
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import numpy as np
 Tree = dict[str, Any]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 SAME_DROPOUT = 0.1
-TILE = 1 << 22  # random numbers that the weights of a checkpoint repeat
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Job:
     batch: int = 128  # documents of a step, or packed rows of one where it is language
     pixels: int = 224
     trained: str = "all"  # "all", "adapter" or "head"
-    remat: bool = False
+    remat: bool = False  # layers are computed again for their gradient
     peers: tuple[str, ...] = ("loop", "loop+compile")
     settings: tuple[str, ...] = ()  # of ours besides
     macs: float = 0.0  # multiplications of a forward pass over an image of 224 pixels, where layers do not say it
@@ -161,7 +159,7 @@ EIGHT = llama(
     head_dim=128,
     tie_word_embeddings=False,
 )
-LONG = {"documents": 512, "longest": 4096, "typical": 600, "batch": 2, "remat": True}
+LONG: Tree = {"documents": 512, "longest": 4096, "typical": 600, "batch": 2}
 RESNET_MACS = 4.09e9
 JOBS = {
     job.name: job
@@ -172,10 +170,28 @@ JOBS = {
             BERT,
             {**TINY_TEXT, "num_attention_heads": 4},
             longest=256,
-            peers=("loop", "loop+compile", "trainer"),
+            peers=("loop+compile", "trainer"),
         ),
-        Job("llama-1b", "lm", ONE, TINY_LLAMA, peers=("loop+compile", "loop+isolated"), **LONG),
-        Job("llama-8b-lora", "lm", EIGHT, TINY_LLAMA, trained="adapter", peers=("loop+compile",), **LONG),
+        Job(
+            "llama-1b",
+            "lm",
+            ONE,
+            TINY_LLAMA,
+            peers=("loop+compile", "loop+liger"),
+            settings=("train.remat=dots",),
+            **LONG,
+        ),
+        Job(
+            "llama-8b-lora",
+            "lm",
+            EIGHT,
+            TINY_LLAMA,
+            trained="adapter",
+            remat=True,
+            peers=("loop+compile+liger",),
+            settings=("train.remat=full",),
+            **LONG,
+        ),
         Job("vit-base", "image", VIT, TINY_VIT, documents=256, peers=("loop+compile",)),
         Job(
             "gpt2",
@@ -220,8 +236,6 @@ def make(job: Job, directory: Path) -> Path:
         make_images(job, directory)
     else:
         make_texts(job, directory)
-    if job.trained == "adapter":
-        write_llama(job.config, model / "model.safetensors")
     return directory
 
 
@@ -275,42 +289,6 @@ def write_tokenizer(words: int, model: Path, classify: bool) -> None:
     tokenizer.save(str(model / "tokenizer.json"))
     named = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[SEP]"}
     (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **named}))
-
-
-def llama_tensors(config: Tree) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor of a Llama on the disk."""
-    size, inner = config["hidden_size"], config["intermediate_size"]
-    queries, keys = (config[name] * config["head_dim"] for name in ("num_attention_heads", "num_key_value_heads"))
-    yield "model.embed_tokens.weight", (config["vocab_size"], size)
-    for number in range(config["num_hidden_layers"]):
-        layer = f"model.layers.{number}"
-        heads = {"q": (queries, size), "k": (keys, size), "v": (keys, size), "o": (size, queries)}
-        yield from ((f"{layer}.self_attn.{name}_proj.weight", shape) for name, shape in heads.items())
-        mlp = {"gate": (inner, size), "up": (inner, size), "down": (size, inner)}
-        yield from ((f"{layer}.mlp.{name}_proj.weight", shape) for name, shape in mlp.items())
-        yield from ((f"{layer}.{name}_layernorm.weight", (size,)) for name in ("input", "post_attention"))
-    yield "model.norm.weight", (size,)
-    if not config["tie_word_embeddings"]:
-        yield "lm_head.weight", (config["vocab_size"], size)
-
-
-def write_llama(config: Tree, file: Path) -> None:
-    """A random Llama as bfloat16 safetensors, streamed to the disk."""
-    tensors, header, at = list(llama_tensors(config)), {}, 0
-    for name, shape in tensors:
-        end = at + 2 * int(np.prod(shape))
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, end]}
-        at = end
-    text = json.dumps(header).encode()
-    drawn = np.random.default_rng(2).normal(scale=0.02, size=TILE).astype(np.float32)
-    tile = (drawn.view(np.uint32) >> 16).astype(np.uint16)
-    with open(file, "wb") as sink:
-        sink.write(len(text).to_bytes(8, "little") + text)
-        for name, shape in tensors:
-            count = int(np.prod(shape))
-            source = np.full(count, 0x3F80, np.uint16) if "norm" in name else tile  # norms begin at one
-            for begin in range(0, count, TILE):
-                sink.write(source[: min(TILE, count - begin)].tobytes())
 
 
 def packed(sizes: np.ndarray, row: int) -> list[list[int]]:

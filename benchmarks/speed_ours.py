@@ -5,9 +5,13 @@ product does in a step is in the time, waiting for batches too, but for images, 
 sides repeat one batch.
 """
 
+import contextlib
+import fcntl
 import json
+import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ import jax.numpy as jnp
 from speed_jobs import LORA, Job, lengths
 
 from sft_jax import run as runs
-from sft_jax.config.read import known_keys, read_config
+from sft_jax.config.read import read_config
 from sft_jax.heads import on_features
 
 TASKS = {"classify": "sequence_classification", "lm": "causal_lm", "image": "image_classification"}
@@ -31,11 +35,8 @@ def main() -> None:
     """Prepare, take the first step, and then as many as are asked for."""
     directory, dtype, *more = sys.argv[1:]
     job = Job.read(f"{directory}/job.json")
-    known = {key for key, *_ in known_keys()}
-    if job.trained == "adapter" and not any(key.split(".")[0] == "adapter" for key in known):
-        say(unavailable="this sft_jax has no adapter")
-        return
-    run = runs.prepare(read_config([], settings(job, Path(directory), dtype, known, more)))
+    config = read_config([], settings(job, Path(directory), dtype, more))
+    run = runs.prepare(config.model_copy(update={"model": config.model.model_copy(update={"weights": "random"})}))
     state, frozen = runs.initial(run)
     run, frozen = on_features(run, frozen, lambda text: print(text, file=sys.stderr))
     program = runs.train_program(run, state, frozen)
@@ -45,7 +46,8 @@ def main() -> None:
         return run.put(batch, stacked=stacked)
 
     batch = next(batches)
-    executable, held = program.compile(batch), put(batch)
+    with alone():
+        executable, held = program.compile(batch), put(batch)
     fixed = job.task == "image" and not stacked
 
     def steps(count: int) -> dict[str, float]:
@@ -80,14 +82,26 @@ def main() -> None:
         versions={"jax": jax.__version__, "python": sys.version.split()[0]},
         device=jax.devices()[0].device_kind,
         product=product(jnp.bfloat16 if dtype == "bfloat16" else jnp.float32),
-        flags=machine.os.environ.get("XLA_FLAGS", ""),
+        flags=os.environ.get("XLA_FLAGS", ""),
         shapes={name: list(array.shape) for name, array in batch.items()},
     )
     for line in sys.stdin:
-        say(**steps(int(line)), peak_bytes=peak(), programs=program.compiled)
+        count, *traced = line.split(maxsplit=1)
+        with jax.profiler.trace(traced[0].strip()) if traced else contextlib.nullcontext():
+            found = steps(int(count))
+        say(**found, peak_bytes=peak(), programs=program.compiled)
 
 
-def settings(job: Job, directory: Path, dtype: str, known: set[str], more: list[str]) -> list[str]:
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """While no other process is here, of those that were told of the same file."""
+    with contextlib.ExitStack() as stack:
+        if "BENCHMARK_LOCK" in os.environ:
+            fcntl.flock(stack.enter_context(open(os.environ["BENCHMARK_LOCK"], "w")), fcntl.LOCK_EX)
+        yield
+
+
+def settings(job: Job, directory: Path, dtype: str, more: list[str]) -> list[str]:
     """The overrides that make this job of ours."""
     image = job.task == "image"
     mean = float(lengths(job).mean())
@@ -107,10 +121,9 @@ def settings(job: Job, directory: Path, dtype: str, known: set[str], more: list[
         "optim.schedule.kind=constant",
         "mesh.data=1",
         *job.settings,
-        *(["model.weights=random"] if job.trained != "adapter" else [LORA]),
+        *([LORA] if job.trained == "adapter" else []),
         *([] if image else [f"data.max_length={job.longest}"]),
         *(["data.layout.kind=planned", f"data.layout.length={job.longest}"] if not image else []),
-        *(["train.remat=full"] if job.remat and "train.remat" in known else []),
     ]
     return [*found, *more]
 
