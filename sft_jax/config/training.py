@@ -120,9 +120,8 @@ class TrainSection(Section):
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the arithmetic; trainable parameters and moments stay float32."""
     attention: Literal["auto", "xla", "cudnn", "flash", "splash"] = "auto"
-    """What computes self-attention: on a GPU in bfloat16 `auto` takes cuDNN for rows of 512 tokens and more, where the
-    model has dropout there `flash`, our kernel, for rows of 256 and more, else XLA; `splash` is jax's kernel for
-    TPUs."""
+    """What computes self-attention: for rows of 128 tokens and more on a GPU in bfloat16 `auto` takes cuDNN or, where
+    the model has dropout there, `flash`, our kernel, else XLA; `splash` is jax's kernel for TPUs."""
     scan: Literal["auto", "always", "never"] = "auto"
     """Whether layers that are alike are held as one array and scanned over, so that one is compiled for all of them:
     `auto` does in stacks of 16 or more; results and files are the same."""

@@ -32,7 +32,7 @@ from sft_jax.models.family import Head, check_activation, check_fields
 from sft_jax.nn.attention import Visible, earlier, lengths_of, same_segment
 from sft_jax.nn.heads import LastTokenHead, LazyLogits, TokenHead, features_of
 from sft_jax.nn.kernels import XLA, Needs, attend_by
-from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, RMSNorm, dropout, noisy
+from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, RMSNorm, dropout, gated, noisy
 from sft_jax.nn.random import Key, split
 from sft_jax.nn.rope import Rope, Turns, turn, turns
 from sft_jax.nn.stack import Stack
@@ -262,7 +262,7 @@ class Mlp(nnx.Module):
     def __call__(self, x: Float[Array, "r t e"]) -> Float[Array, "r t e"]:
         if self.gate is None:
             return self.down(self.activation(self.up(x)))
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+        return self.down(gated(self.activation, self.gate(x), self.up(x)))
 
 
 class Block(nnx.Module):

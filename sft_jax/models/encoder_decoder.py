@@ -26,7 +26,7 @@ from sft_jax.errors import ModelError
 from sft_jax.models.family import check_activation, check_fields
 from sft_jax.nn.attention import attend, earlier, same_segment
 from sft_jax.nn.heads import LazyLogits
-from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, RMSNorm, dropout
+from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, RMSNorm, dropout, gated
 from sft_jax.nn.random import Key, split
 from sft_jax.nn.stack import Stack
 from sft_jax.nn.template import Moving, Normal, param, stat, zeros
@@ -218,7 +218,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Float[Array, "r t e"], key: Key | None) -> Float[Array, "r t e"]:
         up = self.up(x)
-        inside = self.activation(up) if self.gate is None else self.activation(self.gate(x)) * up
+        inside = self.activation(up) if self.gate is None else gated(self.activation, self.gate(x), up)
         return self.down(dropout(inside, self.rate, key))
 
 

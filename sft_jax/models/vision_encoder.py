@@ -19,7 +19,7 @@ from sft_jax.models.family import check_activation, check_fields, check_images, 
 from sft_jax.nn.attention import Visible
 from sft_jax.nn.convolution import Conv
 from sft_jax.nn.heads import TokenHead, features_of
-from sft_jax.nn.layers import LayerNorm, Linear, dropout
+from sft_jax.nn.layers import LayerNorm, Linear, dropout, gated
 from sft_jax.nn.random import Key, split
 from sft_jax.nn.stack import Stack
 from sft_jax.nn.template import Constant, Normal, param, stat, zeros
@@ -139,7 +139,7 @@ class Gated(nnx.Module):
         self.down = Linear(inner, size, init)
 
     def __call__(self, x: Float[Array, "r t e"]) -> Float[Array, "r t e"]:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        return self.down(gated(jax.nn.silu, self.gate(x), self.up(x)))
 
 
 class Block(nnx.Module):

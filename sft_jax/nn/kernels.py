@@ -21,8 +21,9 @@ from sft_jax.nn import flash
 from sft_jax.nn.attention import Visible, attend
 from sft_jax.nn.random import Key
 
-# Tokens of a row from which on `auto` leaves XLA: below, scores are small beside the other products.
-LONG = {"cudnn": 512, "flash": 256}
+LONG = (
+    128  # tokens of a row from which on `auto` leaves XLA: below, scores are few beside what else is read and written
+)
 BLOCK = 128  # tokens that Splash takes at a time
 HEADS_OF = 8, 128  # a head's size must be a multiple of the one and at most the other for cuDNN on all GPUs it knows
 SPLASH_HEADS_OF = 128
@@ -67,7 +68,7 @@ XLA = Choice()
 def choose(asked: str, hardware: Hardware, needs: Needs) -> Choice:
     """The backend of a module; `auto` takes what the machine is best at where it can, by name it must."""
     if asked == "auto":
-        return next((Choice(name, least) for name, least in LONG.items() if not obstacle(name, hardware, needs)), XLA)
+        return next((Choice(name, LONG) for name in ("cudnn", "flash") if not obstacle(name, hardware, needs)), XLA)
     why = obstacle(asked, hardware, needs)
     if why:
         raise ConfigError(f"train.attention: {asked} {why}; set it to auto or xla")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sft_jax.nn.heads import LastTokenHead, PooledHead, first_token
-from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, RMSNorm, noisy
+from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, RMSNorm, gated, noisy
 from sft_jax.nn.random import from_jax
 from sft_jax.nn.template import Normal, Template
 
@@ -143,3 +143,26 @@ def test_embedding_noise_is_that_of_neftune():
         assert found[row].std() == pytest.approx(bound / math.sqrt(3), rel=0.05)
         assert abs(found[row].mean()) < 0.05 * bound
     assert not np.asarray(noisy(x, lengths, 5.0, None)).any()
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "layer norm", "rms norm", "gated"])
+def test_an_accelerator_keeps_arguments_alone(name, monkeypatch):
+    """R30: gradients are the same whether what they need is kept, as on a CPU, or computed again, which keeps less."""
+    draw = np.random.default_rng(0)
+    x, y = (jnp.asarray(draw.normal(size=(5, 8)), jnp.float32) for _ in range(2))
+    norms = {"layer norm": lambda: LayerNorm(8, 1e-5), "rms norm": lambda: RMSNorm(8, 1e-5)}
+
+    def run(x):
+        if name in norms:
+            template = Template.of(norms[name]())
+            return template.bind({path: y[0, :8] for path in template.keys})(x)
+        return gated(jax.nn.silu, x, x * y) if name == "gated" else ACTIVATIONS[name](x)
+
+    def kept():
+        return sum(a.size for a in jax.tree.leaves(jax.vjp(run, x)[1]))
+
+    one, before = jax.grad(lambda x: jnp.sin(run(x)).sum())(x), kept()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    other = jax.grad(lambda x: jnp.sin(run(x)).sum())(x)
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert kept() < before
