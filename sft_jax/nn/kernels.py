@@ -7,6 +7,7 @@ jax's own for TPUs and is given the segments. Filler is zero, with zero gradient
 They serve whole rows, so that a cache is read by `attend`.
 """
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,6 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from sft_jax.errors import ConfigError
-from sft_jax.nn import flash
 from sft_jax.nn.attention import Visible, attend
 from sft_jax.nn.random import Key
 
@@ -82,6 +82,8 @@ def obstacle(name: str, hardware: Hardware, needs: Needs) -> str | None:
     multiple, most = HEADS_OF
     if hardware.platform not in PLATFORMS[name]:
         return f"does not run on {hardware.platform}"
+    if name == "flash" and importlib.util.find_spec("jax.experimental.pallas.triton") is None:
+        return "is written for Triton, which this jax has no more"
     if needs.dropout and name != "flash":
         return f"draws no dropout, and the model's rate is {needs.dropout:g} (model.dropout=0 would do)"
     if needs.softcap is not None and name != "splash":
@@ -155,6 +157,8 @@ def _padded(multiple: int, arrays: tuple[Array, ...], mask: Array) -> tuple[Arra
 def _flash(
     q: Array, k: Array, v: Array, visible: Visible, *, causal: bool, scale: float, rate: float, key: Any, **_: Any
 ) -> Array:
+    from sft_jax.nn import flash
+
     assert visible.lengths is not None
     return flash.attend(q, k, v, visible.lengths, causal=causal, scale=scale, rate=rate, key=key)
 

@@ -265,6 +265,14 @@ def test_what_cannot_be_is_refused(asked, hardware, needs, said):
     assert choose("xla", hardware, needs) == Choice()
 
 
+def test_without_triton_there_is_xla(monkeypatch):
+    """R38: of a jax that has no Triton any more, `auto` takes XLA, and our kernel is refused by name."""
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
+    assert choose("auto", GPU, Needs(64, dropout=0.1)) == Choice() and choose("auto", GPU, Needs(64)) == LONG_ROWS
+    with pytest.raises(ConfigError, match="flash is written for Triton, which this jax has no more; set it to auto"):
+        choose("flash", GPU, Needs(64))
+
+
 def test_short_rows_stay_with_xla():
     """R38: `auto` leaves rows alone that are shorter than it pays for, and caches, whose keys are more than queries."""
     given, visible = inputs(64), visible_to(True)
