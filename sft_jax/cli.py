@@ -63,7 +63,7 @@ def train(
     prepared = run.prepare(config)  # joins the other processes, so it comes before anything that asks for devices
     screen = console.start()
     console.show_run(screen.console, prepared)
-    screen.steps = prepared.batches.steps
+    screen.steps, screen.unit = prepared.batches.steps, prepared.task.unit
     try:
         result = jobs.train(prepared, screen)
     except Interrupted as stop:

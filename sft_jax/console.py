@@ -70,10 +70,11 @@ def show_result(console: Console, run: Run, result: Result) -> None:
         show_table(console, "scores", [[a, b if isinstance(b, str) else f"{b:.4f}"] for a, b in rows])
     seconds, summary = result.summary["seconds"], result.summary
     best = f", best at step {result.best_step}" if result.best_step else ""
+    unit = "images" if run.task.images else "real tokens"
     kept, waiting = summary["programs"]["found"], seconds["waiting"] / (seconds["train"] or 1)
     facts = {
         "steps": f"{result.steps}{best}",
-        "speed": f"{summary['tokens_per_second']:,.0f} real tokens/s",
+        "speed": f"{summary['tokens_per_second']:,.0f} {unit}/s",
         "seconds": f"{seconds['total']:.0f} in all, {seconds['train']:.0f} training, "
         f"{seconds['compile']:.0f} compiling ({kept} programs were kept), first step after "
         f"{seconds['to_first_step']:.1f}; {waiting:.0%} of training was waiting for data",
@@ -202,15 +203,17 @@ def _rows(report: DataReport) -> list[list[Any]]:
     """A column a split, so that any number of labels has room."""
     splits = report.splits
     labels = splits["train"].labels
-    columns: list[list[Any]] = [
-        ["", "read", "used", *labels, "median length, tokens", "95 %", "longest", "truncated", "padding"]
-    ]
+    counted = splits["train"].tokens
+    of_tokens = ["median length, tokens", "95 %", "longest", "truncated", "padding"]
+    # Images are documents of one token, of which there is nothing to say.
+    columns: list[list[Any]] = [["", "read", "used", *labels]]
+    columns[0] += of_tokens if counted and counted.lengths["max"] > 1 else []
     for split, found in splits.items():
         column: list[Any] = [split, found.read, found.used, *(found.labels.get(label, 0) for label in labels)]
         if found.tokens:
             lengths = [round(found.tokens.lengths[name]) for name in ("50 %", "95 %", "max")]
             column += [*lengths, f"{found.tokens.truncated_share:.1%}", f"{found.tokens.padding_share:.1%}"]
-        columns.append(column)
+        columns.append(column[: len(columns[0])])
     return [list(row) for row in zip(*columns, strict=True)]
 
 
@@ -233,8 +236,10 @@ def _data(run: Run) -> dict[str, str]:
     layout, shapes = run.config.data.layout.kind, run.batches.shapes
     tokens = run.report.splits["train"].tokens
     padding = tokens.padding_share if tokens else 0.0
-    return {
-        "columns": f"{', '.join(run.task.columns)} read; {', '.join(unused) or 'none'} not used",
+    facts = {"columns": f"{', '.join(run.task.columns)} read; {', '.join(unused) or 'none'} not used"}
+    if run.task.images:
+        return facts
+    return facts | {
         "layout": f"{layout}; {len(shapes)} declared shapes: {', '.join(str(s) for s in shapes)}",
         "padding": f"{padding:.1%} of training tokens",
     }

@@ -305,6 +305,7 @@ def _finish(
         "steps": progress.step,
         "best_step": progress.best_step,
         "tokens_per_second": timing.tokens_per_second,
+        "unit": run.task.unit,  # of these
         "seconds": {
             "to_first_step": timing.first_step - begun,
             "compile": program.seconds + evaluator.seconds,

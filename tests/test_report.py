@@ -168,6 +168,14 @@ def test_hours_left(seconds, left):
     assert shown.getvalue().endswith(f"  {left} left\n")
 
 
+def test_images_are_no_tokens():
+    """D7: of a run on images a line says how many of them a second."""
+    plain, shown = screen(terminal=False)
+    plain.unit = "images"
+    plain.emit("train", {"step": 3, "seconds_left": 1.0, **TRAIN})
+    assert "1,234 images/s" in shown.getvalue()
+
+
 def test_live_bar():
     """On a terminal one bar moves, other events stand above it, and the cursor is given back."""
     live, shown = screen(terminal=True)

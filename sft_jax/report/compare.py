@@ -102,7 +102,8 @@ def _scores(names: Sequence[str], runs: Sequence[Record], metrics: Sequence[str]
         row += [run.summary.get("baselines", {}).get(baseline) for baseline in baselines]
         spent = [run.summary.get("tokens_per_second"), run.summary.get("seconds", {}).get("total")]
         rows.append([*row, *(None if value is None else round(value) for value in spent)])
-    table = [[*heading, *baselines, "tokens/s", "seconds"], *rows]
+    units = dict.fromkeys(run.summary.get("unit", "tokens") for run in runs)
+    table = [[*heading, *baselines, f"{' or '.join(units)}/s", "seconds"], *rows]
     filled = [c for c in range(len(table[0])) if c == 0 or any(row[c] is not None for row in rows)]
     heading, *rows = ([row[c] for c in filled] for row in table)
     return Sheet("Scores", heading, rows)

@@ -78,7 +78,7 @@ def _overview(run: Record) -> Part:
         seconds = summary.get("seconds", {})
         tiles += [
             ("training", f"{seconds.get('train', 0):,.0f} s", f"{seconds.get('total', 0):,.0f} s in all"),
-            ("speed", f"{summary.get('tokens_per_second', 0):,.0f}", "tokens a second"),
+            ("speed", f"{summary.get('tokens_per_second', 0):,.0f}", f"{summary.get('unit', 'tokens')} a second"),
             ("peak memory", f"{summary.get('peak_memory_bytes', 0) / 1e9:.2f} GB", ""),
         ]
     compared = [[name, value] for name, value in summary.get("baselines", {}).items()]

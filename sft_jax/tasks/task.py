@@ -152,6 +152,11 @@ class Task:
     answer_metric_names: tuple[str, ...] = ()  # those of `metric_names` that are of answers
     files: Callable[[Path], dict[str, str]] = lambda directory: {}  # (of the tokenizer) -> more files of an export
 
+    @property
+    def unit(self) -> str:
+        """What a run is fast or slow at."""
+        return "images" if self.images else "tokens"
+
 
 # Kind in the configuration -> the file in this folder. One line a task. The file has `build(section, rows)`, which
 # makes the task, and `restore(config)`, which makes the section again from the `config.json` that `to_hf` wrote.

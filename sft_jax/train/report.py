@@ -98,7 +98,7 @@ class Screen:
 
     def __init__(self, console: Console):
         self.console = console
-        self.steps = 0
+        self.steps, self.unit = 0, "tokens"
         self._bar: Progress | None = None
 
     def emit(self, kind: str, values: Values) -> None:
@@ -128,7 +128,7 @@ class Screen:
     def _train(self, values: Values) -> None:
         line = (
             f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  grad norm {values['grad_norm']:.3f}  "
-            f"{values['tokens_per_second']:,.0f} tokens/s"
+            f"{values['tokens_per_second']:,.0f} {self.unit}/s"
         )
         if values.get("waiting", 0.0) >= MUCH_WAITING:
             line += f"  {values['waiting']:.0%} waiting for data"

@@ -1,5 +1,6 @@
 """Image classification: the loss of mixed images, the five most probable, whole runs, their report and predictions."""
 
+import io
 import json
 import re
 from pathlib import Path
@@ -10,15 +11,18 @@ import pytest
 from datasets import ClassLabel, Dataset, Features
 from pictures import LABELS, SQUARE, VIT, encode, noise, settings, write_pictures, write_vision
 from PIL import Image
+from rich.console import Console
 
 from sft_jax import jobs
 from sft_jax.config.data import Images
 from sft_jax.config.read import read_config
 from sft_jax.config.tasks import ImageClassification
+from sft_jax.console import show_result, show_run
 from sft_jax.data.images import FEATURE
 from sft_jax.data.rows import Rows
 from sft_jax.errors import ConfigError, DataError, ModelError
 from sft_jax.infer.predict import load_predictor, read_inputs
+from sft_jax.report.page import write_report
 from sft_jax.run import prepare
 from sft_jax.tasks.classes import top_accuracy
 from sft_jax.tasks.losses import cross_entropy
@@ -131,8 +135,6 @@ def test_a_run_learns_and_is_compared(run):
 
 def test_the_report_shows_the_worst_mistakes(home, tmp_path):
     """D7: mistakes stand in the page as small pictures, and nothing of it is unescaped."""
-    from sft_jax.report.page import write_report
-
     config = read_config([], settings(tmp_path, home / "model", home / "images", "train.steps=1", "optim.lr=1e-9"))
     directory = jobs.train(prepare(config)).directory
     found = json.loads((directory / "review.json").read_text())["mistakes"]
@@ -141,6 +143,20 @@ def test_the_report_shows_the_worst_mistakes(home, tmp_path):
     assert len(re.findall(r'<img src="data:image/jpeg;base64,[\w+/=]+" alt="image \w{12}">', page)) == len(found)
     assert 'class="mistakes pictures"' in page and "<script>" not in page and len(page) < 300_000
     assert any("&lt;script&gt;" in line for line in page.splitlines()) == any("script" in row["place"] for row in found)
+
+
+def test_images_are_counted_as_images(run, home, tmp_path):
+    """D7: nothing of a run on images speaks of tokens: the console before and while it trains, report and summary."""
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["unit"] == "images"
+    prepared = prepare(read_config([], settings(tmp_path, home / "model", home / "images")))
+    shown = io.StringIO()
+    console = Console(file=shown, width=200)
+    show_run(console, prepared)
+    show_result(console, prepared, jobs.Result(run, summary["steps"], 1, {}, None, {}, summary))
+    assert "images/s" in shown.getvalue() and "token" not in shown.getvalue() and "padding" not in shown.getvalue()
+    page = write_report(run).read_text()
+    assert "images a second" in page and "tokens a second" not in page
 
 
 def test_what_is_exported(run, home):
