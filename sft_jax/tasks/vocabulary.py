@@ -18,9 +18,8 @@ from sft_jax.nn.heads import LazyLogits
 
 CHUNK_BYTES = 128 << 20  # of float32 logits of a chunk, over all devices that a CPU is divided into
 CHUNK_BYTES_EACH = 1 << 30  # the same on each accelerator, which is slow at products of few tokens
-LANES = (
-    128  # what accelerators want the sides of a matrix to be a multiple of; of 50257 words they took four times as long
-)
+# What accelerators want the sides of a matrix to be a multiple of: products of 50257 words took four times as long.
+LANES = 128
 
 # (float32 logits [r, c, v] of one pass or two, label [r, c]) -> a number or two for each token [r, c]
 Score = Callable[..., tuple[Array, ...]]
