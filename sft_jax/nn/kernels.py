@@ -21,9 +21,7 @@ from sft_jax.errors import ConfigError
 from sft_jax.nn.attention import Visible, attend
 from sft_jax.nn.random import Key
 
-LONG = (
-    128  # tokens of a row from which on `auto` leaves XLA: below, scores are few beside what else is read and written
-)
+LONG = 128  # tokens of a row from which on `auto` leaves XLA: below, scores are few beside all that is moved
 BLOCK = 128  # tokens that Splash takes at a time
 HEADS_OF = 8, 128  # a head's size must be a multiple of the one and at most the other for cuDNN on all GPUs it knows
 SPLASH_HEADS_OF = 128
