@@ -26,7 +26,10 @@ BLOCK = 128  # tokens that Splash takes at a time
 HEADS_OF = 8, 128  # a head's size must be a multiple of the one and at most the other for cuDNN on all GPUs it knows
 SPLASH_HEADS_OF = 128
 FLASH_HEADS_OF = 16, 32, 64, 128
-MOST_DOCUMENTS = 64  # of a row for cuDNN: it keeps numbers for as many, each as long as the row
+# Slots for documents in a row, for each number of a head, that cuDNN is told of: it keeps a number for every slot and
+# token, which is four times the queries then. Planned packs have few; rows packed within the batch have one in eight
+# tokens, so that those of more than 1,024 go by the mask where heads are of 64.
+MOST_SLOTS = 2
 RIGHT_SINCE = 0, 11, 2  # jax: before, it looked in the wrong places for documents in keys that heads share
 
 PLATFORMS = {"cudnn": ("gpu", "cuda"), "flash": ("gpu", "cuda"), "splash": ("tpu",)}
@@ -167,7 +170,7 @@ def _cudnn(q: Array, k: Array, v: Array, visible: Visible, *, causal: bool, scal
     lengths, asked = visible.lengths, q.shape[1]
     q, k, v, mask = _padded(2, (q, k, v), visible.mask)  # gradients are computed of even rows alone
     misplaced = jax.__version_info__ < RIGHT_SINCE and k.shape[2] != q.shape[2]
-    unfit = lengths is None or lengths.shape[1] > MOST_DOCUMENTS or misplaced
+    unfit = lengths is None or lengths.shape[1] > MOST_SLOTS * q.shape[3] or misplaced
     if unfit or not fused.check_compute_capability("9.0"):
         mixed = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale, implementation="cudnn")
         return mixed[:, :asked]

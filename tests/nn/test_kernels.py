@@ -198,6 +198,9 @@ def test_cudnn_is_what_a_gpu_is_told(monkeypatch):
 
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
 
+    with monkeypatch.context() as few:
+        few.setattr(kernels, "MOST_SLOTS", 3 / 64)  # there are four
+        assert "__cudnn$fmhaScaleBiasSoftmax(" in text("cudnn", "lengths", True)
     for how in (("mask", True), ("lengths", False), ("lengths", True, (0, 10, 2))):
         found = text("cudnn", *how)
         assert "__cudnn$fmhaScaleBiasSoftmax(" in found and "__cudnn$fmhaScaleBiasSoftmaxBackward(" in found
