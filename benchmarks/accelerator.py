@@ -259,8 +259,8 @@ def make_ready(options: argparse.Namespace, trials: list[Trial], deadline: float
                 side = Side(name, command, trial.directory.parent / f"{len(trial.sides)}.log")
                 trial.sides.append(side)
 
-                def wait(trial: Trial = trial, side: Side = side, until: float = left) -> None:
-                    trial.found["sides"][side.name] = facts = ready(side, deadline - (1 - MOST_OF_WHAT_IS_LEFT) * until)
+                def wait(trial: Trial = trial, side: Side = side, room: float = left) -> None:
+                    trial.found["sides"][side.name] = facts = ready(side, deadline - (1 - MOST_OF_WHAT_IS_LEFT) * room)
                     console.print(f"  {trial.name}, {side.name}: {said(facts)}", markup=False, highlight=False)
 
                 trial.found["sides"][name] = {}

@@ -65,7 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         device = pretend()
-    except (ImportError, NotImplementedError, RuntimeError) as error:
+    except (ImportError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
         parser.error(f"jax compiles for no GPU here ({error}); it takes 0.11 or later: pip install 'jax[cuda13]'")
     console = Console(width=max(Console().width, LEAST_WIDTH))
     shown = Table("job", "in this way", "held, GiB", "meanwhile, GiB", "moved, GB", "by products, GB", "compiled in, s")
