@@ -1,12 +1,14 @@
-"""What XLA makes of our steps for a GPU that is not here: bytes at once, bytes moved. Runs nothing.
+"""What XLA makes of our steps for GPUs or TPUs that are not here: bytes at once, moved and sent. Runs nothing.
 
-jax compiles for a description of a GPU as it does for a GPU, but for what it would pick by time: products are Triton's
-then, and convolutions are not chosen. Needs jax 0.11 with its CUDA plugin (`pip install 'jax[cuda13]'`), and no GPU. A
-program that the compiler cannot take fails here as it would there.
+jax compiles for a description of a device as it does for the device, but for what it would pick by time: products on a
+GPU are Triton's then, and convolutions are not chosen. Needs jax 0.11 with its CUDA plugin or with libtpu (`pip install
+'jax[cuda13]'`, `'jax[tpu]'`), and no device. A program that the compiler cannot take fails here as it would there.
+Bytes are those of one device.
 """
 
 import argparse
 import collections
+import math
 import os
 import re
 import sys
@@ -18,17 +20,13 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
-import numpy as np
-from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
 from rich.console import Console
 from rich.table import Table
 from speed_jobs import JOBS, make
 from speed_ours import settings
 from text_classification import LEAST_WIDTH, names
 
-from sft_jax import mesh as meshes
 from sft_jax.config.read import read_config
 from sft_jax.estimate import largest, without_weights
 from sft_jax.nn import flash
@@ -37,7 +35,10 @@ from sft_jax.train.state import abstract_frozen, abstract_state
 from sft_jax.train.step import needs
 
 GIB = 1 << 30
+GPU = "h200"
+NEEDED = "as pip install 'jax[cuda13]' or 'jax[tpu]' has it"
 SIZES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "s8": 1, "u8": 1, "s64": 8, "u64": 8}
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 NOTHING = ("parameter", "get-tuple-element", "bitcast", "tuple", "constant")  # operations that move nothing
 # Clock in GHz; of a multiprocessor, by the number that XLA gives a type: (units, operations of one in a cycle).
 CLOCK, MATRIX_CLOCK = 1.98, 1.83
@@ -59,16 +60,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=names, default=",".join(JOBS))
     parser.add_argument("--ours", nargs="+", default=[""], metavar="KEY=VALUE,...", help="in several ways")
+    parser.add_argument("--device", default=GPU, help=f"{GPU}, {GPU}:8 for eight of them, or TPUs, such as v5e:2x4")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--dry-run", action="store_true", help="sizes that compile in seconds")
     parser.add_argument("--save", type=Path, help="where the programs are written")
     options = parser.parse_args()
     try:
-        device = pretend()
+        device = pretend(options.device)
     except (ImportError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
-        parser.error(f"jax compiles for no GPU here ({error}); it takes 0.11 or later: pip install 'jax[cuda13]'")
+        parser.error(f"jax compiles for no {options.device} here ({error}); it takes 0.11 on, {NEEDED}")
     console = Console(width=max(Console().width, LEAST_WIDTH))
-    shown = Table("job", "in this way", "held, GiB", "meanwhile, GiB", "moved, GB", "by products, GB", "compiled in, s")
+    columns = ("held, GiB", "meanwhile, GiB", "moved, GB", "by products, GB", "sent, GB", "compiled in, s")
+    shown = Table("job", "in this way", *columns)
     for name in options.jobs:
         for number, how in enumerate(options.ours):
             job = JOBS[name].shrunk() if options.dry_run else JOBS[name]
@@ -88,27 +91,39 @@ def main() -> None:
                 options.save.mkdir(parents=True, exist_ok=True)
                 (options.save / f"{name}-{number}.hlo").write_text(text)
             found = moved(text)
-            row = [held / GIB, meanwhile / GIB, sum(found.values()) / 1e9, found["products"] / 1e9, program.seconds]
-            shown.add_row(name, how, *(f"{value:.1f}" for value in row))
+            sizes = held / GIB, meanwhile / GIB, *(n / 1e9 for n in (found.total(), found["products"], sent(text)))
+            row = [*sizes, program.seconds]
+            shown.add_row(name, how, *(f"{value:.2f}" for value in row))
             print(f"{name} {how}: compiled in {program.seconds:.0f} s on {device}", file=sys.stderr)
     console.print(shown)
 
 
-def pretend() -> str:
-    """Have jax and sft_jax take the described GPU for the one that is here; its name."""
+def pretend(name: str) -> str:
+    """Have jax and sft_jax take what is described for the devices that are here; what they call themselves."""
+    kind, _, count = name.partition(":")
+    platform = "gpu" if kind == GPU else "tpu"
+    if platform == "gpu":
+        pretend_nvidia()
+        shape = {"topology": f"1x1x{count or 1}", "target_config": described()}
+        devices = topologies.get_topology_desc("described", "cuda", **shape).devices
+    else:
+        devices = topologies.get_topology_desc(name, "tpu").devices
+    jax.devices = lambda *_: devices
+    jax.device_count = lambda *_: len(devices)
+    jax.default_backend = lambda: platform
+    return f"{len(devices)} {devices[0].device_kind}"
+
+
+def pretend_nvidia() -> None:
+    """What is asked of the GPU itself, besides by XLA."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
     from jax._src.pallas.triton import gpu_info
 
-    given = {"topology": "1x1x1", "target_config": described()}
-    (device,) = topologies.get_topology_desc("described", "cuda", **given).devices
-    axes = (AxisType.Auto,) * len(meshes.AXES)
-    meshes.make_mesh = lambda section: Mesh(np.array([device]).reshape(1, 1, 1), meshes.AXES, axis_types=axes)
     cudnn.cuda_versions = types.SimpleNamespace(cudnn_get_version=lambda: 91500)
     cudnn.check_compute_capability = lambda version: tuple(map(int, version.split("."))) <= (9, 0)
     cudnn.is_cuda_compute_capability_equal = lambda version: version == "9.0"
     gpu_info.get_gpu_info = lambda: gpu_info.GpuInfo(gpu_version=None, arch_name="9.0", compute_capability=90)
     flash.interpreted = lambda: False
-    jax.default_backend = lambda: "gpu"
-    return device.device_kind
 
 
 def described() -> str:
@@ -149,14 +164,23 @@ def moved(text: str) -> collections.Counter[str]:
         if not match:
             continue
         name, kind, operation, rest = match.groups()
-        sizes[name] = sum(
-            SIZES.get(dtype, 0) * int(np.prod([int(n) for n in shape.split(",") if n]))
-            for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", kind)
-        )
+        sizes[name] = size(kind)
         if operation not in NOTHING:
             read = sum(sizes.get(given, 0) for given in re.findall(r"%([\w.\-]+)", rest.split("), ")[0]))
             found["products" if "gemm" in name else "others"] += sizes[name] + read
     return found
+
+
+def sent(text: str) -> int:
+    """Bytes that a device has of others, or of sums over all: what collectives give, those of a loop's body once."""
+    given = re.findall(rf"= (.+?) (?:{'|'.join(COLLECTIVES)})(?:-done)?\(", text)
+    return sum(map(size, given))
+
+
+def size(kind: str) -> int:
+    """Bytes of a type of XLA, which may be several."""
+    shapes = re.findall(r"(\w+)\[([\d,]*)\]", kind)
+    return sum(SIZES.get(dtype, 0) * math.prod(int(n) for n in shape.split(",") if n) for dtype, shape in shapes)
 
 
 if __name__ == "__main__":

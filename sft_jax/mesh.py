@@ -18,9 +18,10 @@ from sft_jax.config.schema import MeshSection
 from sft_jax.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = P(("data", "fsdp"))
+ROWS, HEADS = ("data", "fsdp"), "tensor"  # axes over which a batch is divided, and attention
+BATCH = P(ROWS)
 # Logical name of a dimension -> axis that it is divided over. Names not listed here are whole on every device.
-RULES = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+RULES = {"embed": "fsdp", "heads": HEADS, "mlp": "tensor", "vocab": "tensor"}
 # How a launcher tells a process of several who it is.
 COORDINATOR, PROCESSES, PROCESS = "SFT_COORDINATOR", "SFT_NUM_PROCESSES", "SFT_PROCESS_ID"
 
@@ -105,12 +106,19 @@ def batch_sharding(mesh: Mesh, *, stacked: bool = False) -> NamedSharding:
 def param_shardings(
     mesh: Mesh, axes: Mapping[str, tuple[str, ...]], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, NamedSharding]:
-    """Where each parameter lies. A dimension that its axis does not divide evenly stays whole."""
+    """Where each parameter lies. A dimension that its axis does not divide evenly stays whole.
+
+    So do vectors over `fsdp`: little is saved, and every one would have to be gathered wherever it is read.
+    """
 
     def spec(path: str) -> P:
-        named = zip(axes[path], shapes[path], strict=True)
-        names = [RULES.get(name) for name, _ in named]
-        return P(*(a if a and size % mesh.shape[a] == 0 else None for a, size in zip(names, shapes[path], strict=True)))
+        vector = sum(name != "layers" for name in axes[path]) == 1
+        names = [RULES.get(name) for name in axes[path]]
+        fitting = (
+            axis and size % mesh.shape[axis] == 0 and not (vector and axis == "fsdp")
+            for axis, size in zip(names, shapes[path], strict=True)
+        )
+        return P(*(axis if fits else None for axis, fits in zip(names, fitting, strict=True)))
 
     return {path: NamedSharding(mesh, spec(path)) for path in shapes}
 

@@ -23,6 +23,7 @@ from sft_jax.data.loader import EvalBatches, Stacked, TrainBatches, prefetch
 from sft_jax.errors import RunError
 from sft_jax.inputs import Inputs, best_metric, encode, grouped, make_batches, read_rows, with_tokens
 from sft_jax.models.family import Model, build_model, load_model
+from sft_jax.nn.devices import Over
 from sft_jax.nn.kernels import Hardware
 from sft_jax.nn.quantised import Kind
 from sft_jax.nn.template import Params, Template
@@ -139,7 +140,8 @@ def otherwise(run: Run, config: Config) -> Run:
 def _model(config: Config, mesh: Mesh, checkpoint: Checkpoint, task: Task) -> Model:
     section, train = config.model, config.train
     given = (section.source, section.dropout, section.embedding_noise, config.adapter, train.remat, train.attention)
-    hardware = Hardware(mesh.devices.flat[0].platform, mesh.size, train.compute_dtype)
+    over = Over(mesh, meshes.ROWS, meshes.HEADS) if mesh.size > 1 else None
+    hardware = Hardware(mesh.devices.flat[0].platform, train.compute_dtype, over)
     return build_model(checkpoint.config, task.head, *given, hardware)
 
 

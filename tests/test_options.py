@@ -590,7 +590,7 @@ EFFECTS = {
     "TrainSection.log_every": Effect("2", trained("logged"), TRAINING),
     "TrainSection.attention": Effect(
         "xla",
-        lambda run: kernels.choose(run.config.train.attention, kernels.Hardware("gpu", 1, "bfloat16"), FREE),
+        lambda run: kernels.choose(run.config.train.attention, kernels.Hardware("gpu", "bfloat16"), FREE),
     ),
     "TrainSection.profile": Effect("[1, 2]", trained("traced"), TRAINING),
     "EvalSection.every": Effect("2", trained("validated"), TRAINING),

@@ -121,7 +121,8 @@ class TrainSection(Section):
     """Type of the arithmetic; trainable parameters and moments stay float32."""
     attention: Literal["auto", "xla", "cudnn", "flash", "splash"] = "auto"
     """What computes self-attention: for rows of 128 tokens and more on a GPU in bfloat16 `auto` takes cuDNN or, where
-    the model has dropout there, `flash`, our kernel, else XLA; `splash` is jax's kernel for TPUs."""
+    the model has dropout there, `flash`, our kernel; for rows of 1,024 and more on a TPU, of a model without dropout
+    there, `splash`, which is jax's; else XLA."""
     scan: Literal["auto", "always", "never"] = "auto"
     """Whether layers that are alike are held as one array and scanned over, so that one is compiled for all of them:
     `auto` does in stacks of 16 or more; results and files are the same."""

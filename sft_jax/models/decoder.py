@@ -334,8 +334,7 @@ class Decoder(nnx.Module):
 
         def view(kind: LayerKind) -> View:
             mask = own & earlier(positions, positions, kind.window)
-            visible = Visible(mask, sizes if kind.window is None else None)
-            return View(visible, self._turns(kind, positions, lengths, x.dtype))
+            return View(Visible(mask, sizes, kind.window), self._turns(kind, positions, lengths, x.dtype))
 
         return self.norm(self.blocks(x, {kind: view(kind) for kind in self.kinds}, key=blocks_key))
 
@@ -381,4 +380,4 @@ class Decoder(nnx.Module):
 
     def _logits(self, hidden: Float[Array, "r t e"]) -> LazyLogits:
         table = self.embed.word if self.head is None else self.head
-        return LazyLogits(hidden, table.embedding[...], softcap=self.softcap)
+        return LazyLogits(hidden, table.embedding[...], softcap=self.softcap, over=self.blocks.over)

@@ -12,7 +12,7 @@ source are computed once; those of the answer stand in slots of their own, in wh
 other. A cache is a pytree whose every leaf begins with the axis b.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -362,7 +362,7 @@ class EncoderDecoder(nnx.Module):
         x = self.embed(batch["decoder_input_ids"], at, embed_key)
         view = self.decoder.view(same_segment(own) & earlier(at, at), at, at)
         x = self.decoder.blocks(x, source, view, View(visible), key=blocks_key)
-        return self.head(self.decoder.end(x, end_key), self.embed.word)
+        return replace(self.head(self.decoder.end(x, end_key), self.embed.word), over=self.decoder.blocks.over)
 
     def begin(
         self, ids: Int[Array, "b s"], lengths: Int[Array, " b"], room: int

@@ -19,7 +19,7 @@ from sft_jax.nn import lora
 from sft_jax.nn.heads import ON_VOCABULARY
 from sft_jax.nn.kernels import Hardware, use
 from sft_jax.nn.layers import ACTIVATIONS
-from sft_jax.nn.stack import rematerialise
+from sft_jax.nn.stack import divide, rematerialise
 from sft_jax.nn.template import Template
 from sft_jax.weights.files import Checkpoint
 from sft_jax.weights.table import Anew, Matched, Table, check_covers, load, match
@@ -138,6 +138,7 @@ def build_model(
     rematerialise(module, remat)
     if hardware is not None:
         use(module, attention, hardware, where)
+        divide(module, hardware.over)
     template, layers = Template.of(module), lora.layers_of(module)
     check_covers(table, template.keys)
     if adapter is None:

@@ -6,7 +6,7 @@ the same contract.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,11 @@ class Visible:
     """Which keys the queries of rows see."""
 
     mask: Bool[Array, "#r q k"]
-    # Where a token sees all of its document, or all of it up to itself: how long each document of a row is, in the
-    # order in which they stand there, from the first token on and without gaps; 0 for a slot that is empty.
+    # Where a token sees all of its document, or all of it up to itself, or the last `window` of these: how long each
+    # document of a row is, in the order in which they stand there, from the first token on and without gaps; 0 for a
+    # slot that is empty.
     lengths: Int[Array, "r n"] | None = None
+    window: int | None = field(default=None, metadata={"static": True})
 
 
 def lengths_of(batch: Mapping[str, Array]) -> Int[Array, "r n"] | None:

@@ -16,10 +16,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
+from sft_jax.nn.kernels import ATTENDED, Part
 from sft_jax.nn.random import Key, at_places
 
 BLOCK = 64  # tokens of a row that are taken at a time
@@ -33,6 +35,7 @@ class How:
     scale: float
     rate: float
     tokens: int  # of a row as it came
+    heads: int  # of all devices
     interpret: bool
 
 
@@ -46,12 +49,14 @@ def attend(
     scale: float,
     rate: float = 0.0,
     key: Key | None = None,
+    part: Part,
 ) -> Float[Array, "r t h d"]:
     """What `nn.attention.attend` gives, of documents of these lengths; what follows them in a row is filler."""
     rate = 0.0 if key is None else rate
-    words = jnp.zeros(2, jnp.uint32) if key is None else key
+    begins = jnp.stack([jnp.asarray(number, jnp.uint32) for number in (part.row, part.head)])
+    words = jnp.concatenate([jnp.zeros(2, jnp.uint32) if key is None else key, begins])
     tokens = queries.shape[1]
-    how = How(causal, scale, rate, tokens, interpreted())
+    how = How(causal, scale, rate, tokens, part.heads, interpreted())
     more = ((0, 0), (0, -tokens % BLOCK), (0, 0), (0, 0))
     q, k, v = (jnp.pad(array, more) for array in (queries, keys, values))
     mixed: Any = _attend(how, words, layout(lengths, q.shape[1], causal), q, k, v)
@@ -87,10 +92,12 @@ def _attend(how: How, words: Any, layout: Any, q: Any, k: Any, v: Any) -> Array:
 
 
 def _with_rest(how: How, words: Any, layout: Any, q: Any, k: Any, v: Any) -> tuple[Array, Any]:
-    out, log = _forward(how, words, layout, q, k, v)
+    out, log = checkpoint_name(_forward(how, words, layout, q, k, v), ATTENDED)
     return out, (words, layout, q, k, v, out, log)
 
 
+# By itself, so that it is traced once for all layers, and that jax leaves it out where nothing that it gives is read.
+@functools.partial(jax.jit, static_argnums=0)
 def _forward(how: How, words: Array, layout: tuple[Array, ...], q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     """(outputs, logarithm of the sum of exponentials [r, h, t])."""
     document, first, last, _, _ = layout
@@ -98,7 +105,7 @@ def _forward(how: How, words: Array, layout: tuple[Array, ...], q: Array, k: Arr
     shared = heads // k.shape[2]
     log = jax.ShapeDtypeStruct((rows, heads, tokens), jnp.float32)
     return _call(
-        functools.partial(_forward_kernel, how=how, heads=heads),
+        functools.partial(_forward_kernel, how=how),
         how,
         q,
         [_whole(words), _row(document), _row(first), _row(last), _block(q), _all(k, shared), _all(v, shared)],
@@ -116,7 +123,7 @@ def _backward(how: How, rest: Any, above: Array) -> tuple[None, None, Array, Arr
     like = jax.ShapeDtypeStruct(q.shape, q.dtype)
     some, numbers, lines = ([_whole(words), _row(document)], *([of(log), of(inner)] for of in (_numbers, _line)))
     of_queries = _call(
-        functools.partial(_queries_kernel, how=how, heads=heads),
+        functools.partial(_queries_kernel, how=how),
         how,
         q,
         [*some, _row(first), _row(last), _block(q), _all(k, shared), _all(v, shared), _block(above), *numbers],
@@ -124,7 +131,7 @@ def _backward(how: How, rest: Any, above: Array) -> tuple[None, None, Array, Arr
         _block(q),
     )(words, document, first, last, q, k, v, above, log, inner)
     of_keys, of_values = _call(
-        functools.partial(_keys_kernel, how=how, heads=heads),
+        functools.partial(_keys_kernel, how=how),
         how,
         q,
         [*some, _row(read_first), _row(read_last), _all(q), _block(k, shared), _block(v, shared), _all(above), *lines],
@@ -200,22 +207,23 @@ def _scores(how: How, q: Array, k: Array, seen: tuple[Array, Array], at: tuple[A
     return jnp.where(mask, triton.dot(q, k.T) * how.scale, -math.inf)
 
 
-def _stream(words: Any, how: How, heads: int) -> tuple[Any, Any, Any]:
+def _stream(words: Any, how: How) -> tuple[Any, Any, Any]:
     """(two words of a key, the number of the first query of this row and head among all), read before any loop."""
-    line = (pl.program_id(2) * heads + pl.program_id(1)) * how.tokens
-    return words[0], words[1], line
+    head, row = (pl.program_id(axis).astype(jnp.uint32) for axis in (1, 2))
+    line = (words[2] + row) * jnp.uint32(how.heads) + words[3] + head
+    return words[0], words[1], line * jnp.uint32(how.tokens)
 
 
 def _kept(how: How, stream: tuple[Any, Any, Any], at: tuple[Any, Any]) -> Array:
     """What `attend` multiplies the probabilities of a block with: 0 or 1 / (1 - rate)."""
     queries, keys = (block * BLOCK + jnp.arange(BLOCK) for block in at)
-    begins = (stream[2] + queries).astype(jnp.uint32) * jnp.uint32(how.tokens)
+    begins = (stream[2] + queries.astype(jnp.uint32)) * jnp.uint32(how.tokens)
     bits = at_places(stream[:2], begins[:, None] + keys.astype(jnp.uint32)[None, :])
     return jnp.where(bits >= jnp.uint32(min(round(how.rate * 2**32), 2**32 - 1)), 1 / (1 - how.rate), 0.0)
 
 
-def _forward_kernel(words, document, first, last, q, k, v, out, log, *, how: How, heads: int) -> None:
-    block, stream = pl.program_id(0), _stream(words, how, heads)
+def _forward_kernel(words, document, first, last, q, k, v, out, log, *, how: How) -> None:
+    block, stream = pl.program_id(0), _stream(words, how)
     queries, mine = triton.load(q), _some(document, block)
 
     def step(other: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -251,8 +259,8 @@ def _slopes(
     return kept, probabilities * (by - inner[:, None]) * how.scale
 
 
-def _queries_kernel(words, document, first, last, q, k, v, above, log, inner, out, *, how: How, heads: int) -> None:
-    block, stream = pl.program_id(0), _stream(words, how, heads)
+def _queries_kernel(words, document, first, last, q, k, v, above, log, inner, out, *, how: How) -> None:
+    block, stream = pl.program_id(0), _stream(words, how)
     queries, slope, mine = triton.load(q), triton.load(above), _some(document, block)
     logs, inners = triton.load(log), triton.load(inner)
 
@@ -266,10 +274,8 @@ def _queries_kernel(words, document, first, last, q, k, v, above, log, inner, ou
     triton.store(out, found.astype(out.dtype))
 
 
-def _keys_kernel(
-    words, document, first, last, q, k, v, above, log, inner, of_keys, of_values, *, how: How, heads: int
-) -> None:
-    block, stream = pl.program_id(0), _stream(words, how, heads)
+def _keys_kernel(words, document, first, last, q, k, v, above, log, inner, of_keys, of_values, *, how: How) -> None:
+    block, stream = pl.program_id(0), _stream(words, how)
     keys, values, mine = triton.load(k), triton.load(v), _some(document, block)
 
     def step(other: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from sft_jax.nn.devices import Over
 from sft_jax.nn.layers import Linear, dropout
 from sft_jax.nn.random import Key, split
 from sft_jax.nn.template import Init
@@ -53,6 +54,7 @@ class LazyLogits:
     embedding: Float[Array, "v e"]  # of tied heads the embeddings themselves (C31)
     bias: Float[Array, " v"] | None = None
     softcap: float | None = field(default=None, metadata={"static": True})  # Gemma 2: cap * tanh(x / cap)
+    over: Over | None = field(default=None, metadata={"static": True})  # several devices
 
     def of(self, hidden: Float[Array, "... e"]) -> Float[Array, "... v"]:
         """The float32 logits of these hidden states."""

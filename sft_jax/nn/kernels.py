@@ -3,35 +3,40 @@
 None holds scores for all pairs of tokens. `cudnn` is NVIDIA's, reached through jax: it is given where documents begin
 and end and computes nothing between them, or, where layers see a window or the GPU is older than Hopper, what is
 visible as a mask. `flash` is ours for NVIDIA's GPUs (`flash.py`): it has dropout, which the others lack. `splash` is
-jax's own for TPUs and is given the segments. Filler is zero, with zero gradient (C34), since its outputs are put aside.
-They serve whole rows, so that a cache is read by `attend`.
+jax's own for TPUs; it is given the segments, and knows windows. Filler is zero, with zero gradient (C34), since its
+outputs are put aside. They serve whole rows, so that a cache is read by `attend`. Of several devices each computes its
+own rows and heads, by itself: XLA cannot divide a kernel.
 """
 
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from sft_jax.errors import ConfigError
 from sft_jax.nn.attention import Visible, attend
+from sft_jax.nn.devices import Over
 from sft_jax.nn.random import Key
 
 LONG = 128  # tokens of a row from which on `auto` leaves XLA: below, scores are few beside all that is moved
-BLOCK = 128  # tokens that Splash takes at a time
-HEADS_OF = 8, 128  # a head's size must be a multiple of the one and at most the other for cuDNN on all GPUs it knows
-SPLASH_HEADS_OF = 128
-FLASH_HEADS_OF = 16, 32, 64, 128
+LONG_ON_TPU = 1024  # the same there: Splash computes what other documents of a row would see, too
+BLOCKS = 512, 256, 128  # tokens that Splash takes at a time: the first that divides a row, filled up to the last
+# Sizes of a head: for cuDNN those of all GPUs that it knows.
+HEADS = {"cudnn": range(8, 129, 8), "flash": (16, 32, 64, 128), "splash": range(8, 257, 8)}
 # Slots for documents in a row, for each number of a head, that cuDNN is told of: it keeps a number for every slot and
 # token, which is four times the queries then. Planned packs have few; rows packed within the batch have one in eight
 # tokens, so that those of more than 1,024 go by the mask where heads are of 64.
 MOST_SLOTS = 2
 RIGHT_SINCE = 0, 11, 2  # jax: before, it looked in the wrong places for documents in keys that heads share
 
+ATTENDED = "attended"  # what a kernel gives and its gradient reads, to those who decide what is kept
 PLATFORMS = {"cudnn": ("gpu", "cuda"), "flash": ("gpu", "cuda"), "splash": ("tpu",)}
 Kernel = Callable[..., Float[Array, "r t h d"]]
 
@@ -51,36 +56,47 @@ class Hardware:
     """What there is to compute with."""
 
     platform: str  # as jax calls it
-    devices: int
     dtype: str
+    over: Over | None = None  # None: one device
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A backend, and from how many tokens of a row on."""
+    """A backend, from how many tokens of a row on, and over which devices."""
 
     name: str = "xla"
     least: int = 0
+    over: Over | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which rows and heads a device has of all: its first ones, and how many heads there are."""
+
+    row: Any = 0
+    head: Any = 0
+    heads: int = 0
 
 
 XLA = Choice()
+AUTO = {"cudnn": LONG, "flash": LONG, "splash": LONG_ON_TPU}  # what `auto` tries in turn, of rows this long
 
 
 def choose(asked: str, hardware: Hardware, needs: Needs) -> Choice:
     """The backend of a module; `auto` takes what the machine is best at where it can, by name it must."""
     if asked == "auto":
-        return next((Choice(name, LONG) for name in ("cudnn", "flash") if not obstacle(name, hardware, needs)), XLA)
+        able = (name for name in AUTO if not obstacle(name, hardware, needs))
+        return next((Choice(name, AUTO[name], hardware.over) for name in able), XLA)
     why = obstacle(asked, hardware, needs)
     if why:
         raise ConfigError(f"train.attention: {asked} {why}; set it to auto or xla")
-    return Choice(asked)
+    return Choice(asked, over=None if asked == "xla" else hardware.over)
 
 
 def obstacle(name: str, hardware: Hardware, needs: Needs) -> str | None:
     """Why a backend cannot do what is needed; None where it can."""
     if name == "xla":
         return None
-    multiple, most = HEADS_OF
     if hardware.platform not in PLATFORMS[name]:
         return f"does not run on {hardware.platform}"
     if name == "flash" and importlib.util.find_spec("jax.experimental.pallas.triton") is None:
@@ -91,18 +107,11 @@ def obstacle(name: str, hardware: Hardware, needs: Needs) -> str | None:
         return "does not bound scores, as this model does"
     if name != "splash" and hardware.dtype not in ("bfloat16", "float16"):
         return f"does not compute in {hardware.dtype} (train.compute_dtype=bfloat16 would do)"
-    fits = {
-        "cudnn": needs.head_size % multiple == 0 and needs.head_size <= most,
-        "flash": needs.head_size in FLASH_HEADS_OF,
-        "splash": needs.head_size % SPLASH_HEADS_OF == 0,
-    }
-    if not fits[name]:
+    if needs.head_size not in HEADS[name]:
         return f"has no heads of size {needs.head_size}"
-    if name == "cudnn":
-        return None
-    if needs.window:
+    if needs.window and name == "flash":
         return "sees whole documents, and layers of this model a window of them"
-    return "keeps to one device" if hardware.devices > 1 else None
+    return None
 
 
 def use(module: nnx.Module, asked: str, hardware: Hardware, where: str) -> None:
@@ -129,18 +138,41 @@ def attend_by(
 ) -> Float[Array, "r q h d"]:
     """`attend` by a backend; `causal` says that documents stand in order and tokens see none that come later."""
     length = queries.shape[1]
-    unknown = backend.name == "flash" and visible.lengths is None
+    # Documents are seen in a mask, but not behind a window.
+    unknown = visible.lengths is None and (backend.name == "flash" or visible.window is not None)
     if backend.name == "xla" or length != keys.shape[1] or length < backend.least or unknown:
         return attend(queries, keys, values, visible.mask, scale=scale, softcap=softcap, rate=rate, key=key)
     scale = queries.shape[-1] ** -0.5 if scale is None else scale
-    how = {"causal": causal, "scale": scale, "softcap": softcap, "rate": rate, "key": key}
-    mixed = KERNELS[backend.name](queries, keys, values, visible, **how)
+    how = {"causal": causal, "scale": scale, "softcap": softcap, "rate": rate}
+    mixed = _divided(partial(KERNELS[backend.name], **how), backend.over, queries, keys, values, visible, key)
     # What a query that sees nothing is given is no number to rely on, and must not send back a gradient.
     if visible.lengths is None:
         real = visible.mask.any(axis=-1)
     else:
         real = jnp.arange(length) < visible.lengths.sum(axis=-1, keepdims=True)
     return jnp.where(real[:, :, None, None], mixed, 0)
+
+
+def _divided(
+    kernel: Kernel, over: Over | None, q: Array, k: Array, v: Array, visible: Visible, key: Key | None
+) -> Array:
+    """A kernel on each device's own rows and heads; an axis that does not divide them has all of them on each."""
+    heads = q.shape[2]
+    if over is None:
+        return kernel(q, k, v, visible, key=key, part=Part(heads=heads))
+    by_row, by_head = over.of_rows(q.shape[0]), over.of_heads(k.shape[2])
+
+    def own(q: Array, k: Array, v: Array, visible: Visible, key: Key | None) -> Array:
+        row = jax.lax.axis_index(by_row) * q.shape[0] if by_row else 0
+        head = jax.lax.axis_index(by_head) * q.shape[2] if by_head else 0
+        return kernel(q, k, v, visible, key=key, part=Part(row, head, heads))
+
+    # Without axes where there is one row for all, or none; a mesh axis that is not named holds copies.
+    mask = P(by_row) if visible.mask.shape[0] > 1 else P()
+    seen: Any = Visible(mask, None if visible.lengths is None else P(by_row), visible.window)  # type: ignore[arg-type]
+    tokens = P(by_row, None, by_head)
+    given = (tokens, tokens, tokens, seen, P())
+    return jax.shard_map(own, mesh=over.mesh, in_specs=given, out_specs=tokens, check_vma=False)(q, k, v, visible, key)
 
 
 def segments_of(visible: Bool[Array, "r t t"]) -> Int[Array, "r t"]:
@@ -155,13 +187,11 @@ def _padded(multiple: int, arrays: tuple[Array, ...], mask: Array) -> tuple[Arra
     return (*wide, jnp.pad(mask, ((0, 0), (0, more), (0, more))))
 
 
-def _flash(
-    q: Array, k: Array, v: Array, visible: Visible, *, causal: bool, scale: float, rate: float, key: Any, **_: Any
-) -> Array:
+def _flash(q: Array, k: Array, v: Array, visible: Visible, *, softcap: None, **how: Any) -> Array:
     from sft_jax.nn import flash
 
     assert visible.lengths is not None
-    return flash.attend(q, k, v, visible.lengths, causal=causal, scale=scale, rate=rate, key=key)
+    return flash.attend(q, k, v, visible.lengths, **how)
 
 
 def _cudnn(q: Array, k: Array, v: Array, visible: Visible, *, causal: bool, scale: float, **_: Any) -> Array:
@@ -170,7 +200,7 @@ def _cudnn(q: Array, k: Array, v: Array, visible: Visible, *, causal: bool, scal
     lengths, asked = visible.lengths, q.shape[1]
     q, k, v, mask = _padded(2, (q, k, v), visible.mask)  # gradients are computed of even rows alone
     misplaced = jax.__version_info__ < RIGHT_SINCE and k.shape[2] != q.shape[2]
-    unfit = lengths is None or lengths.shape[1] > MOST_SLOTS * q.shape[3] or misplaced
+    unfit = lengths is None or lengths.shape[1] > MOST_SLOTS * q.shape[3] or misplaced or visible.window is not None
     if unfit or not fused.check_compute_capability("9.0"):
         mixed = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale, implementation="cudnn")
         return mixed[:, :asked]
@@ -193,16 +223,24 @@ def _splash(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     asked = q.shape[1]
-    q, k, v, seen = _padded(BLOCK, (q, k, v), visible.mask)
-    length, heads = q.shape[1:3]
-    k, v = (jnp.repeat(array, heads // k.shape[2], axis=2) for array in (k, v))
-    segments = jnp.broadcast_to(segments_of(seen), q.shape[:2])
-    mask = (masks.CausalMask if causal else masks.FullMask)((length, length))
+    q, k, v, seen = _padded(BLOCKS[-1], (q, k, v), visible.mask)
+    rows, length, heads = q.shape[:3]
+    if visible.lengths is None:
+        segments = jnp.broadcast_to(segments_of(seen), (rows, length))
+    else:
+        places, ends = jnp.arange(length), jnp.cumsum(visible.lengths, axis=-1)
+        segments = (places[None, None] < ends[..., None]).sum(axis=1, dtype=jnp.int32)  # 0 is filler
+    mask: Any = (masks.CausalMask if causal else masks.FullMask)((length, length))
+    if visible.window is not None:
+        mask = masks.LocalMask((length, length), (visible.window - 1, 0), 0)
+    by = next(size for size in BLOCKS if length % size == 0)
     kernel = splash.make_splash_mha(
         masks.MultiHeadMask([mask] * heads),
         head_shards=1,
         q_seq_shards=1,
         attn_logits_soft_cap=softcap,
+        residual_checkpoint_name=ATTENDED,
+        block_sizes=splash.BlockSizes(by, by, by, by, by, by, by, by),  # forward, and both gradients
         interpret=jax.default_backend() == "cpu",
     )
     q, k, v = (array.swapaxes(1, 2) for array in (q * jnp.asarray(scale, q.dtype), k, v))

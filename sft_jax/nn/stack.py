@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from sft_jax.nn.devices import Over, by_rows
+from sft_jax.nn.kernels import ATTENDED
 from sft_jax.nn.random import Key, split
 from sft_jax.nn.template import Layer, Moving, Template
 
@@ -21,12 +23,13 @@ _dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
 
 def _products(primitive: Any, *arrays: Any, **settings: Any) -> Any:
-    attends = "attention" in primitive.name or primitive.name == "pallas_call"
-    return attends or _dots(primitive, *arrays, **settings)
+    attended = "attention" in primitive.name or (primitive.name == "name" and settings["name"] == ATTENDED)
+    return attended or _dots(primitive, *arrays, **settings)
 
 
 # What is kept of a block for its gradient besides what it took: nothing, its products (what kernels of attention give
-# counts as one), or these in the host's memory.
+# counts as one: cuDNN's by the name of the primitive, others' by a name that they give it), or these in the host's
+# memory.
 _elsewhere = jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host")
 POLICIES = {"full": None, "dots": _products, "offload": _elsewhere}
 LONGEST_TURN = 12  # blocks that may take turns
@@ -36,6 +39,7 @@ class Stack(nnx.List):
     """`count` blocks, each made by `build` of its number; called with what every block takes beside the activations."""
 
     remat = "none"
+    over: Over | None = None  # several devices
 
     def __init__(self, count: int, build: Callable[[int], nnx.Module]):
         super().__init__([build(number) for number in range(count)])
@@ -54,7 +58,7 @@ class Stack(nnx.List):
             else:
                 x = self._scanned(blocks[at : at + turn], x, shared, keys[at:after])
             at = after
-        return x
+        return by_rows(x, self.over)
 
     def _scanned(self, turn: list[Any], x: Any, shared: tuple[Any, ...], keys: list[Key | None]) -> Any:
         """The blocks of a turn, and of all turns after it that the same arrays hold."""
@@ -72,6 +76,7 @@ class Stack(nnx.List):
         return jax.lax.scan(body, x, (held, streams))[0]
 
     def _block(self, block: Any, x: Any, shared: tuple[Any, ...], key: Key | None, *, in_loop: bool = False) -> Any:
+        x = by_rows(x, self.over)
         if self.remat == "none":
             return block(x, *shared, key=key)
         leaves, tree = jax.tree.flatten(block)
@@ -106,6 +111,13 @@ def rematerialise(module: nnx.Module, how: str) -> None:
             stack.remat = how
         for found in inner:
             found.remat = how
+
+
+def divide(module: nnx.Module, over: Over | None) -> None:
+    """Have each of several devices compute its own rows in every stack of a module, which may not be bound yet."""
+    for stack in _stacks(module):
+        for found in (stack, *(inner for block in stack for inner in _stacks(block))):
+            found.over = over
 
 
 def alike(template: Template, label: Callable[[str], Hashable], least: int) -> list[tuple[str, ...]]:

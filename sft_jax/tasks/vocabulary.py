@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from sft_jax.nn.devices import Over, apart, kept_apart
 from sft_jax.nn.heads import LazyLogits
 
 CHUNK_BYTES = 128 << 20  # of float32 logits of a chunk, over all devices that a CPU is divided into
@@ -60,18 +61,18 @@ def token_divergence(one: LazyLogits, other: LazyLogits, wanted: Bool[Array, "r 
     return _over_chunks(score, (one, other), jnp.zeros(wanted.shape, jnp.int32), wanted, 1)[0]
 
 
-def chunk_tokens(rows: int, tokens: int, vocabulary: int) -> int:
+def chunk_tokens(rows: int, tokens: int, vocabulary: int, devices: int = 1) -> int:
     """How many tokens of each row a chunk holds."""
-    most = CHUNK_BYTES if jax.default_backend() == "cpu" else CHUNK_BYTES_EACH * jax.device_count()
+    most = CHUNK_BYTES if jax.default_backend() == "cpu" else CHUNK_BYTES_EACH * devices
     return max(1, min(tokens, most // (4 * rows * vocabulary)))
 
 
 class _Chunks:
     """The tokens of rows in an order, those that are wanted first, and cut into chunks."""
 
-    def __init__(self, wanted: Bool[Array, "r t"], vocabulary: int):
+    def __init__(self, wanted: Bool[Array, "r t"], vocabulary: int, over: Over | None):
         rows, tokens = self.shape = wanted.shape
-        self.size = chunk_tokens(rows, tokens, vocabulary)
+        self.size = chunk_tokens(rows, tokens, vocabulary, 1 if over is None else over.mesh.size)
         self.count = -(-tokens // self.size)
         self.needed = -(-wanted.sum(axis=1).max() // self.size)  # of them: others hold nothing that is wanted
         self._order = jnp.argsort(~wanted, axis=1, stable=True)
@@ -120,7 +121,8 @@ def _loss_forward(smoothing: float, logits: Any, label: Any, weight: Any) -> tup
     more = 0 if jax.default_backend() == "cpu" else -vocabulary % LANES
     embedding = jnp.pad(embedding, ((0, more), (0, 0)))
     padded = replace(given, embedding=embedding, bias=None if bias is None else jnp.pad(bias, (0, more)))
-    chunks = _Chunks(weight > 0, vocabulary)
+    over, count = given.over, 1 if given.over is None else given.over.parts(len(hidden))
+    chunks = _Chunks(weight > 0, vocabulary, over)
     parts = tuple(map(chunks.cut, (hidden, label, weight)))
 
     def step(number: Array, carry: Any) -> Any:
@@ -144,17 +146,19 @@ def _loss_forward(smoothing: float, logits: Any, label: Any, weight: Any) -> tup
         back = (flat @ embedding).reshape(hidden.shape)
         of_hidden = jax.lax.dynamic_update_index_in_dim(of_hidden, back, number, 0)
         if of_embedding is not None:
-            narrow = hidden.reshape(-1, hidden.shape[-1])
-            of_embedding = of_embedding + jnp.einsum("nv,ne->ve", flat, narrow, preferred_element_type=jnp.float32)
+            wide, narrow = apart(flat.reshape(slope.shape), over), apart(hidden, over)
+            own = jnp.einsum("pnv,pne->pve", wide, narrow, preferred_element_type=jnp.float32)
+            of_embedding = kept_apart(of_embedding + own, over)
         return total + (each * weight).sum(), of_hidden, of_embedding, of_bias
 
     begin = (
         jnp.zeros((), jnp.float32),
         jnp.zeros_like(parts[0]),
-        jnp.zeros(embedding.shape, jnp.float32) if learned.embedding else None,
+        kept_apart(jnp.zeros((count, *embedding.shape), jnp.float32), over) if learned.embedding else None,
         jnp.zeros(vocabulary + more, jnp.float32) if bias is not None and learned.bias else None,
     )
     total, of_hidden, of_embedding, of_bias = jax.lax.fori_loop(0, chunks.needed, step, begin)
+    of_embedding = None if of_embedding is None else of_embedding.sum(axis=0)
     of_embedding, of_bias = (a if a is None else a[:vocabulary] for a in (of_embedding, of_bias))
     slopes = replace(given, hidden=chunks.joined(of_hidden), embedding=of_embedding, bias=of_bias)
     return total, (slopes, jax.tree.map(lambda a: jnp.zeros((), a.dtype), given))
@@ -179,7 +183,7 @@ def _over_chunks(
     score: Score, passes: tuple[LazyLogits, ...], label: Int[Array, "r t"], wanted: Bool[Array, "r t"], outputs: int
 ) -> tuple[Array, ...]:
     """The scores of all tokens, each 0 where it is not wanted."""
-    chunks = _Chunks(wanted, passes[0].embedding.shape[0])
+    chunks = _Chunks(wanted, passes[0].embedding.shape[0], passes[0].over)
 
     def of_chunk(hidden: tuple[Array, ...], label: Array, wanted: Array) -> tuple[Array, ...]:
         found = score(*(one.of(h) for one, h in zip(passes, hidden, strict=True)), label)

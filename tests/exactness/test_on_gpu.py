@@ -47,7 +47,7 @@ LLAMA = {
 @pytest.mark.parametrize(("backend", "slots"), [("xla", 0), ("cudnn", 0), ("cudnn", 3)])
 def test_documents_of_a_row_do_not_see_each_other(backend, slots):
     """C3: with one document's tokens changed, the hidden states of the other stay bit-equal, whatever computes them."""
-    hardware = Hardware(PLATFORM, 1, "bfloat16")
+    hardware = Hardware(PLATFORM, "bfloat16")
     model = build_model(LLAMA, Head("causal_lm", 0), "tiny", attention=backend, hardware=hardware)
     params = model.template.initial(jax.random.key(0), model.template.keys)
     params = {path: array.astype(jnp.bfloat16) for path, array in params.items()}

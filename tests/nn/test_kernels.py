@@ -5,7 +5,10 @@ On a CPU the kernels of jax are run by Pallas' interpreter, and cuDNN is followe
 """
 
 import functools
+import math
+import re
 import types
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,21 +17,29 @@ import numpy as np
 import pytest
 from conftest import TINY
 from flax import nnx
+from jax.interpreters import partial_eval
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from test_attend import reference
 
 from sft_jax.errors import ConfigError
 from sft_jax.models.family import Head, Model, build_model
 from sft_jax.nn import flash, kernels
 from sft_jax.nn.attention import Visible, attend, earlier, lengths_of, same_segment
+from sft_jax.nn.devices import Over
 from sft_jax.nn.kernels import Choice, Hardware, Needs, attend_by, choose
+from sft_jax.nn.stack import POLICIES
 
 TOKENS = 70  # of no block's size
-LENGTHS = [[30, 12, 28], [25], []]
+LENGTHS = [[30, 12, 28], [25], [], [60, 10]]
 ON_GPU = jax.default_backend() == "gpu"
 ON_CPU = jax.default_backend() == "cpu"
-GPU, TPU = (Hardware(platform, 1, "bfloat16") for platform in ("gpu", "tpu"))
+GPU, TPU = (Hardware(platform, "bfloat16") for platform in ("gpu", "tpu"))
 KERNELS = [
-    pytest.param("splash", 128, marks=pytest.mark.skipif(not ON_CPU, reason="a kernel for TPUs; a CPU interprets it")),
+    *(
+        pytest.param("splash", n, marks=pytest.mark.skipif(not ON_CPU, reason="a kernel for TPUs; a CPU interprets it"))
+        for n in (64, 128)
+    ),
     pytest.param(
         "cudnn",
         64,
@@ -56,10 +67,19 @@ def mask_of(causal: bool, window: int | None = None) -> jax.Array:
     return seen & earlier(places, places, window) if causal else seen
 
 
-def visible_to(causal: bool, by: str = "lengths") -> Visible:
+def visible_to(causal: bool, by: str = "lengths", window: int | None = None) -> Visible:
     """The same, said in both ways or by the mask alone; there is a slot that no document is in."""
     batch = {"segment_ids": jnp.asarray(laid_out()[0]), "starts": jnp.zeros((len(LENGTHS), 4), jnp.int32)}
-    return Visible(mask_of(causal), lengths_of(batch) if by == "lengths" else None)
+    return Visible(mask_of(causal, window), lengths_of(batch) if by == "lengths" else None, window)
+
+
+def over(data: int, fsdp: int, tensor: int) -> Over:
+    """So many devices."""
+    shape, names = (data, fsdp, tensor), ("data", "fsdp", "tensor")
+    axes = (AxisType.Auto,) * 3
+    return Over(
+        jax.make_mesh(shape, names, axis_types=axes, devices=jax.devices()[: math.prod(shape)]), names[:2], "tensor"
+    )
 
 
 def inputs(size: int, dtype: str = "float32", heads: int = 4, shared: int = 2) -> list[jax.Array]:
@@ -70,12 +90,14 @@ def inputs(size: int, dtype: str = "float32", heads: int = 4, shared: int = 2) -
 
 
 def gradients(
-    backend: str, visible: Visible, given: list[jax.Array], causal: bool, **dropout: Any
+    backend: str | Choice, visible: Visible, given: list[jax.Array], causal: bool, **dropout: Any
 ) -> tuple[jax.Array, ...]:
     """Outputs of a backend, then the gradients of a loss that looks at all of them, filler too."""
 
+    choice = Choice(backend) if isinstance(backend, str) else backend
+
     def loss(*given: jax.Array) -> tuple[jax.Array, jax.Array]:
-        out = attend_by(Choice(backend), *given, visible, causal=causal, **dropout)
+        out = attend_by(choice, *given, visible, causal=causal, **dropout)
         wide = out.astype(jnp.float32)
         return (jnp.sin(wide) + jnp.square(wide)).sum(), out
 
@@ -142,6 +164,70 @@ def test_dropout_is_the_same_in_the_kernel(causal, shared):
         assert np.linalg.norm(apart) > 0.1 * np.linalg.norm(np.asarray(found[0], np.float64))
 
 
+@pytest.mark.skipif(not ON_CPU, reason="needs eight devices")
+@pytest.mark.parametrize("shape", [(2, 2, 2), (4, 1, 1), (1, 1, 4), (8, 1, 1)], ids=str)
+@pytest.mark.parametrize("backend", ["splash", "flash"])
+def test_each_device_computes_its_own(backend, shape):
+    """R38 D1: on several devices each has its rows and heads, or copies where they do not divide; numbers, gradients
+    and dropout are those of one, and documents, queries and keys stay where they are."""
+    dropout = {"rate": 0.3, "key": jnp.asarray([5, 77], jnp.uint32)} if backend == "flash" else {}
+    visible, given = visible_to(True), inputs(64)
+    devices = over(*shape)
+    found = gradients(Choice(backend, over=devices), visible, given, True, **dropout)
+    for mine, theirs in zip(found, gradients("xla", visible, given, True, **dropout), strict=True):
+        assert np.linalg.norm(mine - theirs) < 1e-5 * np.linalg.norm(theirs)
+    if dropout:
+        (one, *_), wrong = found, Choice(backend)
+        moved = gradients(wrong, visible, [jnp.roll(array, 1, axis=0) for array in given], True, **dropout)[0]
+        assert not np.allclose(jnp.roll(moved, -1, axis=0), one), "a row is dropped as another would be"
+    if shape == (2, 2, 2):
+        lying = NamedSharding(devices.mesh, P(("data", "fsdp"), None, "tensor"))
+        placed = [jax.device_put(array, lying) for array in given]
+
+        def loss(*given: jax.Array) -> jax.Array:
+            return attend_by(Choice(backend, over=devices), *given, visible, causal=True, **dropout).sum()
+
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), in_shardings=(lying,) * 3).lower(*placed).compile()
+        assert not re.search("all-gather|all-to-all|collective-permute", compiled.as_text())
+
+
+@pytest.mark.skipif(not ON_CPU, reason="needs several devices")
+@pytest.mark.parametrize("backend", ["splash", "flash"])
+def test_what_a_kernel_gives_is_kept(backend):
+    """R38: `train.remat: dots` does not run a kernel again for its gradient, on one device and on several."""
+    visible, given = visible_to(True), inputs(64)
+
+    def calls(devices: Over | None, policy: str) -> int:
+        @functools.partial(jax.checkpoint, policy=POLICIES[policy])
+        def block(*given: jax.Array) -> jax.Array:
+            return jnp.sin(attend_by(Choice(backend, over=devices), *given, visible, causal=True))
+
+        whole = jax.value_and_grad(lambda *given: block(*given).sum(), argnums=(0, 1, 2))
+        traced = jax.make_jaxpr(whole)(*given)
+        live, _ = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))
+        return str(live).count("pallas_call[")
+
+    for devices in (None, over(2, 1, 1)):
+        assert calls(devices, "dots") == 3 and calls(devices, "full") == 4
+
+
+def test_splash_knows_windows():
+    """C3 R57: of layers that see the last tokens alone Splash computes these, packed or not; unknown, XLA does."""
+    if not ON_CPU:
+        pytest.skip("a CPU interprets it")
+    given = inputs(128)
+    for window in (5, 2, 40):
+        visible = visible_to(True, window=window)
+        exact = gradients("xla", visible, given, True)
+        for mine, theirs in zip(gradients("splash", visible, given, True), exact, strict=True):
+            assert np.linalg.norm(mine - theirs) < 1e-5 * np.linalg.norm(theirs)
+    whole = attend_by(Choice("splash"), *given, visible_to(True), causal=True)
+    assert np.abs(whole - exact[0]).max() > 0.1, "the window does nothing"
+    unknown = visible_to(True, "mask", 5)
+    found = attend_by(Choice("splash"), *given, unknown, causal=True)
+    assert (found == attend(*given, unknown.mask)).all()
+
+
 def test_blocks_of_other_documents_are_not_read():
     """R38: of long rows, blocks that hold no key of a query's document are left out, in both directions."""
     lengths = jnp.asarray([[130, 0, 70], [10, 20, 0], [0, 0, 0]], jnp.int32)
@@ -166,13 +252,11 @@ def test_scores_are_bounded_where_a_kernel_can():
 
 @pytest.mark.parametrize("window", [None, 5])
 def test_segments_are_found_in_the_mask(window):
-    """C3: documents are known by their first token where all of it is seen; a window hides it, and is refused."""
+    """C3: documents are known by their first token where all of it is seen; a window hides it."""
     ids, _ = laid_out()
     begins = np.where(ids > 0, [[1 + (row == i).argmax() for i in row] for row in ids], 0)
     assert (np.asarray(kernels.segments_of(mask_of(False))) == begins).all()
     assert (np.asarray(kernels.segments_of(mask_of(True, window))) == begins).all() == (window is None)
-    assert "a window" in (kernels.obstacle("splash", TPU, Needs(128, window=True)) or "")
-    assert kernels.obstacle("cudnn", GPU, Needs(128, window=True)) is None
 
 
 @pytest.mark.skipif(not ON_CPU, reason="on a GPU it is computed")
@@ -212,18 +296,20 @@ def test_cudnn_is_what_a_gpu_is_told(monkeypatch):
 
 
 LONG_ROWS, DROPPED = (Choice(name, kernels.LONG) for name in ("cudnn", "flash"))
+ON_TPU = Choice("splash", kernels.LONG_ON_TPU)
 
 
 @pytest.mark.parametrize(
     ("hardware", "needs", "expected"),
     [
         (GPU, Needs(64), LONG_ROWS),
-        (Hardware("gpu", 8, "bfloat16"), Needs(128, window=True), LONG_ROWS),
-        (Hardware("gpu", 1, "float32"), Needs(64), Choice()),
-        (Hardware("cpu", 1, "bfloat16"), Needs(64), Choice()),
-        (Hardware("tpu", 1, "bfloat16"), Needs(128), Choice()),
+        (GPU, Needs(128, window=True), LONG_ROWS),
+        (Hardware("gpu", "float32"), Needs(64), Choice()),
+        (Hardware("cpu", "bfloat16"), Needs(64), Choice()),
+        (TPU, Needs(128), ON_TPU),
+        (TPU, Needs(256, softcap=50.0, window=True), ON_TPU),
+        (TPU, Needs(64, dropout=0.1), Choice()),
         (GPU, Needs(64, dropout=0.1), DROPPED),
-        (Hardware("gpu", 2, "bfloat16"), Needs(64, dropout=0.1), Choice()),
         (GPU, Needs(64, dropout=0.1, window=True), Choice()),
         (GPU, Needs(64, softcap=50.0), Choice()),
         (GPU, Needs(60), Choice()),
@@ -231,14 +317,18 @@ LONG_ROWS, DROPPED = (Choice(name, kernels.LONG) for name in ("cudnn", "flash"))
     ],
 )
 def test_auto(hardware, needs, expected):
-    """R38: `auto` takes cuDNN where it can do all that is needed, with dropout our kernel, else XLA; never fails."""
+    """R38: `auto` takes cuDNN where it can do all that is needed, with dropout our kernel, on TPUs Splash, else XLA;
+    never fails, and knows of all devices."""
     assert choose("auto", hardware, needs) == expected
+    several = over(2, 1, 1) if ON_CPU else None
+    kernel = expected if expected == Choice() else replace(expected, over=several)
+    assert choose("auto", replace(hardware, over=several), needs) == kernel
 
 
 @pytest.mark.parametrize(
     ("asked", "hardware", "needs", "said"),
     [
-        ("cudnn", Hardware("cpu", 1, "bfloat16"), Needs(64), "cudnn does not run on cpu; set it to auto or xla"),
+        ("cudnn", Hardware("cpu", "bfloat16"), Needs(64), "cudnn does not run on cpu; set it to auto or xla"),
         ("cudnn", TPU, Needs(64), "cudnn does not run on tpu"),
         ("splash", GPU, Needs(128), "splash does not run on gpu"),
         (
@@ -249,16 +339,14 @@ def test_auto(hardware, needs, expected):
         ),
         ("splash", TPU, Needs(128, dropout=0.1), "draws no dropout"),
         ("flash", TPU, Needs(64), "does not run on tpu"),
-        ("flash", Hardware("gpu", 1, "float32"), Needs(64), r"does not compute in float32"),
+        ("flash", Hardware("gpu", "float32"), Needs(64), r"does not compute in float32"),
         ("flash", GPU, Needs(80), "has no heads of size 80"),
         ("flash", GPU, Needs(64, window=True), "sees whole documents"),
         ("flash", GPU, Needs(64, softcap=50.0), "does not bound scores"),
-        ("flash", Hardware("gpu", 4, "bfloat16"), Needs(64), "keeps to one device"),
         ("cudnn", GPU, Needs(64, softcap=50.0), "does not bound scores"),
-        ("cudnn", Hardware("gpu", 1, "float32"), Needs(64), r"does not compute in float32 \(train.compute_dtype=bfl"),
+        ("cudnn", Hardware("gpu", "float32"), Needs(64), r"does not compute in float32 \(train.compute_dtype=bfl"),
         ("cudnn", GPU, Needs(60), "has no heads of size 60"),
-        ("splash", TPU, Needs(64), "has no heads of size 64"),
-        ("splash", Hardware("tpu", 4, "bfloat16"), Needs(128), "keeps to one device"),
+        ("splash", TPU, Needs(60), "has no heads of size 60"),
     ],
 )
 def test_what_cannot_be_is_refused(asked, hardware, needs, said):
@@ -301,7 +389,7 @@ def test_every_layer_of_a_model_computes_by_it():
         "segment_ids": jnp.asarray(ids),
         "position_ids": jnp.asarray(places),
     }
-    batch |= {"token_type_ids": jnp.zeros_like(batch["input_ids"]), "starts": jnp.zeros((3, 3), jnp.int32)}
+    batch |= {"token_type_ids": jnp.zeros_like(batch["input_ids"]), "starts": jnp.zeros((len(LENGTHS), 3), jnp.int32)}
     config, head = (
         {**TINY, "hidden_size": 256, "num_attention_heads": 2, "max_position_embeddings": TOKENS},
         Head("token_classification", 2),
