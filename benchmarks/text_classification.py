@@ -35,6 +35,7 @@ EQUAL_WORK = (
 )
 # What our task is called by peer.py.
 KINDS = {"sequence_classification": "one", "multi_label_classification": "several", "regression": "number"}
+AGAIN = "again"  # a run with the programs of one before it
 LOG_LINES = 30
 # A pipe counts as narrow, and the cells of five variants would be broken up in it.
 LEAST_WIDTH = 120
@@ -102,7 +103,8 @@ def parse_options() -> argparse.Namespace:
         "--ours",
         type=names,
         default="float32,bfloat16",
-        help="types that ours computes in; add +planned, +bucketed or +padded to a type for another layout",
+        help="types that ours computes in; add +planned, +bucketed or +padded to a type for another layout, +again for "
+        "a run that finds the programs that one before it has kept",
     )
     parser.add_argument(
         "--peers",
@@ -152,7 +154,8 @@ def measure(options: argparse.Namespace, report: Tree, directory: Path, console:
 
 def run_ours(options: argparse.Namespace, variant: str, seed: int, directory: Path) -> Tree:
     """One training run of ours and its figures."""
-    dtype, _, layout = variant.partition("+")
+    dtype, _, extra = variant.partition("+")
+    layout = extra if extra != AGAIN else ""
     settings = [
         f"run.dir={directory}",
         "run.resume=never",
@@ -164,7 +167,12 @@ def run_ours(options: argparse.Namespace, variant: str, seed: int, directory: Pa
         *([f"data.max_rows={options.max_rows}"] if options.max_rows else []),
         *options.set,
     ]
-    outside = run_child([*our_command(), "train", options.config, *settings], directory)
+    programs = directory.parent / f"programs-{variant}" if extra == AGAIN else None
+    command = [*our_command(), "train", options.config, *settings]
+    if programs and not programs.exists():
+        programs.mkdir(mode=0o700)
+        run_child([*command, f"run.dir={directory}-before"], directory, programs)
+    outside = run_child(command, directory, programs)
     summary = json.loads((directory / "summary.json").read_text())
     seconds = summary["seconds"]
     return {
@@ -215,16 +223,17 @@ def run_peer(python: str, recipe: Tree, peer: str, seed: int, directory: Path) -
     }
 
 
-def run_child(command: list[str], directory: Path) -> Tree:
+def run_child(command: list[str], directory: Path, programs: Path | None = None) -> Tree:
     """Run to the end; seconds and peak resident size, taken the same way for every side.
 
-    Seconds of the processors count work alone: they are those to trust where the machine had other work as well.
+    Seconds of the processors count work alone: they are those to trust where the machine had other work as well. Each
+    run compiles for itself, unless it is told where programs are kept.
     """
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(programs)} if programs else {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     log = Path(f"{directory}.log")
     with log.open("wb") as output:
         started = time.perf_counter()
-        fresh = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}  # each run compiles for itself
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=fresh)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **kept})
         try:
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import pytest
+from conftest import write_model
 from exact_runs import (
     differing,
     digest,
@@ -24,7 +25,6 @@ from exact_runs import (
     losses_by_step,
     recorded,
     settings,
-    small_model,
     train_until,
 )
 
@@ -42,10 +42,13 @@ STOP = 3
 
 @dataclass(frozen=True)
 class Story:
-    """A run stopped on one device at step 3 and finished by two processes; and the same one, never stopped."""
+    """A run stopped on one device at step 3 and finished by two processes; and the same one, never stopped.
+
+    The former holds its layers in one array and scans over them, the latter does not.
+    """
 
     make: Callable[..., Config]
-    alone: Path  # the uninterrupted run, on one device
+    alone: Path  # the uninterrupted run, on one device, its layers looped over
     order: dict[int, list[int]]  # what it read at each step
     saved: TrainState  # on one device, at step 3
     hosts: Path  # run directory of the two processes
@@ -56,12 +59,14 @@ class Story:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory, rows: Path) -> Story:
     """One launch of two processes, for all of the tests below."""
-    work, model = tmp_path_factory.mktemp("hosts"), small_model(tmp_path_factory)
+    work = tmp_path_factory.mktemp("hosts")
+    model = write_model(work / "model")
 
     def make(directory: str, *more: str) -> Config:
-        return settings(work / directory, model, rows, "data.layout.kind=packed", "model.dropout=0.1", *more)
+        common = ("data.layout.kind=packed", "model.dropout=0.1", "train.scan=always")
+        return settings(work / directory, model, rows, *common, *more)
 
-    alone, order = recorded(prepare(make("alone")))
+    alone, order = recorded(prepare(make("alone", "train.scan=never")))
     train(alone)
     train_until(make("hosts"), STOP)
     saved, _ = restore(prepare(make("hosts")), Checkpoints(work / "hosts" / "checkpoints", 2), STOP)
@@ -85,7 +90,7 @@ def _through_a_grid(config: Config, checkpoints: Path, out: Path, saved: TrainSt
     """Restore a checkpoint onto a 2x2 mesh, see that it is the same and lies as asked, and write it from there."""
     run = prepare(config)
     state, progress = restore(run, Checkpoints(checkpoints, 2), STOP)
-    assert state.params["blocks/0/mlp/up/kernel"].sharding.shard_shape((16, 24)) == (8, 24)
+    assert state.params["blocks/{0..1}/mlp/up/kernel"].sharding.shard_shape((2, 16, 24)) == (2, 8, 24)
     assert _lies_as_placed(state, run.placement.state)
     assert differing(state, saved) == []
     written = Checkpoints(out, 1)
@@ -136,7 +141,8 @@ def test_a_checkpoint_goes_from_mesh_to_mesh_and_back(story: Story):
 
 
 def test_training_goes_on_across_meshes(story: Story):
-    """R14, R2: stopped at step 3 on one device and finished by two processes: the same losses within 1e-5."""
+    """R14, R2: stopped at step 3 on one device and finished by two processes, which scan over layers: the same losses
+    within 1e-5."""
     one, two = losses_by_step(story.alone), losses_by_step(story.hosts)
     assert list(one) == list(two) == list(range(1, 15))
     assert list(two.values()) == pytest.approx(list(one.values()), rel=1e-5)
