@@ -275,11 +275,12 @@ def test_rates_and_decays_of_each_layer(bert):
         "optim.lr=1e-2",
         "optim.layer_decay=0.5",
         "optim.groups=[{match: 'blocks/0/**', weight_decay: 0.5, lr_scale: 2}]",
+        "train.freeze=['blocks/*/attn/k/bias']",  # Adam would take steps of its rounding, which is all its gradient
     )
     runs = [bert(*rates, f"train.scan={scan}", layers=SHALLOW) for scan in ("never", "always")]
     one, other = (by_path(run, take_steps(run, 3)) for run in runs)
     assert "blocks/{0..1}/attn/q/kernel" in runs[1].model.template.keys
-    assert distance(one, other) < 1e-4
+    assert distance(one, other) < 1e-6
     same = bert("optim.lr=1e-2", "train.scan=always", layers=SHALLOW)
     assert distance(one, by_path(same, take_steps(same, 3))) > 1e-3
 
