@@ -12,7 +12,7 @@ test: $(VENV)/developer  ## every test, offline, on the CPU
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-newer: $(VENV)/developer  ## the smoke part of the tests, for a second interpreter
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/test_smoke.py tests/test_cli.py tests/nn tests/data
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/test_smoke.py tests/test_cli.py tests/test_machine.py tests/nn tests/data
 
 lint: $(VENV)/developer  ## format, lint and types, as pre-commit and CI run them
 	$(BIN)/ruff format --check .

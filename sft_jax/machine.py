@@ -7,6 +7,7 @@ import platform
 import resource
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,19 +49,21 @@ class Flag(NamedTuple):
 
 NEXT = (0, 13)  # the first jaxlib whose flags nobody has looked at; it gets none
 FLAGS = (
-    # Products of bfloat16 whose operands are transposed, as all of a backward pass are, miss the fast path without it:
-    # the gradient of ViT-base took nine times as long on a Xeon with AMX. In float32 the gradients of kernels are up to
-    # twice as fast on an EPYC, and no faster on that Xeon; nothing is gained before 0.12.
-    Flag("cpu", "xla_cpu_experimental_onednn_custom_call", "true", (0, 12)),
     # Moves collectives so that they overlap with arithmetic, as NVIDIA's own images of jax have it; XLA has it off.
     Flag("cuda", "xla_gpu_enable_latency_hiding_scheduler", "true", (0, 10)),
     # Not here, since XLA's own choice is it already: Triton's matrix products beside cuBLAS (xla_gpu_triton_gemm_any),
     # the faster of which autotuning finds (xla_gpu_autotune_level=4); what it finds is kept with the programs.
     # Collectives that are combined or pipelined are worth a try from several hosts on, not before.
 )
+# Asked for by a training step alone, in bfloat16. Products whose operands are transposed, as all of a backward pass
+# are, miss the fast path without it: the gradient of ViT-base took nine times as long on a Xeon with AMX. jaxlib 0.12
+# cannot keep such a program (it runs out of memory as it writes it), so that every run compiles it; in float32 steps
+# were 3 % faster on an EPYC, which is less than that, and no faster on the Xeon. Nothing is gained before 0.12.
+NOT_KEPT = "Error writing persistent compilation cache entry for .*: MemoryError"  # what jax says then
+FAST_BFLOAT16 = Flag("cpu", "xla_cpu_experimental_onednn_custom_call", "true", (0, 12))
 # No atomic sums and no kernel that is picked by its time, forward or backward, cuDNN's attention included.
 DETERMINISTIC = Flag("cuda", "xla_gpu_deterministic_ops", "true", (0, 10))
-PLUGINS = {"cuda": ("jax_cuda13_plugin", "jax_cuda12_plugin"), "cpu": ("jaxlib",)}
+PLUGINS = {"cuda": ("jax_cuda13_plugin", "jax_cuda12_plugin")}
 # jax asks for this share of a GPU's memory at once, and no more; it would be 0.75. The rest is for cuDNN and NCCL.
 MEMORY = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
 
@@ -71,18 +74,36 @@ def flags(platform: str, version: tuple[int, int], *, deterministic: bool = Fals
     return {f.name: f.value for f in wanted if f.platform == platform and f.since <= version < NEXT}
 
 
+def step_options(platform: str, dtype: str) -> dict[str, bool]:
+    """What a training step is compiled with besides, where the user does not say otherwise."""
+    flag = FAST_BFLOAT16
+    wanted = platform == flag.platform and dtype == "bfloat16" and flag.since <= _jaxlib() < NEXT
+    if not wanted or flag.name in _named(os.environ.get("XLA_FLAGS", "")):
+        return {}
+    warnings.filterwarnings("ignore", NOT_KEPT)
+    return {flag.name: True}
+
+
+def _jaxlib() -> tuple[int, int]:
+    major, minor = importlib.metadata.version("jaxlib").split(".")[:2]
+    return int(major), int(minor)
+
+
+def _named(flags: str) -> set[str]:
+    return {word.lstrip("-").partition("=")[0] for word in flags.split()}
+
+
 def tune(*, deterministic: bool = False) -> None:
     """Tell XLA what is fast here, by `XLA_FLAGS`, where the user does not say otherwise; precedes the import of jax."""
     given = os.environ.get("XLA_FLAGS", "")
     if given and not given.lstrip().startswith("-"):  # the name of a file that holds them
         return
-    version = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
+    version, named = _jaxlib(), _named(given)
     allowed = os.environ.get("JAX_PLATFORMS", "").replace("gpu", "cuda")
-    named = {word.lstrip("-").partition("=")[0] for word in given.split()}
     for found, plugins in PLUGINS.items():
         if found not in (allowed or found).split(",") or not any(map(importlib.util.find_spec, plugins)):
             continue
-        wanted = flags(found, version, deterministic=deterministic)  # type: ignore[arg-type]
+        wanted = flags(found, version, deterministic=deterministic)
         given = " ".join([given, *(f"--{name}={value}" for name, value in wanted.items() if name not in named)])
         if found == "cuda":
             os.environ.setdefault(*MEMORY)

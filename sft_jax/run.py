@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from sft_jax import assets, checks
+from sft_jax import assets, checks, machine
 from sft_jax import mesh as meshes
 from sft_jax.adapt.begin import begin, few_bits, standing_still
 from sft_jax.config.read import read_config
@@ -240,9 +240,11 @@ def train_program(run: Run, state: TrainState, frozen: Params) -> step.Program:
         compute_dtype=run.dtype,
         seed=run.config.seed.dropout,
     )
+    given = (run.placement, state, frozen)
+    options = machine.step_options(run.mesh.devices.flat[0].platform, run.config.train.compute_dtype)
     if run.template is None:
-        return step.train_program(function, run.placement, state, frozen)
-    return step.train_program(features.many_steps(function), run.placement, state, frozen, stacked=True)
+        return step.train_program(function, *given, options=options)
+    return step.train_program(features.many_steps(function), *given, stacked=True, options=options)
 
 
 def eval_program(run: Run, params: Params, frozen: Params) -> step.Program:

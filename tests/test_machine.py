@@ -7,10 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ONE_SHAPE
 
 from sft_jax import checks, machine
 from sft_jax.config.schema import RunSection
 from sft_jax.errors import ConfigError
+from sft_jax.run import prepare, train_program
+from sft_jax.train.profile import programs
+from sft_jax.train.state import abstract_frozen, abstract_state
 
 
 @pytest.fixture
@@ -132,6 +136,21 @@ def test_broken_entries_are_compiled_again(home):
             entry.write_bytes(old)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_training_step_is_found_again(configure, dtype):
+    """R38: what a run has compiled its step to is kept, and found by the next; steps with a setting of their own
+    compile, but need not be kept."""
+    found = []
+    for _ in range(2):
+        run = prepare(configure(ONE_SHAPE, f"train.compute_dtype={dtype}"))
+        state = abstract_state(run.model.template, run.frozen, run.begin)
+        program = train_program(run, state, abstract_frozen(run.model.template, run.frozen, run.dtype))
+        before = programs()["found"]
+        program.compile(run.batches[0])
+        found.append(programs()["found"] - before)
+    assert found[-1] == 1 or machine.step_options("cpu", dtype)
+
+
 def flip_in_the_middle(old: bytes) -> bytes:
     """One bit of it, changed."""
     middle = len(old) // 2
@@ -151,7 +170,6 @@ def test_files_are_not_open_to_others():
 
 
 SCHEDULER = "--xla_gpu_enable_latency_hiding_scheduler"
-FAST_BFLOAT16 = "--xla_cpu_experimental_onednn_custom_call"
 SAME = f"--{machine.DETERMINISTIC.name}"
 
 
@@ -176,23 +194,34 @@ def tuned(monkeypatch):
 def test_each_platform_gets_its_flags(tuned):
     """R38: the flags of what is installed and allowed, and of no other platform; none where jaxlib has not got them."""
     cuda = ("jaxlib", "jax_cuda13_plugin")
-    assert tuned() == [f"{FAST_BFLOAT16}=true"]
-    assert tuned(version="0.10.2") == tuned(version="0.13.0") == tuned(platforms="tpu") == []
+    assert tuned() == tuned(version="0.13.0", plugins=cuda) == tuned(platforms="tpu", plugins=cuda) == []
     assert machine.MEMORY[0] not in os.environ
-    assert tuned(plugins=cuda) == [f"{SCHEDULER}=true", f"{FAST_BFLOAT16}=true"]
+    assert tuned(plugins=cuda) == tuned(plugins=cuda, platforms="gpu", version="0.11.2") == [f"{SCHEDULER}=true"]
     assert os.environ[machine.MEMORY[0]] == machine.MEMORY[1]
-    assert tuned(plugins=cuda, version="0.11.2") == [f"{SCHEDULER}=true"]
-    assert tuned(plugins=cuda, platforms="gpu") == [f"{SCHEDULER}=true"]
-    assert tuned(plugins=cuda, platforms="cpu", deterministic=True) == [f"{FAST_BFLOAT16}=true"]
+    assert tuned(plugins=cuda, platforms="cpu", deterministic=True) == []
+
+
+def test_a_step_in_bfloat16_has_a_setting_of_its_own(tuned):
+    """R38: steps alone, on a CPU, in bfloat16, of a jaxlib that has it; the user's word for it wins."""
+    for version, dtype, platform, wanted in (
+        ("0.12.0.1", "bfloat16", "cpu", True),
+        ("0.12.0.1", "float32", "cpu", False),
+        ("0.12.0.1", "bfloat16", "gpu", False),
+        ("0.11.2", "bfloat16", "cpu", False),
+        ("0.13.0", "bfloat16", "cpu", False),
+    ):
+        tuned(version=version)
+        found = machine.step_options(platform, dtype)
+        assert found == ({machine.FAST_BFLOAT16.name: True} if wanted else {})
+    tuned(f"--{machine.FAST_BFLOAT16.name}=false")
+    assert machine.step_options("cpu", "bfloat16") == {}
 
 
 def test_the_users_flags_win(tuned, tmp_path):
     """R38: what the user says stays as it is, and a file of flags is left to the user altogether."""
-    assert tuned("--xla_a=1 --xla_cpu_experimental_onednn_custom_call=false") == [
-        "--xla_a=1",
-        f"{FAST_BFLOAT16}=false",
-    ]
-    assert tuned("--xla_a=1") == ["--xla_a=1", f"{FAST_BFLOAT16}=true"]
+    gpu = ("jaxlib", "jax_cuda13_plugin")
+    assert tuned(f"--xla_a=1 {SCHEDULER}=false", plugins=gpu) == ["--xla_a=1", f"{SCHEDULER}=false"]
+    assert tuned("--xla_a=1", plugins=gpu) == ["--xla_a=1", f"{SCHEDULER}=true"]
     assert tuned(str(tmp_path / "flags")) == [str(tmp_path / "flags")]
 
 

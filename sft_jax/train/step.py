@@ -173,15 +173,25 @@ def needs(executable: Any) -> tuple[int, int]:
 
 
 def train_program(
-    step: Callable[..., Any], placement: Placement, state: TrainState, frozen: Params, *, stacked: bool = False
+    step: Callable[..., Any],
+    placement: Placement,
+    state: TrainState,
+    frozen: Params,
+    *,
+    stacked: bool = False,
+    options: Mapping[str, bool] | None = None,
 ) -> Program:
-    """The training step, or several on stacked batches, donated and with explicit shardings in and out."""
+    """The training step, or several on stacked batches, donated and with explicit shardings in and out.
+
+    `options` are those of XLA for this program alone.
+    """
     rows, whole = batch_sharding(placement.mesh, stacked=stacked), replicated(placement.mesh)
     jitted = jax.jit(
         step,
         donate_argnums=0,
         in_shardings=(placement.state, lying(placement, frozen), rows),
         out_shardings=(placement.state, whole),
+        compiler_options=dict(options) if options else None,
     )
     return Program(jitted, lambda batch: (abstract(state), abstract(frozen), abstract(batch)))
 
