@@ -240,11 +240,11 @@ def train_program(run: Run, state: TrainState, frozen: Params) -> step.Program:
         compute_dtype=run.dtype,
         seed=run.config.seed.dropout,
     )
-    given = (run.placement, state, frozen)
     options = machine.step_options(run.mesh.devices.flat[0].platform, run.config.train.compute_dtype)
+    how: dict[str, Any] = {"options": options, "seed": run.config.seed.dropout}
     if run.template is None:
-        return step.train_program(function, *given, options=options)
-    return step.train_program(features.many_steps(function), *given, stacked=True, options=options)
+        return step.train_program(function, run.placement, state, frozen, **how)
+    return step.train_program(features.many_steps(function), run.placement, state, frozen, stacked=True, **how)
 
 
 def eval_program(run: Run, params: Params, frozen: Params) -> step.Program:

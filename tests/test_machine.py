@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ONE_SHAPE
 
 from sft_jax import checks, machine
 from sft_jax.config.schema import RunSection
@@ -138,17 +137,19 @@ def test_broken_entries_are_compiled_again(home):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_training_step_is_found_again(configure, dtype):
-    """R38: what a run has compiled its step to is kept, and found by the next; steps with a setting of their own
-    compile, but need not be kept."""
-    found = []
-    for _ in range(2):
-        run = prepare(configure(ONE_SHAPE, f"train.compute_dtype={dtype}"))
+    """R38 D6: what a run has compiled its step to is kept, and found by the next, with other seeds too; steps with a
+    setting of their own compile, but need not be kept."""
+    found, shapes = [], set()
+    for seed in range(3):
+        run = prepare(configure("model.dropout=0.1", f"seed={seed}", f"train.compute_dtype={dtype}"))
+        shapes.add(run.batches.shapes)
         state = abstract_state(run.model.template, run.frozen, run.begin)
         program = train_program(run, state, abstract_frozen(run.model.template, run.frozen, run.dtype))
         before = programs()["found"]
         program.compile(run.batches[0])
         found.append(programs()["found"] - before)
-    assert found[-1] == 1 or machine.step_options("cpu", dtype)
+    assert len(shapes) == 1
+    assert found[1:] == [1, 1] or machine.step_options("cpu", dtype)
 
 
 def flip_in_the_middle(old: bytes) -> bytes:

@@ -17,7 +17,7 @@ pixels [r, ...] when a batch is made.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -164,9 +164,11 @@ def sizes(encoded: Encoded, documents: Documents, shape: Shape) -> np.ndarray:
 def declare(layout: Layout, encoded: Encoded, order: Order, multiple: int) -> tuple[Shape, ...]:
     """The shapes of a training run, smallest first; the last one holds any batch.
 
-    `multiple` divides the rows of every shape (devices times microbatches). The packed numbers of rows are read off
-    the batches of the first epoch, so that they depend on the data, the seed and the batch size alone.
+    `multiple` divides the rows of every shape (devices times microbatches). Packed numbers of rows are read off the
+    batches of some epochs in an order of no seed, so that they depend on the data and the batch size alone: runs with
+    other seeds find the programs of this one.
     """
+    order = replace(order, seed=0)
     whole = one_row(layout, encoded)._replace(rows=up_to(order.batch_size, multiple))
     if layout.kind == "padded" or encoded.lazy:
         return (whole._replace(slots=1),)
@@ -275,8 +277,9 @@ def up_to(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def _sample(order: Order, most: int = 512) -> range:
-    steps = order.steps_per_epoch
+def _sample(order: Order, epochs: int = 8, most: int = 512) -> range:
+    """Steps of as many epochs as it takes for the largest batch of another one to be seldom larger."""
+    steps = epochs * order.steps_per_epoch
     return range(0, steps, max(1, -(-steps // most)))
 
 

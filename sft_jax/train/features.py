@@ -118,14 +118,12 @@ def beside(encoded: Encoded, grain: Grain, found: np.ndarray, name: str = FEATUR
     return Encoded({}, encoded.offsets, {**encoded.documents, name: found}, rows=encoded.rows)
 
 
-def many_steps(
-    step: Callable[[TrainState, Params, Arrays], tuple[TrainState, Metrics]],
-) -> Callable[[TrainState, Params, Arrays], tuple[TrainState, Metrics]]:
+def many_steps(step: Callable[..., tuple[TrainState, Metrics]]) -> Callable[..., tuple[TrainState, Metrics]]:
     """The step on each of stacked batches, whose places say which of the features in `frozen` are meant."""
 
-    def steps(state: TrainState, frozen: Params, batches: Arrays) -> tuple[TrainState, Metrics]:
+    def steps(state: TrainState, frozen: Params, batches: Arrays, *stream: Array) -> tuple[TrainState, Metrics]:
         def one(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, Metrics]:
-            return step(state, frozen, {**batch, FEATURES: frozen[FEATURES][batch[PLACE]]})
+            return step(state, frozen, {**batch, FEATURES: frozen[FEATURES][batch[PLACE]]}, *stream)
 
         return jax.lax.scan(one, state, batches)
 

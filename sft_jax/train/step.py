@@ -6,15 +6,17 @@ Gradients are of totals, summed over microbatches and devices, and divided once 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray, UInt32
 
 from sft_jax.config.training import TrainSection
-from sft_jax.mesh import batch_sharding, replicated
+from sft_jax.mesh import batch_sharding, put, replicated
 from sft_jax.nn import random
 from sft_jax.nn.template import Moving, Params, Template, crc
 from sft_jax.tasks.task import Counts, Ratio, Task
@@ -42,7 +44,10 @@ def make_train_step(
     compute_dtype: jnp.dtype,
     seed: int,
 ) -> Callable[[TrainState, Params, Arrays], tuple[TrainState, Metrics]]:
-    """(state, frozen, batch) -> (state, metrics). Dropout masks depend on seed, step and microbatch alone."""
+    """(state, frozen, batch) -> (state, metrics). Dropout masks depend on seed, step and microbatch alone.
+
+    The step takes a `stream` in place of the seed, so that one program serves all seeds.
+    """
     accumulate = section.accumulate
 
     def total(params: Params, stats: Params, frozen: Params, batch: Arrays, key: PRNGKeyArray) -> Any:
@@ -77,9 +82,11 @@ def make_train_step(
         unroll = accumulate if convolves else 1
         return jax.lax.scan(add, nothing, (jnp.arange(accumulate), parts), unroll=unroll)[0]
 
-    def train_step(state: TrainState, frozen: Params, batch: Arrays) -> tuple[TrainState, Metrics]:
-        stream = jax.random.fold_in(jax.random.key(seed), crc("dropout"))
-        key = jax.random.fold_in(stream, state.step)
+    def train_step(
+        state: TrainState, frozen: Params, batch: Arrays, stream: UInt32[Array, "2"] | None = None
+    ) -> tuple[TrainState, Metrics]:
+        words = dropout_stream(seed) if stream is None else stream
+        key = jax.random.fold_in(jax.random.wrap_key_data(words), state.step)
         totals, loss, stats = summed(state.params, state.stats or {}, frozen, batch, key)
         gradients = jax.tree.map(lambda g: g / jnp.where(loss.weight > 0, loss.weight, 1), totals)
         updates, opt = optimizer.update(gradients, state.opt, state.params)
@@ -100,6 +107,11 @@ def make_train_step(
         return after, metrics
 
     return train_step
+
+
+def dropout_stream(seed: Any) -> UInt32[Array, "2"]:
+    """What all dropout of a run is drawn from."""
+    return jax.random.key_data(jax.random.fold_in(jax.random.key(seed), crc("dropout")))
 
 
 def average(state: TrainState, params: Params, decay: float | None) -> Params | None:
@@ -142,11 +154,14 @@ def microbatches(array: Array, count: int) -> Array:
 class Program:
     """A jitted function with an executable for each shape of batch; nothing else ever compiles.
 
-    `specimen(batch)` gives the arguments for a batch as shapes and types.
+    `specimen(batch)` gives the arguments for a batch as shapes and types; `last` makes one that every call is given
+    after its own, so that programs which differ in it alone are the same.
     """
 
-    def __init__(self, jitted: Any, specimen: Callable[[Arrays], tuple[Any, ...]]):
-        self._jitted, self.specimen = jitted, specimen
+    def __init__(
+        self, jitted: Any, specimen: Callable[[Arrays], tuple[Any, ...]], last: Callable[[], Any] | None = None
+    ):
+        self._jitted, self.specimen, self._last = jitted, specimen, last
         self._executables: dict[tuple[int, ...], Any] = {}
         self.seconds = 0.0  # spent compiling
 
@@ -155,7 +170,8 @@ class Program:
         shape = tuple(batch["segment_ids"].shape) + tuple(batch["weight"].shape)
         if shape not in self._executables:
             begin = time.perf_counter()
-            self._executables[shape] = self._jitted.lower(*self.specimen(batch)).compile()
+            executable = self._jitted.lower(*self.specimen(batch)).compile()
+            self._executables[shape] = executable if self._last is None else Executable(executable, self._last)
             self.seconds += time.perf_counter() - begin
         return self._executables[shape]
 
@@ -163,6 +179,19 @@ class Program:
     def compiled(self) -> int:
         """How many shapes were compiled."""
         return len(self._executables)
+
+
+class Executable:
+    """A compiled program whose last argument is always the same."""
+
+    def __init__(self, compiled: Any, last: Callable[[], Any]):
+        self._compiled, self._last = compiled, last
+
+    def __call__(self, *given: Any) -> Any:
+        return self._compiled(*given, self._last())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._compiled, name)
 
 
 def needs(executable: Any) -> tuple[int, int]:
@@ -180,20 +209,31 @@ def train_program(
     *,
     stacked: bool = False,
     options: Mapping[str, bool] | None = None,
+    seed: int | None = None,
 ) -> Program:
     """The training step, or several on stacked batches, donated and with explicit shardings in and out.
 
-    `options` are those of XLA for this program alone.
+    `options` are those of XLA for this program alone. With a seed of dropout the program is the same for all seeds,
+    else that of the step is compiled in.
     """
     rows, whole = batch_sharding(placement.mesh, stacked=stacked), replicated(placement.mesh)
     jitted = jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(placement.state, lying(placement, frozen), rows),
+        in_shardings=(placement.state, lying(placement, frozen), rows, *([] if seed is None else [whole])),
         out_shardings=(placement.state, whole),
         compiler_options=dict(options) if options else None,
     )
-    return Program(jitted, lambda batch: (abstract(state), abstract(frozen), abstract(batch)))
+    stream = () if seed is None else (jax.eval_shape(dropout_stream, 0),)
+
+    def specimen(batch: Arrays) -> tuple[Any, ...]:
+        return abstract(state), abstract(frozen), abstract(batch), *stream
+
+    @cache
+    def last() -> jax.Array:
+        return put({"stream": np.asarray(dropout_stream(seed))}, whole)["stream"]
+
+    return Program(jitted, specimen, None if seed is None else last)
 
 
 def eval_program(step: Callable[..., Any], placement: Placement, params: Params, frozen: Params) -> Program:
