@@ -84,11 +84,20 @@ def _is_section(annotation: Any) -> bool:
 
 def step_text(run: Run) -> str:
     """The training step as the compiler receives it."""
+    program = _step(run)
+    return program._jitted.lower(*program.specimen(run.batches[0])).as_text()
+
+
+def stream(run: Run) -> np.ndarray:
+    """What the training step is given to draw dropout from."""
+    return np.asarray(_step(run)._last())
+
+
+def _step(run: Run) -> Any:
     trainable = abstract_state(run.model.template, run.frozen, run.begin)
     shapes = run.model.template.shapes
     frozen = {path: jax.ShapeDtypeStruct(shapes[path], run.dtype) for path in sorted(run.frozen)}
-    program = runs.train_program(run, trainable, frozen)
-    return program._jitted.lower(*program.specimen(run.batches[0])).as_text()
+    return runs.train_program(run, trainable, frozen)
 
 
 def updates(run: Run) -> np.ndarray:
@@ -415,7 +424,7 @@ EFFECTS = {
     ),
     "Seeds.init": Effect("1", initial_head),
     "Seeds.data": Effect("1", order),
-    "Seeds.dropout": Effect("1", step_text, ("model.dropout=0.5",)),
+    "Seeds.dropout": Effect("1", stream, ("model.dropout=0.5",)),
     "ModelSection.source": Effect("HEAD", lambda run: run.checkpoint.digest()),
     "ModelSection.revision": Effect("abc123", lambda run: CALLS[-1], FROM_HUB),
     "ModelSection.weights": Effect("random", lambda run: sorted(run.matched.loaded)),

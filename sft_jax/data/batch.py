@@ -277,9 +277,10 @@ def up_to(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def _sample(order: Order, epochs: int = 8, most: int = 512) -> range:
-    """Steps of as many epochs as it takes for the largest batch of another one to be seldom larger."""
-    steps = epochs * order.steps_per_epoch
+def _sample(order: Order, epochs: int = 32, most: int = 2048) -> range:
+    """Steps of one epoch of many batches, or of several epochs, so that those of another are seldom larger."""
+    steps = order.steps_per_epoch
+    steps *= max(1, min(epochs, most // steps))
     return range(0, steps, max(1, -(-steps // most)))
 
 
