@@ -59,8 +59,8 @@ FLAGS = (
 # are, miss the fast path without it: the gradient of ViT-base took nine times as long on a Xeon with AMX. jaxlib 0.12
 # cannot keep such a program (it runs out of memory as it writes it), so that every run compiles it; in float32 steps
 # were 3 % faster on an EPYC, which is less than that, and no faster on the Xeon. Nothing is gained before 0.12.
-NOT_KEPT = "Error writing persistent compilation cache entry for .*: MemoryError"  # what jax says then
 FAST_BFLOAT16 = Flag("cpu", "xla_cpu_experimental_onednn_custom_call", "true", (0, 12))
+NOT_KEPT = "Error writing persistent compilation cache entry for .*: MemoryError"  # what jax says then
 # No atomic sums and no kernel that is picked by its time, forward or backward, cuDNN's attention included.
 DETERMINISTIC = Flag("cuda", "xla_gpu_deterministic_ops", "true", (0, 10))
 PLUGINS = {"cuda": ("jax_cuda13_plugin", "jax_cuda12_plugin")}
@@ -75,7 +75,10 @@ def flags(platform: str, version: tuple[int, int], *, deterministic: bool = Fals
 
 
 def step_options(platform: str, dtype: str) -> dict[str, bool]:
-    """What a training step is compiled with besides, where the user does not say otherwise."""
+    """What a training step is compiled with besides, where the user does not say otherwise.
+
+    Where such a step cannot be kept, jax is not heard to say so in every run.
+    """
     flag = FAST_BFLOAT16
     wanted = platform == flag.platform and dtype == "bfloat16" and flag.since <= _jaxlib() < NEXT
     if not wanted or flag.name in _named(os.environ.get("XLA_FLAGS", "")):
