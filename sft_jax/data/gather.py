@@ -3,6 +3,7 @@
 Shared by everything that is read record by record. Knows no kind of file.
 """
 
+import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ class Gathered:
     file: array = field(default_factory=lambda: array("i"))  # of each record: which of `files`
     line: array = field(default_factory=lambda: array("q"))  # from 1; 0 where a record has a file of its own
     bad: list[tuple[int, int, Bad]] = field(default_factory=list)  # by file and line
+    notes: list[str] = field(default_factory=list)
 
     def refuse(self, file: int, line: int, reason: str, text: str) -> None:
         """Note that a record is no row."""
@@ -39,14 +41,17 @@ class Gathered:
         if len(self.bad) > MOST_BAD:
             refuse(self.where, [found for *_, found in self.bad])
 
-    def rows(self, table: pa.Table, kept: np.ndarray | None = None, features: Features | None = None) -> Rows:
-        """The rows of a table that has as many as there were records, or those of them that are kept."""
+    def note(self, text: str) -> None:
+        """Note what a person should know of the files, though every row of them can be used."""
+        self.notes.append(text)
+
+    def rows(self, table: pa.Table, features: Features | None = None, **known: Any) -> Rows:
+        """The rows of a table that has as many as there were records."""
         file, line = np.asarray(self.file, np.int32), np.asarray(self.line, np.int64)
-        if kept is not None:
-            table, file, line = table.filter(pa.array(kept)), file[kept], line[kept]
         bad = tuple(found for *_, found in sorted(self.bad, key=lambda entry: entry[:2]))
-        found = Dataset(table, DatasetInfo(features=features))
-        return Rows(found, self.where, tuple(self.files), file, line, bad=bad)
+        # A fingerprint is given, since `datasets` would hash every row for one.
+        found = Dataset(table, DatasetInfo(features=features), fingerprint=os.urandom(8).hex())
+        return Rows(found, self.where, tuple(self.files), file, line, bad=bad, notes=tuple(self.notes), **known)
 
 
 def blocks(

@@ -172,8 +172,9 @@ def _each(function: Callable[[Any], Any], values: Iterable[Any]) -> Iterator[Any
 
 def _images(rows: Rows, column: str) -> Dataset:
     """A table with the one column `image`, cells as `FEATURE` has them."""
-    if column not in rows.names:
-        rows.column(column)  # says what there is
+    if column not in rows.names or column in {*rows.written, *rows.unfit}:
+        paths = [one.get("path") if isinstance(one, dict) else one for one in rows.column(column)]
+        return Dataset.from_dict({"image": [one if isinstance(one, str) else None for one in paths]})
     table = rows.table.select_columns([column])
     table = table.rename_column(column, "image") if column != "image" else table
     kind = table.features["image"]

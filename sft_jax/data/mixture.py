@@ -1,62 +1,126 @@
 """Rows of several sources put one after the other; each row still knows its part and its place. Knows no weights."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, List, Value
 
+from sft_jax.data.cells import WRITTEN, packed, turned
 from sft_jax.data.rows import Bad, Rows
-from sft_jax.errors import DataError, listing
+from sft_jax.errors import DataError
 
 NUMBERED = "row"  # what `numbered` calls the rows of a source without files
+TEXT = Value("string")
 
 
 def mix(parts: Sequence[tuple[str, Rows | None]], where: str, column: str | None) -> Rows:
     """The rows of the named parts in order; None stands for a part without such a split, and counts as a number.
 
-    A column that a part lacks is None in its rows, and an error where it is asked for. `column` is made of the names.
+    A column that a part lacks, or that holds other things there, is an error where it is asked for, and no sooner.
+    `column` is made of the names.
     """
     held = [(number, name, rows) for number, (name, rows) in enumerate(parts) if rows is not None]
-    features = _features({name: rows.table.features for _, name, rows in held}, where, column)
+    columns = _columns({name: rows for _, name, rows in held})
+    if column in columns:
+        raise DataError(
+            f"{where}: column '{column}', which data.source.column would make, is there; choose another name"
+        )
     tables, files, bad = [], [], list[Bad]()
     file, line, part = [], [], []
     for number, name, rows in held:
-        own = Features({key: kind for key, kind in features.items() if key in rows.names})
-        table = rows.table if rows.table.features == own else _cast(rows.table, own)
+        table = _table(rows, columns)
         tables.append(table.add_column(column, [name] * len(table)) if column else table)
         file.append(np.zeros(len(rows), np.int32) if rows.file is None else rows.file + len(files))
         line.append(np.arange(1, len(rows) + 1) if rows.line is None else rows.line)
         part.append(np.full(len(rows), number, np.int32))
         files += [f"{name}, {NUMBERED}" if said == NUMBERED else said for said in rows.files or (NUMBERED,)]
         bad += [Bad(f"{name}, {b.place}", *b[1:]) if b.place.startswith(f"{NUMBERED} ") else b for b in rows.bad]
-    lacking = {
-        key: ", ".join(f"part '{name}'" for _, name, rows in held if key not in rows.names)
-        for key in features
-        if any(key not in rows.names for _, _, rows in held)
-    }
-    table = datasets.concatenate_datasets(tables)
-    places = [np.concatenate(values) for values in (file, line, part)]
-    return Rows(table, where, tuple(files), *places, bad=tuple(bad), lacking=lacking)
+    return Rows(
+        datasets.concatenate_datasets(tables),
+        where,
+        tuple(files),
+        *(np.concatenate(values) for values in (file, line, part)),
+        bad=tuple(bad),
+        notes=tuple(note for *_, rows in held for note in rows.notes),
+        written=frozenset(name for name, found in columns.items() if found.written),
+        cells={name: found.cells for name, found in columns.items() if found.cells is not None},
+        unfit={name: found.unfit for name, found in columns.items() if found.unfit},
+    )
 
 
-def _features(parts: Mapping[str, Features], where: str, column: str | None) -> Features:
-    """The columns of all parts, each of one type."""
-    found: dict[str, tuple[str, object]] = {}  # column -> the part that had it first, and its type
-    problems = []
-    for name, features in parts.items():
-        for key, kind in features.items():
-            first, other = found.get(key, (name, kind))
-            both = _both(other, kind)
-            if both is None:
-                problems.append(f"column '{key}' holds {_said(other)} in part '{first}', {_said(kind)} in '{name}'")
-            found[key] = (first, both or other)
-    if column in found:
-        problems.append(f"column '{column}', which data.source.column would make, is there; choose another name")
-    if problems:
-        raise DataError(listing(f"{where}: the parts do not fit together", problems))
-    return Features({key: kind for key, (_, kind) in found.items()})
+@dataclass(frozen=True)
+class _Column:
+    """How a column of all parts is stored."""
+
+    kind: Any  # its feature
+    written: bool = False
+    cells: pa.DataType | None = None  # of texts of flat files: what they mean
+    unfit: str = ""  # why it cannot be read
+
+
+def _columns(parts: Mapping[str, Rows]) -> dict[str, _Column]:
+    found = {}
+    for key in dict.fromkeys(key for rows in parts.values() for key in rows.names):
+        lacking = [f"part '{name}'" for name, rows in parts.items() if key not in rows.names]
+        column = _column(key, {name: rows for name, rows in parts.items() if key in rows.names})
+        if lacking:
+            why = f"no column '{key}' in {', '.join(lacking)}, which other parts have"
+            column = _Column(column.kind, unfit=f"{why}; rename the column that stands for it there")
+        found[key] = column
+    return found
+
+
+def _column(key: str, parts: Mapping[str, Rows]) -> _Column:
+    """The one form of a column that all of these parts have."""
+    broken = next((rows.unfit[key] for rows in parts.values() if key in rows.unfit), "")
+    if broken:
+        return _Column(TEXT, unfit=broken)
+    if any(key in rows.written for rows in parts.values()):
+        return _Column(TEXT, written=True)
+    first, *others = parts
+    kind, unfit = _meant(parts[first], key), ""
+    for name in others:
+        both = _both(kind, _meant(parts[name], key))
+        if both is None:
+            said = f"{_said(kind)} in part '{first}', {_said(_meant(parts[name], key))} in '{name}'"
+            unfit = unfit or f"column '{key}' holds {said}; make them alike, or take another column"
+        kind = both or kind
+    stored = {str(rows.table.features[key]) for rows in parts.values()}
+    if any(key in rows.cells for rows in parts.values()) and stored == {str(TEXT)}:
+        return _Column(TEXT, cells=pa.string() if unfit else kind.pa_type, unfit=unfit)
+    return _Column(TEXT if unfit else kind, unfit=unfit)
+
+
+def _meant(rows: Rows, key: str) -> Any:
+    """The type of a column, of cells what they mean."""
+    return Value(str(rows.cells[key])) if key in rows.cells else rows.table.features[key]
+
+
+def _table(rows: Rows, columns: Mapping[str, _Column]) -> Dataset:
+    """The rows of a part in the forms that columns have in all parts."""
+    features, table = Features({}), rows.table
+    for key in columns:
+        if key in rows.names:
+            column = columns[key]
+            features[key] = column.kind
+            if column.unfit and column.cells is None:
+                table = _with(table, key, pa.nulls(len(table), pa.string()))
+            elif column.written and key not in rows.written:
+                array, form = packed(rows.column(key))
+                table = _with(table, key, turned(array, form, WRITTEN))
+            elif key in rows.cells and column.cells is None:
+                table = _with(table, key, pa.array(rows.column(key), column.kind.pa_type))
+    return table if table.features == features else _cast(table, features)
+
+
+def _with(table: Dataset, key: str, values: pa.Array | pa.ChunkedArray) -> Dataset:
+    """A table with other values in one column."""
+    whole: Any = table.with_format("arrow")[:]
+    return Dataset(whole.set_column(whole.column_names.index(key), key, values))
 
 
 def _both(one: object, other: object) -> object | None:
@@ -90,6 +154,6 @@ def _said(kind: object) -> str:
 
 
 def _cast(table: Dataset, features: Features) -> Dataset:
-    """The same rows with columns of these types, in memory."""
+    """The same rows with columns of these types and in this order, in memory."""
     plain: Any = table.with_format("arrow")[:]
-    return Dataset(plain.cast(features.arrow_schema), datasets.DatasetInfo(features=features))
+    return Dataset(plain.select(list(features)).cast(features.arrow_schema), datasets.DatasetInfo(features=features))

@@ -155,7 +155,7 @@ def prepare(
 
 def read_texts(rows: Rows, names: Sequence[str]) -> tuple[Texts, dict[int, Bad]]:
     """(columns of texts, what is wrong with the rows that lack one)."""
-    columns = tuple(rows.column(name) for name in names)
+    columns = tuple(rows.texts(name) for name in names)
     bad: dict[int, Bad] = {}
     for name, column in zip(names, columns, strict=True):
         for row, text in enumerate(column):

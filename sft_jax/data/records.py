@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_jax.archives import MOST_RATIO, SMALL_BYTES
+from sft_jax.data.cells import HALF, Broken
 from sft_jax.errors import DataError, reason
 
 MOST_CHARS = 1 << 24  # in a line, and in a cell that goes over several
@@ -190,36 +191,37 @@ def _broken_word(cells: list[str], columns: int, words: int) -> Problem | None:
     return None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Broken:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"key '{next(n for n in names if names.count(n) > 1):.40}' stands twice")
+        return Broken(f"an object in which the key '{next(n for n in names if names.count(n) > 1):.40}' stands twice")
     return found
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_object)
 SPACE = re.compile(r"[ \t\n\r]*")
-HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair
 
 
 def _parsed(line: str) -> dict[str, Any] | Problem:
     try:
-        return _checked(DECODER.decode(line), line)
+        return _checked(DECODER.decode(line))
     except (ValueError, RecursionError) as error:
         return Problem("broken JSON", f"not JSON ({_fault(error)}); mend the line")
 
 
-def _checked(value: Any, written: str) -> dict[str, Any] | Problem:
+def _checked(value: Any) -> dict[str, Any] | Problem:
+    """An object that can be a row. What is wrong inside of its values is for those who read them."""
+    if isinstance(value, Broken):
+        return Problem("broken JSON", f"not JSON ({value.why.partition('the ')[2]}); mend the line")
     if not isinstance(value, dict):
         return Problem("no JSON object", f"holds a {type(value).__name__}, expected an object with a value by column")
     if not value:
         return Problem("no JSON object", "holds an object without any value, expected one by column")
-    if HALF.search(written):
-        try:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError:
-            return Problem("broken UTF-8", r"holds half of a pair such as \ud83d\ude00; write both halves")
+    try:
+        "".join(value).encode()
+    except UnicodeEncodeError:
+        return Problem("broken UTF-8", f"the name of a column {HALF}")
     return value
 
 
@@ -243,7 +245,7 @@ def _list_records(file: str, where: str) -> Iterator[tuple[int, dict[str, Any] |
         except (ValueError, RecursionError) as error:
             why = _fault(error)
             break
-        yield line, _checked(value, text[place:end])
+        yield line, _checked(value)
         place = _after(text, end)
         more = text[place : place + 1] == ","
         place = _after(text, place + 1) if more else place

@@ -3,16 +3,20 @@
 Rows are never changed, only selected from; what was wrong with a row is said by its place: file and line, or number.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 
-from sft_jax.errors import DataError, listing
+from sft_jax.data.cells import opened, typed
+from sft_jax.errors import DataError, did_you_mean, listing
 
 MOST_SHOWN = 5  # bad rows named in one message
+MOST_NAMES = 50  # columns named in one message
 
 
 class Bad(NamedTuple):
@@ -34,7 +38,10 @@ class Rows:
     line: np.ndarray | None = None  # int64 [rows], from 1; 0 where the row has a file of its own
     part: np.ndarray | None = None  # int32 [rows]: which source of a mixture
     bad: tuple[Bad, ...] = ()  # what could not be read as a row at all
-    lacking: Mapping[str, str] = field(default_factory=dict)  # column -> the sources of a mixture that lack it
+    notes: tuple[str, ...] = ()  # what should be known of the source, though all rows can be used
+    written: frozenset[str] = frozenset()  # columns of which the table has each value's own JSON
+    cells: Mapping[str, pa.DataType] = field(default_factory=dict)  # columns of texts of flat files -> what these mean
+    unfit: Mapping[str, str] = field(default_factory=dict)  # columns that cannot be read -> why, and what to do
 
     def __len__(self) -> int:
         return len(self.table)
@@ -45,18 +52,68 @@ class Rows:
         return self.table.column_names
 
     def column(self, name: str) -> list[Any]:
-        """One column as a list, `a.b` being the `b` of what `a` holds; a missing one is an error that lists all."""
-        head, _, rest = name.partition(".")
-        if name not in self.names and rest and head in self.names:
-            return [value.get(rest) if isinstance(value, Mapping) else None for value in self.column(head)]
-        if name not in self.names:
-            raise DataError(f"{self.where}: no column '{name}'; the rows have: {', '.join(self.names)}")
-        if name in self.lacking:
-            raise DataError(
-                f"{self.where}: no column '{name}' in {self.lacking[name]}, which other parts have; "
-                f"rename the column that stands for it there"
-            )
-        return self.table[name][:]
+        """One column as a list, `a.b` being the `b` of what `a` holds; a missing one is an error that lists all.
+
+        Values are as the source says them. Of JSON: numbers, nulls and the order of keys as they are written, a missing
+        column None, and `Broken` what cannot be used. Cells of a flat file are numbers where the whole column is, with
+        None for empty ones. In objects that are columns of Parquet and Arrow, None also stands for keys that are not
+        there, as Arrow has it; columns of the type `Json` of `datasets` are as that gives them.
+        """
+        self._refuse(name)
+        found = self._values(name)
+        return typed(found, self.cells[name]) if name in self.cells else found
+
+    def texts(self, name: str) -> list[Any]:
+        """The same with the cells of a flat file as they stand: 911 and 007 are texts."""
+        if name not in self.cells:  # texts are alike even where some of them are numbers
+            self._refuse(name)
+        return self._values(name)
+
+    def feature(self, name: str) -> Any:
+        """The type that the source gives a column, that of what is in its lists; None where it gives none."""
+        head = self._head(name)
+        found: Any = None if head in self.written else self.table.features[head]
+        for key in name[len(head) + 1 :].split(".") if name != head else ():
+            found = found.get(key) if isinstance(found, Mapping) else None
+        return getattr(found, "feature", found)
+
+    def _refuse(self, name: str) -> None:
+        """Raise what is wrong with a column that is there and cannot be read."""
+        head = name if name in self.unfit else name.partition(".")[0]
+        if head in self.unfit:
+            raise DataError(f"{self.where}: {self.unfit[head]}")
+
+    def _values(self, name: str) -> list[Any]:
+        head = self._head(name)
+        found = self.table[head][:]
+        values = list(opened(found)) if head in self.written else found
+        return values if head == name else self._inside(values, name, name[len(head) + 1 :])
+
+    def _head(self, name: str) -> str:
+        """The column that holds `name`, which may be a part of its objects."""
+        head = name if name in self.names else name.partition(".")[0]
+        if head not in self.names:
+            raise DataError(f"{self.where}: no column '{name}'; {_known(name, self.names)}{self._separated(name)}")
+        return head
+
+    def _inside(self, values: list[Any], name: str, rest: str) -> list[Any]:
+        """What is called `rest` in each of these objects, None where an object has nothing of the name."""
+        keys = dict.fromkeys(key for value in values if isinstance(value, Mapping) for key in value)
+        head, _, deeper = (rest, "", "") if rest in keys else rest.partition(".")
+        if head not in keys:
+            above = name[: -len(rest) - 1]
+            there = _known(head, list(keys)) if keys else "it holds no objects"
+            raise DataError(f"{self.where}: no '{head}' in column '{above}'; {there}")
+        found = [value.get(head) if isinstance(value, Mapping) else None for value in values]
+        return self._inside(found, name, deeper) if deeper else found
+
+    def _separated(self, name: str) -> str:
+        """What to say where the names of columns are one name, since the file is separated by something else."""
+        for given in self.names:
+            for mark in re.findall(r"[;|\t,]", given):
+                if name in [part.strip() for part in given.split(mark)]:
+                    return f"; the file is separated by {mark!r}: set data.source.delimiter={mark!r}"
+        return ""
 
     def place(self, row: int) -> str:
         """Where a row stands, for people: "reviews.csv, line 12", or its number in the source, from 1."""
@@ -70,6 +127,15 @@ class Rows:
         picked = np.asarray(rows, np.int64)
         file, line, part = (None if a is None else a[picked] for a in (self.file, self.line, self.part))
         return replace(self, table=self.table.select(picked), file=file, line=line, part=part)
+
+
+def _known(name: str, names: Sequence[str]) -> str:
+    """What there is in place of a name, with those first that are like it."""
+    last = name.rpartition(".")[2]
+    near = [other for other in names if last and last.lower() in re.split(r"[^a-z0-9]+", other.lower())]
+    hint = f"; did you mean {' or '.join(map(repr, near[:3]))}?" if near else did_you_mean(name, names)
+    more = f", and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"the rows have: {', '.join(names[:MOST_NAMES])}{more}{hint}"
 
 
 def plain(value: Any) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sft_jax.data.rows import Bad, Rows
+from sft_jax.data.structured import is_structured, read_structured
 from sft_jax.tasks.task import Targets
 
 Answers = tuple[tuple[int, str], ...]  # of each right answer the character of the context that it begins at, and itself
@@ -13,10 +14,14 @@ FORM = "{'text': [...], 'answer_start': [...]}"
 def read_answers(rows: Rows, column: str, context: str, *, none: bool) -> Targets:
     """The answers of a column in the form of SQuAD, each where it says that it is; with `none` there may be none."""
     found, bad = list[Answers | None](), dict[int, Bad]()
-    for row, (value, text) in enumerate(zip(rows.column(column), rows.column(context), strict=True)):
-        answers = _pairs(value)
+    for row, (value, text) in enumerate(zip(rows.column(column), rows.texts(context), strict=True)):
+        answers, wanted = None, f", expected {FORM}"
+        try:
+            answers = _pairs(read_structured(value) if isinstance(value, str) and is_structured(value) else value)
+        except ValueError as error:
+            wanted = f": {error}; write it as JSON"
         if answers is None:
-            wrong = "no answers", f"{column} is {value!r:.60}, expected {FORM}"
+            wrong = "no answers", f"{column} is {value!r:.60}{wanted}"
         else:
             wrong = _lacking(answers, column, none)
             if isinstance(text, str):  # else that is what is said of the row
@@ -30,7 +35,7 @@ def read_answers(rows: Rows, column: str, context: str, *, none: bool) -> Target
 def read_texts(rows: Rows, column: str, context: str, *, none: bool) -> Targets:
     """The answers of a column of texts, each of which stands in its context once; with `none` it may be empty."""
     found, bad = list[Answers | None](), dict[int, Bad]()
-    for row, (value, text) in enumerate(zip(rows.column(column), rows.column(context), strict=True)):
+    for row, (value, text) in enumerate(zip(rows.texts(column), rows.texts(context), strict=True)):
         wrong, answers = None, ()
         if value is not None and not isinstance(value, str):
             wrong = "no answers", f"{column} is {value!r:.60}, expected a text"

@@ -1,15 +1,20 @@
 """From columns of rows to labels: one a row, or several; all is checked on the host before anything is compiled."""
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from datasets import ClassLabel
 
 from sft_jax.data.rows import Bad, Rows
+from sft_jax.data.structured import is_structured, read_structured
 from sft_jax.errors import DataError, did_you_mean
 from sft_jax.tasks.labels import MOST_SHOWN
 from sft_jax.tasks.task import Targets
 
+MANY = 20  # rows from which on it is a mistake that no two of them have the same label
 BITS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 
 Target = tuple[int, ...]  # 0 or 1 for each label
@@ -18,12 +23,14 @@ Target = tuple[int, ...]  # 0 or 1 for each label
 class LabelNumbers:
     """The numbers of the values that stand in a column: of names, of numbers, of what a `ClassLabel` stores."""
 
-    def __init__(self, labels: Sequence[str], feature: Any):
+    def __init__(self, labels: Sequence[str], feature: Any, values: Iterable[Any] = ()):
         self.labels = labels
-        self._by_name: dict[str, int] = {label: i for i, label in enumerate(labels)}
-        # A number is the number of a label, unless the labels are themselves called by numbers.
+        self._by_name: dict[str, int] = {**{label.strip(): i for i, label in enumerate(labels)}}
+        self._by_name |= {label: i for i, label in enumerate(labels)}
+        # A number is the number of a label, unless labels are themselves called by numbers, or the column has names.
         called = any(label.lstrip("-").isdigit() for label in labels)
-        self._by_number: Sequence[int] = range(0 if called else len(labels))
+        named = any(isinstance(value, str) and value.strip() in self._by_name for value in values)
+        self._by_number: Sequence[int] = range(0 if called or named else len(labels))
         if isinstance(feature, ClassLabel):  # which stores numbers of names of its own, never names
             same = set(feature.names) <= set(labels)
             self._by_number = [self._by_name[n] for n in feature.names] if same else range(len(labels))
@@ -31,8 +38,8 @@ class LabelNumbers:
 
     def of(self, value: Any) -> int | None:
         """The number of the label that a value stands for; None where there is no such label."""
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if whole and 0 <= value < len(self._by_number):
+        value = label_of(value)
+        if type(value) is int and 0 <= value < len(self._by_number):
             return self._by_number[value]
         return None if value is None else self._by_name.get(str(value))  # no label is called "None" by a gap
 
@@ -44,13 +51,24 @@ class LabelNumbers:
         return f"{hint}; expected one of the {len(self.labels)} labels ({known}){numbers}"
 
 
+def label_of(value: Any) -> Any:
+    """A value as a label is called by it: without blanks around it, a whole number as such; None for a gap."""
+    if isinstance(value, str):
+        return value.strip() or None
+    if isinstance(value, float):  # pandas writes 1.0 for 1 where other rows have a gap, and NaN for the gap
+        return int(value) if value.is_integer() else None if math.isnan(value) else value
+    return value
+
+
 def read_one(rows: Rows, column: str, labels: Sequence[str]) -> Targets:
     """The number of the label of each row."""
     values = rows.column(column)
-    numbers = LabelNumbers(labels, rows.table.features[column])
+    numbers = LabelNumbers(labels, rows.feature(column), values)
     found = [numbers.of(value) for value in values]
 
     def bad(row: int) -> Bad:
+        if label_of(values[row]) is None:
+            return Bad(rows.place(row), "no label", f"{column} is {_empty(values[row])}, expected a label")
         text = f"{column} is {values[row]!r:.60}{numbers.expected(values[row])}"
         return Bad(rows.place(row), "unknown label", text)
 
@@ -60,15 +78,16 @@ def read_one(rows: Rows, column: str, labels: Sequence[str]) -> Targets:
 def read_several(rows: Rows, column: str, separator: str, labels: Sequence[str]) -> Targets:
     """A 0 or 1 for each label of each row, from lists of labels or texts of labels that are joined."""
     values = rows.column(column)
-    numbers = LabelNumbers(labels, _feature(rows, column))
+    read = [_parts(value, separator) for value in values]
+    lists = (parts for parts in read if isinstance(parts, list))
+    numbers = LabelNumbers(labels, rows.feature(column), chain.from_iterable(lists))
     found: list[Target | None] = []
     bad: dict[int, Bad] = {}
-    for row, value in enumerate(values):
-        parts = _parts(value, separator)
-        picked = [numbers.of(part) for part in parts or ()]
+    for row, (value, parts) in enumerate(zip(values, read, strict=True)):
+        picked = [numbers.of(part) for part in parts] if isinstance(parts, list) else []
         where = rows.place(row)
-        if parts is None:
-            wanted = f"expected a list of labels, or a text of labels joined by {separator!r}"
+        if not isinstance(parts, list):
+            wanted = parts or f"expected a list of labels, or a text of labels joined by {separator!r}"
             bad[row] = Bad(where, "no labels", f"{column} is {value!r:.60}; {wanted}")
         elif None in picked:
             wrong = parts[picked.index(None)]
@@ -82,14 +101,18 @@ def read_several(rows: Rows, column: str, separator: str, labels: Sequence[str])
 
 def read_each(rows: Rows, column: str, labels: Sequence[str], counts: Sequence[int | None]) -> Targets:
     """The number of the label of each word of each row; `counts` are the words of each, None for none."""
-    values, numbers = rows.column(column), LabelNumbers(labels, _feature(rows, column))
+    values = rows.texts(column)
+    read = [split_at_blanks(value) for value in values]
+    lists = (parts for parts in read if isinstance(parts, list))
+    numbers = LabelNumbers(labels, rows.feature(column), chain.from_iterable(lists))
     found: list[Target | None] = []
     bad: dict[int, Bad] = {}
-    for row, (value, count) in enumerate(zip(values, counts, strict=True)):
-        parts = value.split() if isinstance(value, str) else value
+    for row, (value, parts, count) in enumerate(zip(values, read, counts, strict=True)):
         picked = [numbers.of(part) for part in parts] if isinstance(parts, list) else []
         where = rows.place(row)
-        if not isinstance(parts, list) or (count is not None and len(parts) != count):
+        if isinstance(parts, str):
+            bad[row] = Bad(where, "no tag for each word", f"{column} is {value!r:.60}; {parts}")
+        elif not isinstance(parts, list) or (count is not None and len(parts) != count):
             said = f"{len(parts)} tags" if isinstance(parts, list) else repr(value)[:60]
             bad[row] = Bad(where, "no tag for each word", f"{column} has {said}, expected {count}, one for each word")
         elif None in picked:
@@ -113,35 +136,42 @@ def read_bits(rows: Rows, names: Sequence[str]) -> Targets:
 
 
 def names_of_one(train: Rows, column: str) -> tuple[str, ...]:
-    """Names of the labels of a column; numbers keep their order, and 0..k need no gap."""
-    values = train.column(column)
-    feature = train.table.features[column]
+    """Names of the labels of a column; numbers keep their order, and 0..k need no gap.
+
+    They are of the type that most rows have; what rows of another type are called is looked up among them.
+    """
+    feature = train.feature(column)
     if isinstance(feature, ClassLabel):
         return tuple(feature.names)
-    odd = [v for v in values if isinstance(v, float | list | dict) and v == v]  # NaN, a gap, is not itself
+    values = [label for value in train.column(column) if (label := label_of(value)) is not None]
+    odd = [v for v in values if not isinstance(v, str | int) or (isinstance(v, str) and is_structured(v))]
     if odd:
         raise DataError(
-            f"data.source.train: column '{column}' holds values such as {odd[0]!r:.60}, "
+            f"{train.where}: column '{column}' holds values such as {odd[0]!r:.60}, "
             f"not labels; name another column in task.label"
         )
-    labels = _in_order({v for v in values if v is not None and v == v})
+    kinds = Counter(map(type, values))
+    most = max(kinds, key=lambda kind: (kinds[kind], kind.__name__), default=str)
+    labels = _in_order({value for value in values if type(value) is most})
     if len(labels) < 2:
+        raise DataError(f"{train.where}: column '{column}' holds {len(labels)} label; classification needs two or more")
+    if len(labels) == len(values) >= MANY:
         raise DataError(
-            f"data.source.train: column '{column}' holds {len(labels)} label; classification needs two or more"
+            f"{train.where}: column '{column}' makes every row a class of its own, {len(labels)} in all; "
+            f"name another column in task.label, or the classes in task.labels"
         )
     return labels
 
 
 def names_of_several(train: Rows, column: str, separator: str) -> tuple[str, ...]:
     """Names of the labels of a column of lists, or of texts of labels that are joined."""
-    values, feature = train.column(column), _feature(train, column)
+    feature = train.feature(column)
     if isinstance(feature, ClassLabel):
         return tuple(feature.names)
-    lists = [_parts(value, separator) or [] for value in values]
-    parts = {part for found in lists for part in found if isinstance(part, str | int)}
+    parts = _named(_parts(value, separator) for value in train.column(column))
     if not parts:
         raise DataError(
-            f"data.source.train: column '{column}' holds no label; expected lists of labels, or texts of labels "
+            f"{train.where}: column '{column}' holds no label; expected lists of labels, or texts of labels "
             f"joined by {separator!r}; name another column in task.label"
         )
     return _in_order(parts)
@@ -149,18 +179,41 @@ def names_of_several(train: Rows, column: str, separator: str) -> tuple[str, ...
 
 def names_of_each(train: Rows, column: str) -> tuple[str, ...]:
     """Names of the tags in a column of lists; `O`, which is no span, comes first."""
-    feature = _feature(train, column)
+    feature = train.feature(column)
     if isinstance(feature, ClassLabel):
         return tuple(feature.names)
-    lists = (value.split() if isinstance(value, str) else value for value in train.column(column))
-    parts = {part for found in lists if isinstance(found, list) for part in found if isinstance(part, str | int)}
+    parts = _named(split_at_blanks(value) for value in train.texts(column))
     if len(parts) < 2:
         raise DataError(
-            f"data.source.train: column '{column}' holds {len(parts)} tags; expected lists with a tag for each word, "
+            f"{train.where}: column '{column}' holds {len(parts)} tags; expected lists with a tag for each word, "
             f"of two kinds or more; name another column in task.tags"
         )
     names = _in_order(parts)
     return tuple(sorted(names, key=lambda name: name != "O"))
+
+
+def split_at_blanks(value: Any) -> Any:
+    """The list that a cell holds: itself, one that is written out, or the words of a text.
+
+    A text in place of a list says what is wrong with one that is written out.
+    """
+    if not isinstance(value, str) or not is_structured(value):
+        return value.split() if isinstance(value, str) else value
+    return _written_out(value)
+
+
+def _written_out(text: str) -> Any:
+    try:
+        found = read_structured(text)
+    except ValueError as error:
+        return f'a list that is written out: {error}; write it as JSON, such as ["a", "b"]'
+    return found if isinstance(found, list) else None
+
+
+def _named(lists: Iterable[Any]) -> set[Any]:
+    """The labels that stand in lists; what is no label is left to be refused by row."""
+    found = (label_of(part) for parts in lists if isinstance(parts, list) for part in parts)
+    return {label for label in found if isinstance(label, str | int)}
 
 
 def _in_order(values: set[Any]) -> tuple[str, ...]:
@@ -168,19 +221,18 @@ def _in_order(values: set[Any]) -> tuple[str, ...]:
     return tuple(str(v) for v in ordered)
 
 
-def _feature(rows: Rows, column: str) -> Any:
-    """The type of the labels in a column, of which there may be a list in each row."""
-    feature = rows.table.features[column]
-    return getattr(feature, "feature", feature)
+def _empty(value: Any) -> str:
+    return "empty" if isinstance(value, str) else {None: "not there"}.get(value, "NaN")
 
 
-def _parts(value: Any, separator: str) -> list[Any] | None:
-    """The labels of a row, blanks around them taken off; None where there can be none."""
+def _parts(value: Any, separator: str) -> list[Any] | str | None:
+    """The labels of a row, blanks around them taken off; None where there can be none, or a text that says why."""
     if isinstance(value, str):
-        value = value.split(separator)
-    if isinstance(value, int) and not isinstance(value, bool):
+        value = _written_out(value) if is_structured(value) else value.split(separator)
+    value = label_of(value)
+    if type(value) is int:
         value = [value]
     if not isinstance(value, list):
-        return None
+        return value if isinstance(value, str) else None
     trimmed = [part.strip() if isinstance(part, str) else part for part in value]
     return [part for part in trimmed if part != ""]

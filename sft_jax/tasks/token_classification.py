@@ -229,11 +229,12 @@ def _read_words(rows: Rows, column: str) -> tuple[tuple[list[Any], ...], dict[in
     """The words of each row, and what is wrong with those that have none."""
     found: list[tuple[str, ...]] = []
     bad: dict[int, Bad] = {}
-    for row, value in enumerate(rows.column(column)):
-        words = value.split() if isinstance(value, str) else value
+    for row, value in enumerate(rows.texts(column)):
+        words = columns.split_at_blanks(value)
         fits = isinstance(words, list) and bool(words) and all(isinstance(word, str) for word in words)
         if not fits or not any(word.strip() for word in words):
-            bad[row] = Bad(rows.place(row), "no words", f"{column} is {value!r:.60}, expected a list of words")
+            wanted = f"; {words}" if isinstance(words, str) else ", expected a list of words"
+            bad[row] = Bad(rows.place(row), "no words", f"{column} is {value!r:.60}{wanted}")
         found.append(tuple(words) if fits else ())
     return (found,), bad
 

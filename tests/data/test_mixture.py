@@ -92,7 +92,7 @@ def test_a_column_that_a_part_lacks_is_named_when_it_is_asked_for():
     rows = mixed(csv("one.csv", "text,label", "a,1"), csv("two.csv", "text", "b"), csv("three.csv", "text", "c"))[
         "train"
     ]
-    assert rows.table["label"][:] == [1, None, None] and rows.column("text") == ["a", "b", "c"]
+    assert rows.column("text") == ["a", "b", "c"]
     with pytest.raises(DataError) as caught:
         rows.select([0]).column("label")
     assert str(caught.value) == (
@@ -117,17 +117,24 @@ def test_what_is_bad_in_a_part_stays_said():
     ],
 )
 def test_columns_of_other_types_are_refused(other, said):
-    """Parts whose columns hold other kinds of things are an error that names both, before anything is trained."""
-    message = refused(csv("one.csv", "text,label", "a,1"), saved("set", [], text=["b"], **other))
-    assert message == f"data.source.train: the parts do not fit together: 1 problem\n  - {said}"
+    """I: parts whose columns hold other things are an error that names both where the column is read, no sooner."""
+    rows = mixed(csv("one.csv", "text,label", "a,1"), saved("set", [], text=["b"], **other))["train"]
+    assert rows.column("text") == ["a", "b"]
+    with pytest.raises(DataError) as caught:
+        rows.column("label")
+    assert str(caught.value) == f"data.source.train: {said}; make them alike, or take another column"
 
 
 def test_labels_of_other_names_are_refused():
     """Numbers of labels that are called otherwise in another part, or not called at all, are never mixed up."""
     one = saved("one", ["bad", "good"], text=["a"], label=[0])
     other = saved("two", ["good", "bad"], text=["a"], label=[0])
-    assert "holds labels named bad, good in part 'a', labels named good, bad in 'b'" in refused(one, other)
-    assert "holds whole numbers in part 'a', labels named bad, good in 'b'" in refused(csv("n.csv", "label", "1"), one)
+    for parts, said in (
+        ((one, other), "labels named bad, good in part 'a', labels named good, bad in 'b'"),
+        ((csv("n.csv", "label", "1"), one), "whole numbers in part 'a', labels named bad, good in 'b'"),
+    ):
+        with pytest.raises(DataError, match=f"column 'label' holds {said}"):
+            mixed(*parts)["train"].column("label")
 
 
 def test_types_that_hold_the_same_are_one():

@@ -4,7 +4,11 @@ import csv
 import gzip
 import io
 import json
+import os
 import random
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sft_jax.config.data import Files
-from sft_jax.data import gather, records, tables
+from sft_jax.data import gather, records, store, tables
 from sft_jax.data.arrays import is_idx
+from sft_jax.data.prepare import read_texts
 from sft_jax.data.rows import Rows
 from sft_jax.data.sources import READERS, load_files, load_rows
 from sft_jax.errors import DataError
@@ -91,10 +96,27 @@ def test_what_is_wrong_is_said(read):
 
 
 def test_a_column_without_a_name_of_its_own_is_said(read):
-    """A nameless column, as of an index, and a second one of a name are left out of the rows, and said."""
+    """T: a nameless column, as of the index of pandas, and a second one of a name are left out, which stops nothing.
+
+    Only to read the column that stands twice is an error.
+    """
     rows = read("a.csv", ",text,text,label\n0,a,b,1\n")
-    assert rows.table.to_list() == [{"text": "a", "label": 1}]
-    assert said(rows) == [("a.csv, line 1", "column without name"), ("a.csv, line 1", "column twice")]
+    assert rows.names == ["text", "label"] and rows.column("label") == [1] and not rows.bad
+    assert rows.notes == (
+        "a.csv: column 1 has no name, as of an index that pandas writes, and is left out",
+        "a.csv: column 3 is called 'text' too, and is left out",
+    )
+    with pytest.raises(DataError, match=r"column 'text' stands twice in a.csv, line 1; give each column a name"):
+        rows.texts("text")
+
+
+@pytest.mark.parametrize("name", ["text", "label"])
+def test_cells_of_digits_are_texts_for_who_reads_texts(name, read):
+    """T: a text of digits in a CSV is a text, as is the one row 911 of a file, and a number only as label or score."""
+    rows = read("a.csv", "text,label\n911,7\n")
+    assert rows.texts(name) == [{"text": "911", "label": "7"}[name]]
+    assert rows.column(name) == [{"text": 911, "label": 7}[name]]
+    assert read_texts(rows, [name])[1] == {}
 
 
 @pytest.mark.parametrize(
@@ -154,16 +176,9 @@ def test_rows_of_json_know_their_lines(read):
         (b"{}", "no JSON object", "without any value"),
         (b'{"text": "b", "text": "c"}', "broken JSON", "key 'text' stands twice"),
         (b'{"text": "b\xff"}', "broken UTF-8", "byte 0xff"),
-        (b'{"text": "\\ud800"}', "broken UTF-8", "half of a pair"),
+        (b'{"\\ud800": "b"}', "broken UTF-8", "half of a pair"),
         (b'{"text": ' + b"[" * 100_000, "broken JSON", "nested too deep"),
         (b'{"score": ' + b"9" * 5000 + b"}", "broken JSON", "a number of thousands of digits"),
-        (b'{"score": 9223372036854775808}', "wrong type", "score is a number beyond 64 bits"),
-        (b'{"score": "5"}', "wrong type", "score is '5', expected a number as in most rows"),
-        (b'{"score": true}', "wrong type", "score is True, expected a number as in most rows"),
-        (b'{"text": 5}', "wrong type", "text is 5, expected a text as in most rows"),
-        (b'{"text": ["b"]}', "wrong type", "text is a list, expected a text as in most rows"),
-        (b'{"score": {"a": {"b": "' + b"x" * 10_000 + b'"}}}', "wrong type", "score is an object, expected a number"),
-        (b'{"deep": ' + b"[" * 90 + b"]" * 90 + b"}", "wrong type", "deep is nested deeper than 16 levels"),
     ],
 )
 def test_lines_that_are_no_row_are_named(line, reason, text, read):
@@ -175,19 +190,44 @@ def test_lines_that_are_no_row_are_named(line, reason, text, read):
     assert rows.column("text") == ["a", "d"] and rows.column("score") == [1.0, 0.5]
 
 
-def test_values_of_json_stay_what_they_are(read):
-    """Lists, objects, missing keys, surrogate pairs and whole numbers beside fractions arrive as they were written."""
-    written = [
-        {"text": "\U0001f389", "labels": ["a", "b"], "more": {"x": 1}, "score": 1},
-        {"text": "b", "labels": [], "more": {"y": "z"}, "score": 0.5},
-        {"text": "c", "flag": True},
-    ]
-    found = read("a.jsonl", "\n".join(map(json.dumps, written))).table.to_list()
-    assert [{key: value for key, value in row.items() if value is not None} for row in found] == [
-        {**written[0], "more": {"x": 1, "y": None}},
-        {**written[1], "more": {"x": None, "y": "z"}},
-        written[2],
-    ]
+ODD = [
+    9223372036854775808, 9007199254740993, 2.5, 1, 1.0, -0.0, True, "5", "", None, ["b"], ["b", 1], [None], [], {},
+    {"a": {"b": "x" * 10_000}}, {"b": 1, "a": None}, {"a": 2.0}, {"a": [{"b": None}, {}]}, "\u2028", "\0", 10**400,
+]  # fmt: skip
+
+
+def exactly(one: Any, other: Any) -> bool:
+    """Whether two values are the same with their types, signs and orders of keys."""
+    return repr(one) == repr(other)
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: str(odd)[:20])
+def test_values_of_json_stay_what_they_are(odd, read):
+    """F2, F7, H, I: one odd value in a column costs no row and changes neither itself nor those around it."""
+    written = [{"text": "a", "n": value} for value in (1, odd, 0.5, float("inf"))]
+    rows = read("a.jsonl", "\n".join(map(json.dumps, written)))
+    assert not rows.bad and rows.column("text") == ["a"] * 4
+    assert exactly(rows.column("n"), [json.loads(json.dumps(row))["n"] for row in written])
+    alone = read("b.jsonl", json.dumps({"n": odd}) + "\n" + json.dumps({"n": odd}))
+    assert exactly(alone.column("n"), [odd, odd])
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("5", "text is 5, expected a text"),
+        ('["b"]', "text is ['b'], expected a text"),
+        ('"\\ud800"', "text is what holds half of a pair such as"),
+        ('{"a": 1, "a": 2}', "text is an object in which the key 'a' stands twice, expected a text"),
+        ("[" * 120 + "]" * 120, "text is nested deeper than 100 levels, expected a text"),
+    ],
+)
+def test_what_is_no_text_is_named_by_those_who_read_it(value, said, read):
+    """I: a value that cannot be used is a bad row, named by line, where its column is read; elsewhere it is nothing."""
+    rows = read("a.jsonl", f'{{"text": "a", "label": 0}}\n{{"text": {value}, "label": 1}}\n')
+    assert rows.column("label") == [0, 1] and not rows.bad
+    _, bad = read_texts(rows, ["text"])
+    assert bad.keys() == {1} and bad[1].place == "a.jsonl, line 2" and bad[1].text.startswith(said)
 
 
 def test_blocks_of_json_are_one_column(monkeypatch, read):
@@ -195,8 +235,57 @@ def test_blocks_of_json_are_one_column(monkeypatch, read):
     monkeypatch.setattr(gather, "BLOCK", 2)
     rows = [{"a": 1}, {"a": 2}, {"a": 0.5, "b": "x"}, {"a": 3, "b": None}, {"b": "z", "a": "?"}, {"a": None, "b": "y"}]
     found = read("a.jsonl", "\n".join(map(json.dumps, rows)))
-    assert found.column("a") == [1.0, 2.0, 0.5, 3.0, None] and found.column("b") == [None, None, "x", None, "y"]
-    assert said(found) == [("a.jsonl, line 5", "wrong type")]
+    assert exactly(found.column("a"), [1, 2, 0.5, 3, "?", None]) and not found.bad
+    assert found.column("b") == [None, None, "x", None, "z", "y"]
+
+
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=3)
+    | st.integers() | st.sampled_from([2**53 + 1, 2**63, -(2**64), 10**30, float("nan"), float("inf")]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=5,
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=st.lists(VALUE, min_size=1, max_size=8), block=st.integers(1, 4), held=st.sampled_from([0, 1 << 28]))
+def test_columns_are_what_json_says(values, block, held, tmp_path, monkeypatch):
+    """F1, F2, H, I: however rows fall into blocks, in memory or on the disk, a column is what `json.loads` says."""
+    monkeypatch.setattr(gather, "BLOCK", block)
+    monkeypatch.setattr(store, "MOST_HELD", held)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    lines = [json.dumps({"x": value} if n % 3 else {"x": value, "late": [n]}) for n, value in enumerate(values, 1)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    rows = load_files([str(tmp_path / "a.jsonl")], WHERE)
+    assert exactly(rows.column("x"), [json.loads(line)["x"] for line in lines]) and not rows.bad
+    if len(values) > 2:
+        assert rows.column("late") == [[n] if not n % 3 else None for n in range(1, len(values) + 1)]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"], "a file is left behind"
+
+
+ORDERED = """
+import json, sys
+from sft_jax.data import gather
+from sft_jax.data.sources import load_files
+gather.BLOCK = 2
+rows = load_files([sys.argv[1]], "w")
+print(rows.names, json.dumps(rows.column("calls")), rows.table.features)
+"""
+
+
+def test_a_file_is_one_text_in_every_process(tmp_path):
+    """F1: whatever PYTHONHASHSEED is, the same file gives the same columns, values and orders of keys."""
+    calls = [{"a": 1}, {"b": 2}, {"a": "text"}, {"a": 1, "b": 2}, {"c": None, "b": 2.0}]
+    lines = [json.dumps({"calls": call, f"x{n}": n}) for n, call in enumerate(calls)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    said = set()
+    for seed in ("0", "1", "2"):
+        ran = subprocess.run(
+            [sys.executable, "-c", ORDERED, str(tmp_path / "a.jsonl")],
+            env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        said.add(ran.stdout)
+    assert len(said) == 1 and json.dumps(calls) in said.pop()
 
 
 def test_too_many_columns_are_refused(monkeypatch, read):
@@ -344,7 +433,9 @@ def test_hostile_files_are_rows_or_one_message(ending, seed, noise, tmp_path, tm
     except DataError as error:
         assert str(error).startswith(f"{WHERE}: ") and len(str(error)) < 1000
         return
-    assert len(rows.table.to_list()) == len(rows) == len(rows.file) == len(rows.line) and (len(rows) or rows.bad)
+    assert len(rows) == len(rows.file) == len(rows.line) and (len(rows) or rows.bad)
+    for name in set(rows.names) - set(rows.unfit):
+        assert len(rows.column(name)) == len(rows.texts(name)) == len(rows)
     assert all(len(bad.text) < 300 and bad.place.strip() for bad in rows.bad)
     assert all(map(rows.place, range(len(rows))))
 
