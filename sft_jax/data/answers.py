@@ -23,10 +23,14 @@ LOST = "lost"
 
 
 class Passage(NamedTuple):
-    """A text that becomes a document, and the characters of it that are to be learned, as (begin, end)."""
+    """A text that becomes a document, and the characters of it that are to be learned, as (begin, end).
+
+    `weights` has a number for each of `answers`, or none, which is 1 for each; what weighs 0 is not learned.
+    """
 
     text: str
     answers: tuple[tuple[int, int], ...]
+    weights: tuple[float, ...] = ()
 
 
 def encode_passages(
@@ -48,7 +52,7 @@ def encode_passages(
     kept: list[int] = []
     truncated = 0
     for number, found in enumerate(_encoded(tokenizer, [passage.text for passage in passages])):
-        text, answers = passages[number]
+        text, answers, _ = passages[number]
         ids = np.asarray([*before, *found.ids, *after], np.int32)
         asked = np.zeros(len(ids), bool)
         asked[len(before) : len(ids) - len(after)] = inside(found.offsets, answers)

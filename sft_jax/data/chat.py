@@ -27,10 +27,17 @@ SAY, ANSWER = {"role": "user", "content": "a"}, {"role": ASSISTANT, "content": "
 
 
 class Conversation(NamedTuple):
-    """Messages, each with a `role` and a `content` or what stands for it, and the tools that the assistant may call."""
+    """Messages, each with a `role` and a `content` or what stands for it, and the tools that the assistant may call.
+
+    `weights` has for each message a number, or a list of [text, number] for a message of several parts; those of the
+    assistant matter, and None is 1 everywhere. A prompt keeps that of its answer. `template_kwargs` are given to the
+    template beside the messages, such as `enable_thinking`.
+    """
 
     messages: list[dict[str, Any]]
     tools: list[Any] | None = None
+    weights: list[Any] | None = None
+    template_kwargs: dict[str, Any] | None = None
 
     @property
     def prompt(self) -> "Conversation":
@@ -68,7 +75,8 @@ def read_conversation(messages: Any, tools: Any = None) -> Conversation:
 
 def write_conversation(conversation: Conversation) -> str:
     """The one JSON text of a conversation: equal for equal ones, and what is shown of it."""
-    return _json(conversation.messages if conversation.tools is None else conversation._asdict())
+    more = {name: value for name, value in conversation._asdict().items() if value is not None}
+    return _json(conversation.messages if list(more) == ["messages"] else more)
 
 
 def open_conversation(text: str) -> Conversation:
@@ -96,7 +104,7 @@ def passages(
         if isinstance(made, str):
             lost[made] += 1
             continue
-        found += [Passage(text, ((0, len(text)),)) for text, _ in made] if learned == "all" else made
+        found += [Passage(one.text, ((0, len(one.text)),)) for one in made] if learned == "all" else made
         rows += [row] * len(made)
     return found, rows, _told_apart(lost)
 
@@ -104,7 +112,7 @@ def passages(
 def prompts(tokenizer: TextTokenizer, conversations: Sequence[Conversation], today: date | None) -> list[str]:
     """The texts that ask for the answers to conversations; one that the template refuses is a DataError."""
     cuts = [[(len(conversation.messages), True)] for conversation in conversations]
-    requests = [Request(*conversation, one) for conversation, one in zip(conversations, cuts, strict=True)]
+    requests = [Request(*talk[:2], one) for talk, one in zip(conversations, cuts, strict=True)]
     found = []
     for number, rendered in enumerate(render(_template(tokenizer), tokenizer.special, requests, today), 1):
         if isinstance(rendered, Refused):
@@ -135,7 +143,7 @@ def _answered(
     for conversation in conversations:
         turns = [n for n, message in enumerate(conversation.messages) if message["role"] == ASSISTANT]
         cuts = [cut for turn in turns[-1 if last else 0 :] for cut in ((turn, True), (turn + 1, False))]
-        requests.append(Request(*conversation, cuts))
+        requests.append(Request(*conversation[:2], cuts))
     probed, *rendered = render(_template(tokenizer), tokenizer.special, requests, today)
     special = _special(tokenizer)
     tail = "" if isinstance(probed, Refused) else _tail(probed[0], probed[1], special)
