@@ -27,8 +27,8 @@ COUNTED = "counted"
 class Passage(NamedTuple):
     """A text that becomes a document, and the characters of it that are to be learned, as (begin, end).
 
-    `weights` has a number for each of `answers`, or none, which is 1 for each; what weighs 0 is not learned. `seams` are
-    the places up to which the text asks for an answer; None says that they are where answers begin.
+    `weights` has a number for each of `answers`, or none, which is 1 for each; what weighs 0 is not learned. `seams`
+    are the places up to which the text asks for an answer; None says that they are where answers begin.
     """
 
     text: str
