@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sft_jax.data.text import FILES
+from sft_jax.data.text import FILES, NAMED, named_templates
 from sft_jax.errors import ModelError, reason
 from sft_jax.models.family import FAMILIES, Head, build_model
 from sft_jax.weights.files import (
@@ -43,11 +43,11 @@ def convert(source: Path, out: Path) -> list[str]:
     """
     home = source if source.is_dir() else source.parent
     files = _pickles(source)
-    check_links(home, (*ALONG, "*.bin"))
+    check_links(home, (*ALONG, f"{NAMED}/*", "*.bin"))
     config = read_config(home) if (home / CONFIG).is_file() else None
     with new_directory(out) as fresh:
         notes = _read(source, files, fresh)
-        copy_files(home, ALONG, fresh)
+        copy_files(home, (*ALONG, *named_templates(home)), fresh)
         if config is None:
             return [*notes, f"there is no {CONFIG} beside it: put that of the model it came from into {out}"]
         return [*notes, *_check(config, fresh, str(source))]

@@ -13,6 +13,7 @@ import numpy as np
 from sft_jax.adapt import peft
 from sft_jax.config.data import Clean
 from sft_jax.data.clean import RULES
+from sft_jax.data.text import NAMED, TEMPLATE
 from sft_jax.models.family import Model
 from sft_jax.tasks.task import Task
 from sft_jax.weights.files import new_directory, write_checkpoint, write_config
@@ -94,9 +95,12 @@ def _described(model: Model, about: About) -> dict[str, Any]:
 
 def _write_beside(fresh: Path, about: About) -> None:
     """What stands beside the weights of an export: tokenizer, settings of answers, model card."""
+    more = about.task.files(about.tokenizer_from)
     for name, content in about.task.reader.files(about.tokenizer_from).items():
-        (fresh / name).write_bytes(content)
-    for name, content in about.task.files(about.tokenizer_from).items():
+        if TEMPLATE not in more or not name.startswith(f"{NAMED}/"):  # one that was given stands for all
+            (fresh / name).parent.mkdir(exist_ok=True)
+            (fresh / name).write_bytes(content)
+    for name, content in more.items():
         (fresh / name).write_text(content, encoding="utf-8")
     (fresh / "README.md").write_text(about.card, encoding="utf-8")
 

@@ -169,6 +169,8 @@ class CausalLM(Section):
     """Column that holds the tools that the assistant may call (`chat`)."""
     loss_on: Literal["answers", "last", "all"] = "answers"
     """Completions and all turns of the assistant, the last turn only, or every token; a plain text is an answer."""
+    mask: list[Literal["reasoning", "scaffold"]] = []
+    """What of answers is not learned: their reasoning, or what the template writes before plain ones (`chat`)."""
     template: str | None = None
     """File with a chat template, in place of the tokenizer's own; exported with the model."""
     today: Annotated[date, Field(strict=False)] | None = None

@@ -1,14 +1,15 @@
 """Texts of which some parts are answers, in tokens: what is to be learned is told by places in the text.
 
 A token belongs to an answer if it holds a character of it, so one that reaches over the seam between a prompt and its
-answer does; no id of a token is ever asked for (a padding id may be that of the end, and a template need not mark its
-answers). Each token has a `label`, the one that follows it, and a `token_weight`, 1 where that one is of an answer; the
-last token of a document predicts nothing. Holds numpy only.
+answer does; a special token that swallows the blanks beside it is where it is written itself. No id of a token is ever
+asked for (a padding id may be that of the end, and a template need not mark its answers). Each token has a `label`, the
+one that follows it, and a `token_weight`, that of the answer which that one is of, 0 of none; the last token of a
+document predicts nothing. Holds numpy only.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -17,16 +18,23 @@ from sft_jax.data import cache
 from sft_jax.data.batch import Encoded
 from sft_jax.data.text import TextTokenizer, in_use
 
-VERSION = "1"  # of what is kept; another one, and what is in caches is not found any more
+VERSION = "3"  # of what is kept; another one, and what is in caches is not found any more
 CUT = "cut before its answer"
-LOST = "lost"
+SEAM = "answers are asked for by other tokens than they are trained after"
+COUNTED = "counted"
 
 
 class Passage(NamedTuple):
-    """A text that becomes a document, and the characters of it that are to be learned, as (begin, end)."""
+    """A text that becomes a document, and the characters of it that are to be learned, as (begin, end).
+
+    `weights` has a number for each of `answers`, or none, which is 1 for each; what weighs 0 is not learned. `seams`
+    are the places up to which the text asks for an answer; None says that they are where answers begin.
+    """
 
     text: str
     answers: tuple[tuple[int, int], ...]
+    weights: tuple[float, ...] = ()
+    seams: tuple[int, ...] | None = None
 
 
 def encode_passages(
@@ -44,21 +52,30 @@ def encode_passages(
     says which row each passage is of.
     """
     before, after = frame(tokenizer) if framed else ((), ())
+    added = tokenizer.fast.get_added_tokens_decoder()
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     kept: list[int] = []
+    asked: list[_Asked] = []
     truncated = 0
     for number, found in enumerate(_encoded(tokenizer, [passage.text for passage in passages])):
-        text, answers = passages[number]
-        ids = np.asarray([*before, *found.ids, *after], np.int32)
-        asked = np.zeros(len(ids), bool)
-        asked[len(before) : len(ids) - len(after)] = inside(found.offsets, answers)
-        asked[len(ids) - len(after) :] = bool(answers) and answers[-1][1] == len(text)
-        learned = asked[1:max_length].astype(np.float32)
+        text, answers, weights, seams = passages[number]
+        first, last = lacking(before, found.ids, at_end=False), lacking(after, found.ids, at_end=True)
+        ids = np.asarray([*first, *found.ids, *last], np.int32)
+        begins, ends = _places(found, text, added)
+        weighs = np.zeros(len(ids), np.float32)
+        inner = weighs[len(first) : len(ids) - len(last)]
+        for (begin, end), weight in zip(answers, weights or [1.0] * len(answers), strict=True):
+            np.maximum(inner, weight * ((begins < end) & (ends > begin)), out=inner, casting="unsafe")
+            if end == len(text):
+                weighs[len(ids) - len(last) :] = weight
+        learned = weighs[1:max_length]
         if learned.any():
             label = np.append(ids[1:max_length], 0)
             parts.append((ids[:max_length], label.astype(np.int32), np.append(learned, np.float32(0))))
             kept.append(number)
             truncated += len(ids) > max_length
+            places = [begin for begin, _ in answers] if seams is None else seams
+            asked += [_asked(found, text, seam, begins, ends, added) for seam in places if seam]
     lost = {CUT: len(passages) - len(kept)} if len(kept) < len(passages) else {}
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids, _, _ in parts], dtype=np.int64)])
     kinds = {"input_ids": np.int32, "label": np.int32, "token_weight": np.float32}
@@ -67,7 +84,9 @@ def encode_passages(
         for k, (name, kind) in enumerate(kinds.items())
     }
     of = np.arange(len(passages)) if rows is None else np.asarray(rows, np.int64)
-    return Encoded(tokens, offsets, {}, truncated, rows=of[kept], lost=lost)
+    otherwise = _otherwise(tokenizer, asked)
+    noted = {SEAM: otherwise} if otherwise else {}
+    return Encoded(tokens, offsets, {}, truncated, rows=of[kept], lost=lost, noted=noted)
 
 
 def encode_prompts(tokenizer: TextTokenizer, texts: Sequence[str], max_length: int, *, framed: bool) -> Encoded:
@@ -76,7 +95,8 @@ def encode_prompts(tokenizer: TextTokenizer, texts: Sequence[str], max_length: i
     Those that are too long lose their first tokens.
     """
     before, _ = frame(tokenizer) if framed else ((), ())
-    ids = [np.asarray([*before, *found.ids], np.int32) for found in _encoded(tokenizer, texts)]
+    found = [one.ids for one in _encoded(tokenizer, texts)]
+    ids = [np.asarray([*lacking(before, one, at_end=False), *one], np.int32) for one in found]
     offsets = np.concatenate([[0], np.cumsum([min(len(one), max_length) for one in ids], dtype=np.int64)])
     whole = np.concatenate([np.zeros(0, np.int32), *(one[-max_length:] for one in ids)])
     last = np.isin(np.arange(len(whole)), offsets[1:] - 1)
@@ -87,16 +107,36 @@ def encode_prompts(tokenizer: TextTokenizer, texts: Sequence[str], max_length: i
 
 def frame(tokenizer: TextTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(ids before a text, ids after it): what the tokenizer puts there, and its end-of-text token where it has one."""
-    bare, whole = (tokenizer.fast.encode("a", add_special_tokens=special).ids for special in (False, True))
-    places = range(len(whole) - len(bare) + 1)
-    begin = next((place for place in places if whole[place : place + len(bare)] == bare), 0)
-    before, after = whole[:begin], whole[begin + len(bare) :]
+    processor = getattr(tokenizer.fast, "post_processor", None)
+    if isinstance(tokenizer.fast, tokenizers.Tokenizer):
+        before, after = _put_by(json.loads(processor.__getstate__())) if processor else ((), ())
+    else:
+        before, after = (), tuple(tokenizer.fast.encode("").ids)
     end = tokenizer.id("eos_token")
-    return tuple(before), tuple(after if end is None or end in after else [*after, end])
+    return before, after if end is None or end in after else (*after, end)
+
+
+def lacking(put: Sequence[int], ids: Sequence[int], *, at_end: bool) -> Sequence[int]:
+    """Those of the ids around a text that it does not have already, having been written with them."""
+    for count in range(min(len(put), len(ids)), 0, -1):
+        if at_end and list(ids[-count:]) == list(put[:count]):
+            return put[count:]
+        if not at_end and list(ids[:count]) == list(put[-count:]):
+            return put[:-count]
+    return put
 
 
 def inside(offsets: Sequence[tuple[int, int]], answers: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Which tokens hold a character of an answer.
+    """Which tokens hold a character of an answer."""
+    begins, ends = _spans(offsets)
+    found = np.zeros(len(begins), bool)
+    for begin, end in answers:
+        found |= (begins < end) & (ends > begin)
+    return found
+
+
+def _spans(offsets: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """(where tokens begin, where they end).
 
     Tokenizers take blanks off the places that they give, so a token begins where the one before it ended; those that
     make up one character have the same place.
@@ -104,11 +144,73 @@ def inside(offsets: Sequence[tuple[int, int]], answers: Sequence[tuple[int, int]
     places = np.asarray(offsets, np.int64).reshape(-1, 2)
     ends = np.maximum.accumulate(places[:, 1])
     before = np.concatenate([[0], ends[:-1]])
-    begins = np.where(places[:, 0] == places[:, 1], before, np.minimum(places[:, 0], before))
-    found = np.zeros(len(places), bool)
-    for begin, end in answers:
-        found |= (begins < end) & (ends > begin)
-    return found
+    return np.where(places[:, 0] == places[:, 1], before, np.minimum(places[:, 0], before)), ends
+
+
+def _places(found: tokenizers.Encoding, text: str, added: Mapping[int, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """(where tokens begin, where they end); those that swallow blanks begin and end as they are written."""
+    offsets = list(found.offsets)
+    own: list[int] = []
+    for number, token in enumerate(found.ids):
+        if token in added and (added[token].lstrip or added[token].rstrip):
+            begin, end = offsets[number]
+            written = text[begin:end]
+            begin += len(written) - len(written.lstrip())
+            offsets[number] = begin, begin + len(written.strip())
+            own.append(number)
+    begins, ends = _spans(offsets)
+    begins[own] = [offsets[number][0] for number in own]
+    return begins, ends
+
+
+class _Asked(NamedTuple):
+    """What asks for an answer, from its last token that is found whole in any text: what follows is split alone."""
+
+    text: str
+    begin: int  # of that token in the text, 0 where there is none
+    seam: int  # where the answer begins
+    ids: tuple[int, ...] | None  # of the document, between; None where a token reaches over the seam
+
+
+def _asked(
+    found: tokenizers.Encoding, text: str, seam: int, begins: np.ndarray, ends: np.ndarray, added: Mapping[int, Any]
+) -> _Asked:
+    count = int(np.searchsorted(ends, seam, side="right"))
+    over = count < len(begins) and begins[count] < seam
+    first = next((number for number in range(count - 1, -1, -1) if found.ids[number] in added), 0)
+    begin = found.offsets[first][0] if first else 0
+    return _Asked(text, begin, seam, None if over else tuple(found.ids[first:count]))
+
+
+def _otherwise(tokenizer: TextTokenizer, asked: Sequence[_Asked]) -> int:
+    """How many answers are asked for by other tokens than their documents have before them."""
+    tails = dict.fromkeys(one.text[one.begin : one.seam] for one in asked if one.ids is not None)
+    ids = dict(zip(tails, (tuple(found.ids) for found in _encoded(tokenizer, list(tails))), strict=True))
+    return sum(one.ids is None or ids[one.text[one.begin : one.seam]] != one.ids for one in asked)
+
+
+def _put_by(processor: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(ids before, ids after) that a processor of `tokenizer.json` puts around a text."""
+    kind = processor["type"]
+    if kind == "Sequence":
+        before: tuple[int, ...] = ()
+        after: tuple[int, ...] = ()
+        for one in processor["processors"]:
+            first, last = _put_by(one)
+            before, after = (*first, *before), (*after, *last)
+        return before, after
+    if kind in ("BertProcessing", "RobertaProcessing"):
+        return (processor["cls"][1],), (processor["sep"][1],)
+    if kind != "TemplateProcessing":
+        return (), ()  # such as ByteLevel, which changes places alone
+    sides: tuple[list[int], list[int]] = ([], [])
+    side = 0
+    for piece in processor["single"]:
+        if "Sequence" in piece:
+            side = 1
+        else:
+            sides[side].extend(processor["special_tokens"][piece["SpecialToken"]["id"]]["ids"])
+    return tuple(sides[0]), tuple(sides[1])
 
 
 def cached(tokenizer: TextTokenizer, origin: Iterable[str], make: Callable[[], Encoded]) -> Encoded:
@@ -117,17 +219,18 @@ def cached(tokenizer: TextTokenizer, origin: Iterable[str], make: Callable[[], E
         return make()
     tokenizer.fast.no_truncation()
     tokenizer.fast.no_padding()
-    described = json.dumps([tokenizer.template, sorted(tokenizer.special.items())])
+    described = json.dumps([tokenizer.template, sorted(tokenizer.named.items()), sorted(tokenizer.special.items())])
     name = cache.key([VERSION, tokenizers.__version__, tokenizer.fast.to_str(), described, *origin])
     found = cache.load(tokenizer.home, name)
     if found is None:
         encoded = make()
-        lost = np.frombuffer(json.dumps(encoded.lost).encode(), np.uint8)
+        counted = np.frombuffer(json.dumps([encoded.lost, encoded.noted]).encode(), np.uint8)
         more = {"offsets": encoded.offsets, "rows": encoded.rows, "truncated": np.asarray(encoded.truncated)}
-        cache.store(tokenizer.home, name, {**encoded.tokens, **more, LOST: lost})
+        cache.store(tokenizer.home, name, {**encoded.tokens, **more, COUNTED: counted})
         return encoded
-    offsets, rows, truncated, lost = (found.pop(key) for key in ("offsets", "rows", "truncated", LOST))
-    return Encoded(found, offsets, {}, int(truncated), rows=rows, lost=json.loads(lost.tobytes()))
+    offsets, rows, truncated, counted = (found.pop(key) for key in ("offsets", "rows", "truncated", COUNTED))
+    lost, noted = json.loads(counted.tobytes())
+    return Encoded(found, offsets, {}, int(truncated), rows=rows, lost=lost, noted=noted)
 
 
 def _encoded(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[tokenizers.Encoding]:

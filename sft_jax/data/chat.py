@@ -1,36 +1,43 @@
 """Conversations: read from rows, written by a tokenizer's template, and the parts of them that are answers.
 
-What an answer is is found by rendering: the text up to it, with the template's words that ask for one, must begin the
-text with it, and what is added is the answer with its end-of-turn token. A template may write earlier turns in another
-way once there are later ones (reasoning is often left out); then a conversation becomes several documents, each with
-exactly what a model sees when it is to give the answers in it. Knows no task and holds no jax.
+What an answer is is found by rendering (`data/turns.py`): the text up to it, with the template's words that ask for
+one, and the text with it. A template may write earlier turns in another way once there are later ones (reasoning is
+often left out); then a conversation becomes several documents, each with exactly what a model sees when it is to give
+the answers in it. Knows no task and holds no jax.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from datetime import date
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from sft_jax.data.answers import Passage
-from sft_jax.data.templates import Refused, Request, render
-from sft_jax.data.text import TextTokenizer
+from sft_jax.data.batch import Encoded
+from sft_jax.data.templates import Refused, Request, View, render
+from sft_jax.data.text import DEFAULT, TextTokenizer
+from sft_jax.data.turns import ASSISTANT, REFUSED, Known, Learned, Masked, Steps, documents
 from sft_jax.errors import DataError, ModelError
 
-ASSISTANT = "assistant"
-REFUSED = "refused by the template"
-OTHERWISE = "the template asks for its answer otherwise than it writes it"
-NOTHING = "the template writes nothing of its answer"
+TOOL_USE = "tool_use"  # name of the template of conversations with tools, where a tokenizer has one
 MOST_REASONS = 5  # that are told apart
-CALL = {"type": "function", "function": {"name": "f", "arguments": {}}}
-SAY, ANSWER = {"role": "user", "content": "a"}, {"role": ASSISTANT, "content": "b"}
+TAKEN = ("messages", "tools", "add_generation_prompt")  # what a template is given by the conversation itself
 
 
 class Conversation(NamedTuple):
-    """Messages, each with a `role` and a `content` or what stands for it, and the tools that the assistant may call."""
+    """Messages, each with a `role` and a `content` or what stands for it, and the tools that the assistant may call.
+
+    `weights` has for each message a number, or a list of [text, number] for a message of several parts; those of the
+    assistant matter, and None is 1 everywhere. A prompt keeps that of its answer. `template_kwargs` are given to the
+    template beside the messages, such as `enable_thinking`.
+    """
 
     messages: list[dict[str, Any]]
     tools: list[Any] | None = None
+    weights: list[Any] | None = None
+    template_kwargs: dict[str, Any] | None = None
 
     @property
     def prompt(self) -> "Conversation":
@@ -68,7 +75,8 @@ def read_conversation(messages: Any, tools: Any = None) -> Conversation:
 
 def write_conversation(conversation: Conversation) -> str:
     """The one JSON text of a conversation: equal for equal ones, and what is shown of it."""
-    return _json(conversation.messages if conversation.tools is None else conversation._asdict())
+    more = {name: value for name, value in conversation._asdict().items() if value is not None}
+    return _json(conversation.messages if list(more) == ["messages"] else more)
 
 
 def open_conversation(text: str) -> Conversation:
@@ -82,111 +90,131 @@ def write_message(message: dict[str, Any]) -> str:
     return _json(message)
 
 
+class Written(NamedTuple):
+    """What conversations become by a template."""
+
+    passages: list[Passage]
+    rows: list[int]  # which conversation each is of
+    lost: dict[str, int]  # why others became none -> how many
+    noted: dict[str, int]  # what is to be said of those that did -> of how many
+
+
 def passages(
     tokenizer: TextTokenizer,
     conversations: Sequence[Conversation],
-    learned: Literal["answers", "last", "all"],
+    learned: Learned,
     today: date | None,
-) -> tuple[list[Passage], list[int], dict[str, int]]:
-    """(texts and what is to be learned of them, which conversation each is of, why others became none)."""
+    masked: Collection[Masked] = (),
+) -> Written:
+    """The texts of conversations and what is to be learned of them: all answers, the last ones or everything.
+
+    Of answers nothing is learned that is `masked`: their reasoning, or what the template writes before plain ones.
+    """
+    known = Known(learned, frozenset(masked), special_tokens(tokenizer), tokenizer.special.get("eos_token"))
+    for conversation in conversations:
+        known.settings.update(conversation.template_kwargs or {})
+    steps = [
+        documents(known, talk.messages, talk.weights, template, talk.tools, talk.template_kwargs or {})
+        for talk, template in ((talk, _template(tokenizer, talk.tools)) for talk in conversations)
+    ]
     found: list[Passage] = []
     rows: list[int] = []
     lost: Counter[str] = Counter()
-    for row, made in enumerate(_answered(tokenizer, conversations, today, last=learned != "answers")):
+    for row, made in enumerate(_settled(tokenizer, conversations, steps, today)):
         if isinstance(made, str):
             lost[made] += 1
-            continue
-        found += [Passage(text, ((0, len(text)),)) for text, _ in made] if learned == "all" else made
-        rows += [row] * len(made)
-    return found, rows, _told_apart(lost)
+        else:
+            found += made
+            rows += [row] * len(made)
+    return Written(found, rows, _told_apart(lost), known.noted())
 
 
 def prompts(tokenizer: TextTokenizer, conversations: Sequence[Conversation], today: date | None) -> list[str]:
     """The texts that ask for the answers to conversations; one that the template refuses is a DataError."""
-    cuts = [[(len(conversation.messages), True)] for conversation in conversations]
-    requests = [Request(*conversation, one) for conversation, one in zip(conversations, cuts, strict=True)]
-    found = []
-    for number, rendered in enumerate(render(_template(tokenizer), tokenizer.special, requests, today), 1):
+    requests = [_request(tokenizer, talk, [View(len(talk.messages), asks=True)]) for talk in conversations]
+    found: list[str] = []
+    for number, (rendered,) in enumerate(render(_templates(tokenizer), tokenizer.special, requests, today), 1):
         if isinstance(rendered, Refused):
             raise DataError(
                 f"conversation {number}: the chat template refuses it ({rendered.why}); change its messages"
             )
-        found.append(rendered[0])
+        found.append(rendered)
     return found
 
 
-def stop_tokens(tokenizer: TextTokenizer, today: date | None) -> list[int]:
-    """The ids at which an answer ends: the tokenizer's end of text, and what the template ends answers with."""
-    found = [tokenizer.id("eos_token")]
-    if tokenizer.template is not None:
-        calling = Conversation([SAY, {"role": ASSISTANT, "content": "", "tool_calls": [CALL]}], [CALL])
-        for made in _answered(tokenizer, [Conversation([SAY, ANSWER]), calling], today, last=True):
-            if not isinstance(made, str):
-                ending = [token for token in _special(tokenizer) if made[0].text.endswith(token)]
-                found += [tokenizer.fast.token_to_id(max(ending, key=len))] if ending else []
-    return sorted({number for number in found if number is not None})
+def stop_tokens(tokenizer: TextTokenizer, train: Encoded | None) -> list[int]:
+    """The ids at which an answer ends: the tokenizer's end of text, the special tokens that training answers end with,
+    and without training documents those that the model's files say."""
+    found = {tokenizer.id("eos_token")}
+    if train is None:
+        said = tokenizer.answers.get("eos_token_id")
+        found |= {number for number in (said if isinstance(said, list) else [said]) if type(number) is int}
+        return sorted(number for number in found if number is not None)
+    learned = train.tokens["token_weight"] > 0
+    last = learned & ~np.append(learned[1:], False)
+    if train.truncated:  # what ends where it was cut ends with any token
+        cut = train.lengths == train.lengths.max()
+        last[(train.offsets[1:] - 2)[cut]] = False
+    special = [number for number in (tokenizer.fast.token_to_id(token) for token in special_tokens(tokenizer))]
+    ends = np.unique(train.tokens["label"][last])
+    return sorted({*ends[np.isin(ends, special)].tolist(), *found} - {None})
 
 
-def _answered(
-    tokenizer: TextTokenizer, conversations: Sequence[Conversation], today: date | None, *, last: bool
-) -> Iterator[list[Passage] | str]:
-    """The documents of each conversation with all answers in it or the last one, or why there are none."""
-    requests = [Request([SAY, ANSWER, SAY], None, [(2, False), (3, True)])]
-    for conversation in conversations:
-        turns = [n for n, message in enumerate(conversation.messages) if message["role"] == ASSISTANT]
-        cuts = [cut for turn in turns[-1 if last else 0 :] for cut in ((turn, True), (turn + 1, False))]
-        requests.append(Request(*conversation, cuts))
-    probed, *rendered = render(_template(tokenizer), tokenizer.special, requests, today)
-    special = _special(tokenizer)
-    tail = "" if isinstance(probed, Refused) else _tail(probed[0], probed[1], special)
-    for texts in rendered:
-        yield f"{REFUSED}: {texts.why}" if isinstance(texts, Refused) else _documents(texts, special, tail)
+def special_tokens(tokenizer: TextTokenizer) -> tuple[str, ...]:
+    """The special tokens of a tokenizer, the end of text among them however it is held."""
+    added = [token.content for token in tokenizer.fast.get_added_tokens_decoder().values() if token.special]
+    return tuple(dict.fromkeys([*added, *tokenizer.special.values()]))
 
 
-def _tail(ended: str, continued: str, special: tuple[str, ...]) -> str:
-    """What a template writes at the end of a conversation alone, not of each turn: special tokens and blanks."""
-    end = len(ended)
-    while not continued.startswith(ended[:end]):
-        piece = next((token for token in special if ended[:end].endswith(token)), ended[end - 1])
-        if piece not in special and not piece.isspace():
-            return ""  # the turn itself is written otherwise once there are later ones
-        end -= len(piece)
-    return ended[end:]
+def _settled(
+    tokenizer: TextTokenizer, conversations: Sequence[Conversation], steps: Sequence[Steps], today: date | None
+) -> list[Any]:
+    """What each of these comes to; whatever they ask for at the same time is rendered together."""
+    found: list[Any] = [None] * len(steps)
+    waiting: dict[int, Sequence[View]] = {}
+
+    def go_on(number: int, given: Any) -> None:
+        try:
+            waiting[number] = steps[number].send(given)
+        except StopIteration as done:
+            found[number] = done.value
+
+    for number in range(len(steps)):
+        go_on(number, None)
+    while waiting:
+        asked, waiting = waiting, {}
+        requests = [_request(tokenizer, conversations[number], views) for number, views in asked.items()]
+        rendered = render(_templates(tokenizer), tokenizer.special, requests, today)
+        for number, texts in zip(asked, rendered, strict=True):
+            go_on(number, texts)
+    return found
 
 
-def _documents(rendered: Sequence[str], special: tuple[str, ...], tail: str) -> list[Passage] | str:
-    """The answers of a conversation, those together that one text has as they are asked for; or why there are none.
-
-    `rendered` has for each answer the text that asks for it and the text with it.
-    """
-    made: list[Passage] = []
-    for asked, ended in zip(rendered[::2], rendered[1::2], strict=True):
-        whole = ended.removesuffix(tail)
-        if not whole.startswith(asked):
-            return OTHERWISE
-        bare = whole.rstrip()  # blanks behind the end of a turn are those of the next one
-        text = bare if bare.endswith(special) and len(bare) > len(asked) else whole
-        if not _without(text[len(asked) :], special).strip():
-            return NOTHING
-        before = made.pop().answers if made and text.startswith(made[-1].text) else ()
-        made.append(Passage(text, (*before, (len(asked), len(text)))))
-    return made
+def _request(tokenizer: TextTokenizer, talk: Conversation, views: Sequence[View]) -> Request:
+    settings = talk.template_kwargs or {}
+    if taken := next((name for name in TAKEN if name in settings), None):
+        raise DataError(f"chat_template_kwargs: {taken} is what the conversation itself says; leave it out")
+    name = TOOL_USE if talk.tools is not None and TOOL_USE in tokenizer.named else DEFAULT
+    return Request(talk.messages, talk.tools, views, settings, name)
 
 
-def _without(text: str, special: tuple[str, ...]) -> str:
-    for token in special:
-        text = text.replace(token, "")
-    return text
+def _template(tokenizer: TextTokenizer, tools: Any) -> str:
+    """The template that a conversation is written by: as `transformers` takes it, by whether there are tools."""
+    templates = _templates(tokenizer)
+    name = TOOL_USE if tools is not None and TOOL_USE in templates else DEFAULT
+    if name not in templates:
+        raise ModelError(
+            f"the tokenizer has chat templates by name ({', '.join(sorted(templates))}) and none that is the default; "
+            f"name a file that holds one by task.template"
+        )
+    return templates[name]
 
 
-def _special(tokenizer: TextTokenizer) -> tuple[str, ...]:
-    return tuple(token.content for token in tokenizer.fast.get_added_tokens_decoder().values() if token.special)
-
-
-def _template(tokenizer: TextTokenizer) -> str:
-    if tokenizer.template is None:
+def _templates(tokenizer: TextTokenizer) -> dict[str, str]:
+    found = dict(tokenizer.named) if tokenizer.template is None else {**tokenizer.named, DEFAULT: tokenizer.template}
+    if not found:
         raise ModelError("the tokenizer has no chat template; name a file that holds one by task.template")
-    return tokenizer.template
+    return found
 
 
 def _told_apart(lost: Counter[str]) -> dict[str, int]:

@@ -21,6 +21,7 @@ LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+TEMPLATE = "tokenizer.chat_template"  # key of the chat template, and with a name behind it of another
 CONTROL, USER_DEFINED = 3, 4  # kinds of tokens: those that no text may hold, and those that are found whole in it
 # Special token -> key of its id, after `tokenizer.ggml.`.
 SPECIAL = {
@@ -63,8 +64,9 @@ SPLITTINGS = {
 }
 
 
-def read_tokenizer(file: Path) -> tuple[Tokenizer, dict[str, str], str | None]:
-    """(tokenizer, special tokens by name, chat template) of a GGUF file; a ModelError where it is not understood."""
+def read_tokenizer(file: Path) -> tuple[Tokenizer, dict[str, str], str | None, dict[str, str]]:
+    """(tokenizer, special tokens by name, chat template, more templates by name) of a GGUF file; a ModelError where it
+    is not understood."""
     metadata = read_header(file).metadata
     said = {k.removeprefix("tokenizer.ggml."): v for k, v in metadata.items() if k.startswith("tokenizer.ggml.")}
     kind, pre = said.get("model"), said.get("pre")
@@ -95,8 +97,10 @@ def read_tokenizer(file: Path) -> tuple[Tokenizer, dict[str, str], str | None]:
     except Exception as error:  # the tokenizer library raises bare Exception for merges of what is no token
         raise ModelError(f"{file}: its tokenizer cannot be built ({reason(error)}); fetch it again") from None
     _frame(tokenizer, special, *begins)
-    template = metadata.get("tokenizer.chat_template")
-    return tokenizer, special, template if isinstance(template, str) else None
+    template = metadata.get(TEMPLATE)
+    of_names = {key.removeprefix(f"{TEMPLATE}."): v for key, v in metadata.items() if key.startswith(f"{TEMPLATE}.")}
+    named = {name: text for name, text in of_names.items() if isinstance(text, str)}
+    return tokenizer, special, template if isinstance(template, str) else None, named
 
 
 def _built(tokens: list[str], kinds: np.ndarray, merges: list[Any], splitting: Splitting) -> Tokenizer:

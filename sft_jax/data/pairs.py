@@ -13,7 +13,7 @@ import numpy as np
 import tokenizers
 
 from sft_jax.data import cache
-from sft_jax.data.answers import frame
+from sft_jax.data.answers import frame, lacking
 from sft_jax.data.batch import Encoded
 from sft_jax.data.text import TextTokenizer, in_use
 from sft_jax.errors import ModelError
@@ -47,7 +47,7 @@ def encode_sources(tokenizer: TextTokenizer, sources: Sequence[str], max_length:
     """Documents of sources that are to be answered."""
     before, after = frame(tokenizer)
     room = max(max_length - len(before) - len(after), 1)
-    found = _ids(tokenizer, sources)
+    found = [_bare(ids, before, after) for ids in _ids(tokenizer, sources)]
     whole = [[*before, *ids[:room], *after] for ids in found]
     return _documents({"input_ids": whole}, sum(len(ids) > room for ids in found))
 
@@ -65,7 +65,7 @@ def _pairs(
 ) -> Encoded:
     writer = replace(tokenizer, fast=tokenizer.writer)
     before, after = frame(writer)
-    whole = [[*before, *ids, *after] for ids in _ids(writer, targets)]
+    whole = [[*before, *_bare(ids, before, after), *after] for ids in _ids(writer, targets)]
     labels = [ids[:max_target_length] for ids in whole]
     begin = start(tokenizer)
     target = _documents(
@@ -82,6 +82,13 @@ def _ids(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[list[int]]:
     worker.no_truncation()
     with in_use():
         return [found.ids for found in worker.encode_batch(list(texts), add_special_tokens=False)]
+
+
+def _bare(ids: list[int], before: Sequence[int], after: Sequence[int]) -> list[int]:
+    """The tokens of a text without those of its beginning and its end that it was written with."""
+    first = len(before) - len(lacking(before, ids, at_end=False))
+    last = len(after) - len(lacking(after, ids, at_end=True))
+    return ids[first : len(ids) - last]
 
 
 def _documents(fields: dict[str, list[list[int]]], truncated: int) -> Encoded:

@@ -1,9 +1,10 @@
 """Chat templates, which are programs that strangers wrote: rendered in a process of its own, within bounds.
 
 The process that renders has jinja2's sandbox, nothing of our environment, and limits on memory, on the time and the
-output of each rendering; it is asked for thousands of conversations in one call. What a template is given, globals and
-filters, is what `transformers` gives it (`utils/chat_template_utils.py`), so that it renders the same text. The day is
-said by the configuration and never asked of the clock, or tokens would change overnight.
+output of each rendering; it is asked for thousands of conversations in one call. A conversation that goes beyond them
+is refused alone, and the template is blamed where most do. What a template is given, globals and filters, is what
+`transformers` gives it (`utils/chat_template_utils.py`), so that it renders the same text. The day is said by the
+configuration and never asked of the clock, or tokens would change overnight.
 
 `main` is the whole of that process. Imports nothing heavy.
 """
@@ -15,7 +16,8 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -28,7 +30,9 @@ import jinja2.sandbox
 
 from sft_jax.errors import ModelError, reason
 
-MEMORY, SECONDS = 384 << 20, 2.0  # of the process; of its own time, for all that is rendered of one conversation
+MEMORY, SECONDS = 384 << 20, 2.0  # of the process; of its own time, for each rendering
+MOST_SECONDS = 60.0  # of its own time, for all renderings of one conversation
+FEW = 10  # conversations that may go beyond the limits before the template is blamed, if they are most of all
 MOST_GROWTH = 8  # characters of a rendering for each one of the conversation as JSON, and of the template
 REASONING = ("reasoning_content", "thinking", "reasoning")  # under which messages carry it; templates read the first
 # -P: nothing is imported from where the command is given; our code is what this process has.
@@ -37,42 +41,81 @@ ROOT = Path(__file__).parents[2]
 REMEDY = "do not trust it, or give another one by task.template"
 
 
+class View(NamedTuple):
+    """One rendering of a conversation."""
+
+    count: int  # of its messages, from the first on
+    asks: bool = False  # whether the text asks for an answer
+    changed: Mapping[int, Mapping[str, Any]] = {}  # number of a message -> what stands in its place
+    without: str | None = None  # "tools", or what the template is not given of `settings`
+
+
 class Request(NamedTuple):
     """A conversation and how it is to be rendered."""
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Any] | None
-    cuts: Sequence[tuple[int, bool]]  # for each rendering: how many messages, and whether an answer is asked for
+    views: Sequence[View]
+    settings: Mapping[str, Any] = {}  # what the template is given besides, by name
+    template: str = "default"
 
 
 @dataclass(frozen=True)
 class Refused:
-    """What a template says of a conversation that it does not take."""
+    """Why there is no rendering: what the template says of a conversation that it does not take, or our limits."""
 
     why: str
+    limit: bool = False
 
 
 def render(
-    template: str, special: Mapping[str, str], requests: Sequence[Request], today: date | None
-) -> list[list[str] | Refused]:
-    """The renderings of each conversation, or why the template refuses it.
+    templates: Mapping[str, str], special: Mapping[str, str], requests: Sequence[Request], today: date | None
+) -> list[list[str | Refused]]:
+    """The renderings of each conversation by the template of a name, or why there is one not.
 
-    Raises ModelError for a template that is broken, or that reaches for what it must not have.
+    Raises ModelError for a template that is broken, that asks for what it must not have, or that goes beyond the limits
+    with most conversations.
     """
-    asked = [json.dumps({"template": template, "special": dict(special), "today": today and today.isoformat()})]
-    asked += [json.dumps(request._asdict()) for request in requests]
+    given = {"templates": dict(templates), "special": dict(special), "today": today and today.isoformat()}
+    lines = [json.dumps(request._asdict()) for request in requests]
+    found: list[list[str | Refused]] = []
+    beyond: list[str] = []
+    while len(found) < len(lines):
+        done = _run([json.dumps(given), *lines[len(found) :]])
+        said = [json.loads(line) for line in done.stdout.split("\n")[:-1]]
+        if not said:  # not even the templates could be read
+            raise ModelError(f"chat template: {_stopped(done)}; {REMEDY}")
+        for one in said[1:]:
+            if "error" in one:
+                raise ModelError(f"chat template: {one['error']}; {REMEDY}")
+            found.append(_texts(one["made"]))
+            beyond += [made.why for made in found[-1] if isinstance(made, Refused) and made.limit][:1]
+        if "error" in said[0]:
+            raise ModelError(f"chat template: {said[0]['error']}; {REMEDY}")
+        if len(found) < len(lines):  # the process was ended by what it rendered last; the next goes on behind it
+            beyond.append(_stopped(done))
+            found.append([Refused(beyond[-1], limit=True)] * len(requests[len(found)].views))
+        if 2 * len(beyond) > len(found) and (len(beyond) > FEW or len(found) == len(lines)):
+            raise ModelError(f"chat template: {beyond[0]}; {REMEDY}")
+    return found
+
+
+def _run(lines: Sequence[str]) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-P", "-c", RENDERER, str(ROOT)]
     quiet = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}  # and no more of the environment, which holds credentials
-    done = subprocess.run(command, input="\n".join(asked), capture_output=True, text=True, env=quiet, encoding="utf-8")
-    lines = done.stdout.split("\n")[:-1]
-    found: list[list[str] | Refused] = []
-    for line in lines:
-        said = json.loads(line)
-        if "error" in said:
-            raise ModelError(f"chat template: {said['error']}; {REMEDY}")
-        found.append(Refused(said["refused"]) if "refused" in said else said["texts"])
-    if len(found) < len(requests):
-        raise ModelError(f"chat template: {_stopped(done)}; {REMEDY}")
+    return subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, env=quiet, encoding="utf-8")
+
+
+def _texts(made: Sequence[Any]) -> list[str | Refused]:
+    """Renderings of what the process says of them: each text by what it shares with the one before, or why not."""
+    found: list[str | Refused] = []
+    before = ""
+    for one in made:
+        if isinstance(one, dict):
+            found.append(Refused(**one))
+        else:
+            before = before[: one[0]] + one[1]
+            found.append(before)
     return found
 
 
@@ -93,17 +136,20 @@ def main() -> None:
     given = json.loads(sys.stdin.readline())
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
-        template = environment(given["today"]).from_string(given["template"])
+        made = environment(given["today"])
+        templates = {name: made.from_string(text) for name, text in given["templates"].items()}
     except Exception as error:  # of its syntax, or of what is computed while it is read
         _say({"error": f"cannot be read ({reason(error)})"})
         return
+    _say({})
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        random.seed(0)  # jinja2 has a filter that draws
-        most = MOST_GROWTH * (len(line) + len(given["template"]))
-        said = _rendered(template, given["special"], Request(**json.loads(line)), most)
-        _say(said)
-        if "error" in said:
+        asked = Request(**json.loads(line))
+        most = MOST_GROWTH * (len(line) + len(given["templates"][asked.template]))
+        try:
+            _say({"made": list(_rendered(templates[asked.template], given["special"], asked, most))})
+        except _Forbidden as error:
+            _say({"error": reason(error)})
             return
 
 
@@ -117,7 +163,11 @@ def environment(today: str | None) -> jinja2.sandbox.ImmutableSandboxedEnvironme
 
 
 class _Forbidden(Exception):
-    """What a template must not have, or not without a word of the user."""
+    """What a template must not have without a word of the user."""
+
+
+class _Beyond(Exception):
+    """What a template takes more of than it may have of one conversation."""
 
 
 class _Generation(jinja2.ext.Extension):
@@ -153,24 +203,53 @@ def _clock(today: str | None) -> Callable[[str], str]:
     return now
 
 
-def _rendered(template: jinja2.Template, special: Mapping[str, str], asked: Request, most: int) -> dict[str, Any]:
-    messages = [_with_reasoning(message) for message in asked.messages]
-    texts: list[str] = []
-    try:
-        for count, prompt in asked.cuts:
-            given = {"messages": messages[:count], "tools": asked.tools, "documents": None}
-            parts, total = [], 0
-            for part in template.generate(**special, **given, add_generation_prompt=prompt):
-                parts.append(part)
-                total += len(part)
-                if total > most:
-                    raise _Forbidden(f"it makes more than {MOST_GROWTH} characters of one")
-            texts.append("".join(parts))
-    except (_Forbidden, jinja2.sandbox.SecurityError, MemoryError, RecursionError, OverflowError) as error:
-        return {"error": reason(error)}
-    except Exception as error:  # its own word, or a message that it cannot use
-        return {"refused": reason(error)}
-    return {"texts": texts}
+def _rendered(
+    template: jinja2.Template, special: Mapping[str, str], asked: Request, most: int
+) -> Iterator[tuple[int, str] | dict[str, Any]]:
+    """Of each view the characters that it shares with the one before and what follows, or why there is no text."""
+    before, begun = "", time.process_time()
+    for view in (View(*one) for one in asked.views):
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        random.seed(0)  # jinja2 has a filter that draws
+        try:
+            if time.process_time() - begun > MOST_SECONDS:
+                raise _Beyond(f"a conversation takes it more than {MOST_SECONDS:g} s")
+            text = _text(template, special, asked, view, most)
+        except _Forbidden:
+            raise
+        except (_Beyond, jinja2.sandbox.SecurityError, MemoryError, RecursionError, OverflowError) as error:
+            yield {"why": reason(error), "limit": True}
+        except Exception as error:  # its own word, or a message that it cannot use
+            yield {"why": reason(error)}
+        else:
+            same = shared(before, text)
+            yield same, text[same:]
+            before = text
+
+
+def _text(template: jinja2.Template, special: Mapping[str, str], asked: Request, view: View, most: int) -> str:
+    changed = {int(number): message for number, message in view.changed.items()}
+    messages = [_with_reasoning(changed.get(n, message)) for n, message in enumerate(asked.messages[: view.count])]
+    settings = {name: value for name, value in asked.settings.items() if name != view.without}
+    tools = None if view.without == "tools" else asked.tools
+    given = {**special, "documents": None, **settings, "messages": messages, "tools": tools}
+    parts: list[str] = []
+    total = 0
+    for part in template.generate(**{**given, "add_generation_prompt": view.asks}):
+        parts.append(part)
+        total += len(part)
+        if total > most:
+            raise _Beyond(f"it makes more than {MOST_GROWTH} characters of one")
+    return "".join(parts)
+
+
+def shared(before: str, text: str) -> int:
+    """How many characters two texts begin with that are the same."""
+    low, high = 0, min(len(before), len(text))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if before[low:middle] == text[low:middle] else (low, middle - 1)
+    return low
 
 
 def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:

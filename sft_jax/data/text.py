@@ -23,6 +23,8 @@ from sft_jax.errors import ConfigError, ModelError, reason
 from sft_jax.gguf import is_gguf
 
 FAST, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+NAMED = "additional_chat_templates"  # folder of more templates, each under its name
+DEFAULT = "default"  # name of the template that `TEMPLATE` holds, where a list has names
 CONFIG, GENERATION = "config.json", "generation_config.json"  # of the model, which knows where texts begin and end
 VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 # Files that a tokenizer consists of; copied as they are into an export.
@@ -40,6 +42,7 @@ class TextTokenizer:
     fast: Tokenizer | Any  # or `Pieces`, which has of it what answers to sources need
     special: Mapping[str, str] = field(default_factory=dict)  # "eos_token" -> the token, of those that are named
     template: str | None = None  # of chats; untrusted, and rendered nowhere but in `data/chat.py`
+    named: Mapping[str, str] = field(default_factory=dict)  # more of them by name, such as `tool_use`
     home: Path | None = None  # where its work is kept, so that it is not done twice
     targets: Pieces | None = None  # of what is written, where that has a tokenizer of its own
     answers: Mapping[str, Any] = field(default_factory=dict)  # what the model's files say of generation
@@ -80,23 +83,33 @@ def load_tokenizer(directory: Path) -> TextTokenizer:
 def tokenizer_files(directory: Path) -> dict[str, bytes]:
     """The files that a checkpoint's tokenizer consists of; of a GGUF file, those that a directory would have."""
     if not is_gguf(directory):
-        return {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
+        files = [name for name in FILES if (directory / name).is_file()]
+        return {name: (directory / name).read_bytes() for name in (*files, *named_templates(directory))}
     tokenizer = load_tokenizer(directory)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         **tokenizer.special,
     }
-    if tokenizer.template is not None:
+    if tokenizer.named:
+        all_of_them = {**({} if tokenizer.template is None else {DEFAULT: tokenizer.template}), **tokenizer.named}
+        settings["chat_template"] = [{"name": name, "template": text} for name, text in all_of_them.items()]
+    elif tokenizer.template is not None:
         settings["chat_template"] = tokenizer.template
     said = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     return {FAST: tokenizer.fast.to_str(pretty=True).encode(), SETTINGS: said.encode()}
 
 
+def named_templates(directory: Path) -> list[str]:
+    """The files of a directory that hold chat templates by name, relative to it and in order."""
+    return sorted(f"{NAMED}/{file.name}" for file in (directory / NAMED).glob("*.jinja") if file.is_file())
+
+
 def fingerprint(files: Mapping[str, bytes]) -> str:
     """The sha256 of those of these files that are read: of a fast tokenizer not what a slow one is made of."""
     digest = hashlib.sha256()
-    for name in [f for f in ((FAST, SETTINGS, TEMPLATE) if FAST in files else files) if f in files]:
+    read = (FAST, SETTINGS, TEMPLATE, *sorted(name for name in files if name.startswith(f"{NAMED}/")))
+    for name in [f for f in (read if FAST in files else files) if f in files]:
         digest.update(name.encode() + b"\0" + files[name])
     return digest.hexdigest()
 
@@ -171,17 +184,30 @@ def _read(directory: Path) -> tuple[Any, Pieces | None]:
     return _converted(directory), None
 
 
-def _described(directory: Path, fast: Any) -> tuple[dict[str, str], str | None]:
-    """(special tokens by name, chat template) as the files beside a tokenizer have them, the model's own at last."""
-    template, settings, config = directory / TEMPLATE, _object(directory / SETTINGS), _object(directory / CONFIG)
+def _described(directory: Path, fast: Any) -> tuple[dict[str, str], str | None, dict[str, str]]:
+    """(special tokens by name, chat template, more of them by name) as the files beside a tokenizer have them, the
+    model's own at last."""
+    settings, config = _object(directory / SETTINGS), _object(directory / CONFIG)
     ids = {name: config.get(f"{name}_id") for name in ("bos_token", "eos_token")}
     of_model = {name: fast.id_to_token(n) for name, n in ids.items() if type(n) is int and n >= 0}
     named = {**of_model, **{name: v for name, v in settings.items() if name.endswith("_token") and v is not None}}
     special = {n: v.get("content") if isinstance(v, dict) else v for n, v in named.items()}
-    written = template.read_text(encoding="utf-8") if template.is_file() else settings.get("chat_template")
-    if isinstance(written, list):  # several by name
-        written = next((t.get("template") for t in written if isinstance(t, dict) and t.get("name") == "default"), None)
-    return {n: v for n, v in special.items() if isinstance(v, str)}, written if isinstance(written, str) else None
+    templates = _templates(directory, settings.get("chat_template"))
+    template = templates.pop(DEFAULT, None)
+    return {n: v for n, v in special.items() if isinstance(v, str)}, template, templates
+
+
+def _templates(directory: Path, given: Any) -> dict[str, str]:
+    """The chat templates of a directory by name, as `transformers` finds them: files stand before the setting."""
+    files = {Path(name).stem: directory / name for name in named_templates(directory)}
+    if (directory / TEMPLATE).is_file():
+        files = {DEFAULT: directory / TEMPLATE, **files}
+    if files:
+        return {name: file.read_text(encoding="utf-8") for name, file in files.items()}
+    if isinstance(given, list):
+        pairs = [(one.get("name"), one.get("template")) for one in given if isinstance(one, dict)]
+        return {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
+    return {DEFAULT: given} if isinstance(given, str) else {}
 
 
 def _object(file: Path) -> dict[str, Any]:

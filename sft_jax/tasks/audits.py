@@ -25,6 +25,8 @@ def of_tokens(encoded: Encoded, tokenizer: TextTokenizer, stops: Sequence[int]) 
         "lost": ", ".join(f"{count:,} {why}" for why, count in encoded.lost.items()) or "none",
         "stop": f"{int(ending.sum()):,} of {int(last.sum()):,} answers end with {_named(tokenizer, stops)}",
     }
+    if encoded.noted:
+        facts["note"] = "; ".join(f"{count:,} {what}" for what, count in encoded.noted.items())
     problems = []
     if not ending.any():
         problems.append(

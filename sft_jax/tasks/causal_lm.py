@@ -43,17 +43,18 @@ def restore(config: Mapping[str, Any]) -> CausalLM:
     return CausalLM(**{**given, "kind": "causal_lm"})
 
 
-def _task(section: CausalLM, template: str | None) -> Task:
+def _task(section: CausalLM, template: str | None, train: Encoded | None = None) -> Task:
+    """The task of a section: with a template in place of the tokenizer's own, and fitted to training documents."""
     is_chat = section.format == "chat"
 
     def of(tokenizer: TextTokenizer) -> TextTokenizer:
-        return tokenizer if template is None else replace(tokenizer, template=template)
+        return tokenizer if template is None else replace(tokenizer, template=template, named={})
 
     def encode(texts: Texts, targets: Sequence[str] | None, tokenizer: TextTokenizer, max_length: int) -> Encoded:
         if targets is None:
             return prompt(texts, tokenizer, max_length)
         worker = of(tokenizer)
-        learned = f"{section.format} {section.loss_on} {section.today} {max_length}"
+        learned = f"{section.format} {section.loss_on} {section.today} {sorted(section.mask)} {max_length}"
         make = _of_chats if is_chat else _of_texts
         origin = (learned, *texts[0], *targets)
         return cached(worker, origin, lambda: make(section, texts[0], targets, worker, max_length))
@@ -65,7 +66,7 @@ def _task(section: CausalLM, template: str | None) -> Task:
         return encode_prompts(worker, found, max_length, framed=not is_chat)
 
     def stops(tokenizer: TextTokenizer) -> list[int]:
-        return chat.stop_tokens(of(tokenizer) if is_chat else replace(tokenizer, template=None), section.today)
+        return chat.stop_tokens(tokenizer, train)
 
     task = Task(
         kind=section.kind,
@@ -78,7 +79,7 @@ def _task(section: CausalLM, template: str | None) -> Task:
         classes=lambda targets: [0] * len(targets),
         label_counts=lambda targets: {},
         encode=encode,
-        fit=lambda train: task,
+        fit=lambda train: _task(section, template, train),
         loss=lambda logits, batch: next_token.loss(logits, batch, section.label_smoothing),
         divergence=next_token.divergence,
         count=lambda logits, batch: next_token.count(logits, batch, section.label_smoothing),
@@ -149,9 +150,9 @@ def _of_chats(
     """Conversations, by the template of the tokenizer."""
     given = [chat.open_conversation(text) for text in texts]
     whole = [c._replace(messages=[*c.messages, json.loads(target)]) for c, target in zip(given, targets, strict=True)]
-    passages, rows, lost = chat.passages(tokenizer, whole, section.loss_on, section.today)
-    encoded = encode_passages(tokenizer, passages, max_length, framed=False, rows=rows)
-    return replace(encoded, lost={**lost, **encoded.lost})
+    made = chat.passages(tokenizer, whole, section.loss_on, section.today, section.mask)
+    encoded = encode_passages(tokenizer, made.passages, max_length, framed=False, rows=made.rows)
+    return replace(encoded, lost={**made.lost, **encoded.lost}, noted={**made.noted, **encoded.noted})
 
 
 def _given(section: CausalLM) -> str:

@@ -32,7 +32,9 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
 READABLE = ("F32", "F16", "BF16", "F64")  # types of tensors, as safetensors calls them
 MOST_SHOWN = 20  # problems in one message
 JSON_BYTES = 64 << 20
-WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "README.md")
+WANTED = (
+    "*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja", "additional_chat_templates/*.jinja", "README.md",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,7 @@ def copy_files(source: Path, names: Sequence[str], out: Path) -> None:
     """Copy those of the named files that a directory has."""
     for name in names:
         if (source / name).is_file():
+            (out / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, out / name)
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +20,13 @@ from sft_jax.errors import DataError, ModelError
 MASKS = json.loads((Path(__file__).parent / "chat_masks.json").read_text(encoding="utf-8"))
 
 
-def encoded(tokenizer: TextTokenizer, conversations, learned="answers", max_length: int = 10_000) -> Encoded:
+def encoded(
+    tokenizer: TextTokenizer, conversations, learned="answers", max_length: int = 10_000, **more: Any
+) -> Encoded:
     """The documents of conversations, with what was lost of them."""
-    passages, rows, lost = chat.passages(tokenizer, conversations, learned, None)
-    found = encode_passages(tokenizer, passages, max_length, framed=False, rows=rows)
-    return replace(found, lost={**lost, **found.lost})
+    made = chat.passages(tokenizer, conversations, learned, None, **more)
+    found = encode_passages(tokenizer, made.passages, max_length, framed=False, rows=made.rows)
+    return replace(found, lost={**made.lost, **found.lost}, noted={**made.noted, **found.noted})
 
 
 def marked(found: Encoded, tokenizer: TextTokenizer, document: int) -> str:
@@ -67,7 +70,7 @@ def test_the_last_token_of_each_answer_stops_generation(family, tmp_path):
     found = encoded(tokenizer, [conversation(kind) for kind in CONVERSATIONS])
     learned = found.tokens["token_weight"] > 0
     last = found.tokens["label"][learned & ~np.append(learned[1:], False)]
-    stops = chat.stop_tokens(tokenizer, None)
+    stops = chat.stop_tokens(tokenizer, found)
     assert len(last) >= 6 and np.isin(last, stops).all()
     assert tokenizer.id("eos_token") in stops and len(stops) <= 3
 
