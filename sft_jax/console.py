@@ -188,6 +188,8 @@ def _model(run: Run) -> dict[str, str]:
         "initialised": (", ".join(matched.initialised) or "nothing") if matched.loaded else "all of it",
         "ignored": ", ".join(matched.ignored) or "nothing",
     }
+    facts |= {"remarks": "; ".join(run.checkpoint.remarks)} if run.checkpoint.remarks else {}
+    facts |= {"config.json": f"{', '.join(run.model.unread)} not read"} if run.model.unread else {}
     frozen = count({p: shapes[p] for p in run.frozen})
     total = count(shapes)
     facts["parameters"] = f"{total - frozen:,} trainable, {frozen:,} frozen"

@@ -22,7 +22,7 @@ from sft_jax.data.batch import Batch
 from sft_jax.data.loader import EvalBatches, Stacked, TrainBatches, prefetch
 from sft_jax.errors import RunError
 from sft_jax.inputs import Inputs, best_metric, encode, grouped, make_batches, read_rows, with_tokens
-from sft_jax.models.family import Model, build_model, load_model
+from sft_jax.models.family import Model, build_model, load_model, settled
 from sft_jax.nn.devices import Over
 from sft_jax.nn.kernels import Hardware
 from sft_jax.nn.quantised import Kind
@@ -112,7 +112,7 @@ def prepare(config: Config) -> Run:
     task, rows, report = read_rows(config)
     pretrained = config.model.weights == "pretrained"
     found = find(assets.resolve(config.model.source), config.model.revision, weights=pretrained)
-    checkpoint = open_checkpoint(found, weights=pretrained)
+    checkpoint = settled(open_checkpoint(found, weights=pretrained), task.head)
     model = _model(config, mesh, checkpoint, task)
     checks.length(config.data.max_length, model, config.model.source)
     tokenizer = task.reader.load(checkpoint.directory)

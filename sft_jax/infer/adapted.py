@@ -11,8 +11,8 @@ from jaxtyping import Array
 from sft_jax.adapt.peft import Found, read
 from sft_jax.data.rows import Bad, Rows, refuse
 from sft_jax.errors import ConfigError, DataError, ModelError, did_you_mean
-from sft_jax.infer.predict import Predictor, make_predictor, of_texts
-from sft_jax.models.family import Model, build_model
+from sft_jax.infer.predict import Predictor, make_predictor, of_texts, say_remarks
+from sft_jax.models.family import Model, build_model, settled
 from sft_jax.nn.template import Params
 from sft_jax.tasks.task import Record, Task, restore_task
 from sft_jax.weights.files import CONFIG, Checkpoint, find, open_checkpoint, read_config
@@ -92,6 +92,8 @@ def _load(
     ours = (directory / CONFIG).is_file()  # PEFT's own have none, and are for the task of the base
     config = read_config(directory) if ours else checkpoint.config
     task = restore_task(config, str(directory))
+    checkpoint = settled(checkpoint, task.head)
+    say_remarks(checkpoint)
     plain = build_model(checkpoint.config, task.head, str(checkpoint.directory))
     found = read(directory, plain.table, plain.template.shapes)
     model = build_model(checkpoint.config, task.head, str(checkpoint.directory), adapter=found.plan)

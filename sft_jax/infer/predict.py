@@ -1,6 +1,7 @@
 """Offline prediction from an exported directory, by the same tokenisation and arithmetic as training."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,10 +25,10 @@ from sft_jax.data.rows import Rows, refuse
 from sft_jax.data.sources import load_files
 from sft_jax.errors import ConfigError, DataError, ModelError, reason
 from sft_jax.infer.generate import Answer, Generator
-from sft_jax.models.family import Model, build_model, load_model
+from sft_jax.models.family import Model, build_model, load_model, settled
 from sft_jax.nn.template import Params
 from sft_jax.tasks.task import Examples, Record, Task, Texts, restore_task, written
-from sft_jax.weights.files import find, open_checkpoint
+from sft_jax.weights.files import Checkpoint, find, open_checkpoint
 
 DEFAULT_LENGTH = 128  # of a model that does not say which length it was trained with
 WINDOW = 64  # batches of rows that are encoded and answered before the next
@@ -108,6 +109,8 @@ def load_predictor(source: str, settings: Sequence[str] = ()) -> Predictor:
     directory = find(source)
     checkpoint = open_checkpoint(directory)
     task = restore_task(checkpoint.config, str(directory))
+    checkpoint = settled(checkpoint, task.head)
+    say_remarks(checkpoint)
     model = build_model(checkpoint.config, task.head, str(directory))
     matched, arrays = load_model(model, checkpoint)
     if matched.initialised:
@@ -116,6 +119,12 @@ def load_predictor(source: str, settings: Sequence[str] = ()) -> Predictor:
         )
     params = {path: jax.numpy.asarray(array, jax.numpy.float32) for path, array in arrays.items()}
     return make_predictor(checkpoint.config, directory, task, model, params, settings)
+
+
+def say_remarks(checkpoint: Checkpoint) -> None:
+    """Tell what a checkpoint says twice and differently."""
+    for remark in checkpoint.remarks:
+        print(f"{checkpoint.directory}: {remark}", file=sys.stderr)
 
 
 def make_predictor(

@@ -125,4 +125,5 @@ FAMILY = Family(
     heads=HEADS,
     classes={"bert": "Bert"},
     limits=limits,
+    unread=("embedding_size", "is_causal", "tie_word_embeddings"),  # of the head of pretraining, and of decoders
 )

@@ -28,8 +28,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from sft_jax.errors import ModelError
-from sft_jax.models.family import Head, check_activation, check_fields
-from sft_jax.nn.attention import Visible, earlier, lengths_of, same_segment
+from sft_jax.models.family import LM_HEAD, Head, check_activation, check_fields
+from sft_jax.nn.attention import Visible, earlier, lengths_of, near, same_segment
 from sft_jax.nn.heads import LastTokenHead, LazyLogits, TokenHead, features_of
 from sft_jax.nn.kernels import XLA, Needs, attend_by
 from sft_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, RMSNorm, dropout, gated, noisy
@@ -91,10 +91,12 @@ class DecoderConfig:
     softcap: float | None = None  # of attention scores
     logit_softcap: float | None = None
     fused: bool = False  # on disk queries, keys and values are one tensor, gate and up another (Phi-3)
+    causal: bool = True  # a token sees none that come later
+    filler: int | None = None  # the id that padding has, which a head on documents passes over
     embedding_noise: float = 0.0  # of training alone
 
     def __post_init__(self):
-        check_fields(self, MOST)
+        check_fields(self, MOST, may_be_0=("filler",))
         check_activation(self.activation)
         if self.num_heads % self.num_kv_heads:
             raise ModelError(
@@ -156,6 +158,16 @@ def windows_of(kinds: Any, window: int | None, layers: int) -> list[int | None]:
     return [known[kind] for kind in kinds]
 
 
+def shared(config: dict[str, Any]) -> dict[str, Any]:
+    """What `transformers` reads of the `config.json` of every decoder, as ours has it.
+
+    Whatever counts as false there makes a model look both ways; a padding id that no token has pads nothing.
+    """
+    pad, size = config.get("pad_token_id"), config["vocab_size"]
+    known = type(pad) is int and type(size) is int and 0 <= pad < size
+    return {"causal": bool(config.get("is_causal", True)), "filler": pad if known else None}
+
+
 def token_dropout(config: dict[str, Any]) -> Any:
     """The rate before the head on tokens, as `transformers` picks it."""
     rates = (config.get("classifier_dropout"), config.get("hidden_dropout"), 0.1)
@@ -166,7 +178,12 @@ def make_head(config: DecoderConfig, head: Head) -> nnx.Module | None:
     """The head of this kind; None where it is one on the vocabulary."""
     init = Normal(config.init_std)
     if head.kind == "sequence_classification":
-        return LastTokenHead(config.size, head.size, init)
+        return LastTokenHead(config.size, head.size, init, config.filler)
+    if head.kind == "causal_lm" and not config.causal:
+        raise ModelError(
+            "config.json: is_causal=false lets tokens see those that come later, so that nothing can be learned of "
+            "the next one; remove it from config.json, or choose a task with labels"
+        )
     return TokenHead(config.size, head.size, init, config.head_dropout) if head.kind == "token_classification" else None
 
 
@@ -175,13 +192,18 @@ def head_rows(config: DecoderConfig, head: Head, out: Mapping[str, str]) -> tupl
     if head.kind in out:
         bias = head.kind == "token_classification"
         return linear("head/out", out[head.kind], "embed .", head=True, bias=bias)
-    return () if config.tied else (Row("head/embedding", "lm_head.weight", SAME, "vocab embed", head=True),)
+    return () if config.tied else (Row("head/embedding", LM_HEAD, SAME, "vocab embed", head=True),)
 
 
 def other_heads(config: DecoderConfig, head: Head, out: Mapping[str, str]) -> tuple[str, ...]:
     """Patterns of the tensors of heads of other kinds, and of the copy of tied embeddings that some files hold."""
     names = {"lm_head", "qa_outputs", *out.values()} - {out.get(head.kind, "lm_head" if not config.tied else "")}
     return tuple(sorted(f"{name}.*" for name in names))
+
+
+def tied_copies(config: DecoderConfig, head: Head, embeddings: str) -> dict[str, str]:
+    """The copy of tied embeddings that some files hold, where it would be the head."""
+    return {LM_HEAD: embeddings} if config.tied and head.kind == "causal_lm" else {}
 
 
 def make_norm(config: DecoderConfig, size: int) -> nnx.Module:
@@ -221,7 +243,7 @@ class Attention(nnx.Module):
         self.k, self.v = (Linear(size, kept, init, bias=config.qkv_bias) for _ in range(2))
         self.o = Linear(inside, size, init, bias=config.out_bias)
         self.q_norm, self.k_norm = (make_norm(config, width) if config.qk_norm else None for _ in range(2))
-        self.head_dim, self.rate = width, config.attention_dropout
+        self.head_dim, self.rate, self.causal = width, config.attention_dropout, config.causal
         self.scale, self.softcap = config.attention_scale, config.softcap
         windows = any(kind.window is not None for kind in config.layers)
         self.backend, self.needs = XLA, Needs(width, self.rate, self.softcap, windows)
@@ -245,7 +267,7 @@ class Attention(nnx.Module):
     ) -> Float[Array, "r q e"]:
         """What the queries take from the values they see."""
         how = {"scale": self.scale, "softcap": self.softcap, "rate": self.rate}
-        mixed = attend_by(self.backend, q, k, v, visible, causal=True, key=key, **how)
+        mixed = attend_by(self.backend, q, k, v, visible, causal=self.causal, key=key, **how)
         return self.o(mixed.reshape(*q.shape[:2], -1))
 
 
@@ -333,8 +355,10 @@ class Decoder(nnx.Module):
         sizes = lengths_of(batch)
 
         def view(kind: LayerKind) -> View:
-            mask = own & earlier(positions, positions, kind.window)
-            return View(Visible(mask, sizes, kind.window), self._turns(kind, positions, lengths, x.dtype))
+            causal, window = self.config.causal, kind.window
+            mask = own & (earlier(positions, positions, window) if causal else near(positions, window))
+            known = sizes if causal or window is None else None  # kernels know no windows that reach both ways
+            return View(Visible(mask, known, window), self._turns(kind, positions, lengths, x.dtype))
 
         return self.norm(self.blocks(x, {kind: view(kind) for kind in self.kinds}, key=blocks_key))
 

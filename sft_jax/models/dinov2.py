@@ -5,13 +5,20 @@ from typing import Any
 from flax import nnx
 
 from sft_jax.models.family import Family, Head, whole
-from sft_jax.models.vision_encoder import VisionConfig, VisionEncoder, square
+from sft_jax.models.vision_encoder import VisionConfig, VisionEncoder, check_heads, square
 from sft_jax.models.vit import HEADS, attention_rows, embedding_rows
 from sft_jax.weights.table import SAME, Row, Table, fused, linear, norm, over_layers
+
+# Keys of `config.json` that are of backbones and of texts.
+OF_OTHERS = (
+    "apply_layernorm", "out_features", "out_indices", "reshape_hidden_states", "stage_names", "tie_word_embeddings",
+    "vocab_size",
+)  # fmt: skip
 
 
 def configure(config: dict[str, Any], dropout: float | None) -> VisionConfig:
     """The encoder that a DINOv2 `config.json` describes; `dropout` is none of its stochastic depth."""
+    check_heads(config)
     inner, gated = whole(config, "hidden_size") * whole(config, "mlp_ratio", 4), config.get("use_swiglu_ffn", False)
     return VisionConfig(
         size=config["hidden_size"],
@@ -83,4 +90,5 @@ FAMILY = Family(
     heads=HEADS,
     classes={"dinov2": "Dinov2"},
     limits=lambda config: {},
+    unread=OF_OTHERS,
 )

@@ -97,4 +97,12 @@ FAMILY = Family(
     heads=bert.HEADS,
     classes={"distilbert": "DistilBert"},
     limits=limits,
+    names={
+        "distilbert": {
+            "hidden_size": "dim",
+            "num_attention_heads": "n_heads",
+            "num_hidden_layers": "n_layers",
+        }
+    },
+    unread=("tie_word_embeddings",),  # of the head of pretraining
 )

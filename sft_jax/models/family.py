@@ -6,7 +6,7 @@ the same for all and stands here. Knows no task: a head is asked for by its kind
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from types import NoneType
 from typing import Any, get_args, get_origin
 
@@ -21,8 +21,8 @@ from sft_jax.nn.kernels import Hardware, use
 from sft_jax.nn.layers import ACTIVATIONS
 from sft_jax.nn.stack import divide, rematerialise
 from sft_jax.nn.template import Template
-from sft_jax.weights.files import Checkpoint
-from sft_jax.weights.table import Anew, Matched, Table, check_covers, load, match
+from sft_jax.weights.files import Checkpoint, some
+from sft_jax.weights.table import Anew, Matched, Table, check_covers, differing, load, match
 
 # Name in `config.json` ("model_type") -> the file in this folder. One line a family.
 FAMILIES = {
@@ -47,6 +47,21 @@ FAMILIES = {
     "t5": "t5",
 }
 NO_LIMIT = 2**31
+LM_HEAD = "lm_head.weight"
+# Keys of a `config.json` that change no number of a model, in any family: they say how it is begun with, run, saved,
+# labelled or asked for answers, or are of heads and losses that the reference has besides.
+HARMLESS = (
+    "architectures", "attention_dropout", "attn_implementation", "bos_token_id", "chunk_size_feed_forward",
+    "decoder_start_token_id", "dtype", "eos_token_id", "finetuning_task", "id2label", "init_std",
+    "initializer_factor", "initializer_range", "is_decoder", "is_encoder_decoder", "label2id", "model_type",
+    "name_or_path", "num_labels", "output_attentions", "output_hidden_states", "pad_token_id", "problem_type",
+    "return_dict", "sep_token_id", "sft_jax_task", "task_specific_params", "torch_dtype", "torchscript",
+    "transformers_version", "use_cache",
+)  # fmt: skip
+# Those by which `transformers` changes any model, and the values at which they change nothing.
+PLAIN = {"per_layer_config": None, "transformers_weights": None}
+# Those by which it changes what a decoder sees while it writes, but not while it reads, so that both would differ.
+WHEN_WRITING = ("attention_chunk_size", "layer_types", "sliding_window")
 
 
 @dataclass(frozen=True)
@@ -67,6 +82,10 @@ class Family:
     heads: dict[str, str]  # kind of head -> ending of the class that `transformers` reads it with
     classes: dict[str, str]  # model type -> beginning of that class
     limits: Callable[[Any], dict[str, int]]  # of each input that is looked up in a table, the first number too large
+    # What a tied `config.json` says where the head is one of its own; None: there is no such model.
+    untied: Callable[[Mapping[str, Any]], dict[str, Any]] | None = lambda config: {"tie_word_embeddings": False}
+    names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # model type -> second names of its keys
+    unread: tuple[str, ...] = ()  # keys of `config.json` that `transformers` reads, for what we do not compute
 
 
 @dataclass(frozen=True)
@@ -80,6 +99,7 @@ class Model:
     table: Table
     limits: dict[str, int]
     adapters: Mapping[str, lora.Adapter]  # by the path of the layer; the table has none
+    unread: tuple[str, ...] = ()  # keys of its `config.json` that nothing here or in `transformers` is known to read
 
     @property
     def axes(self) -> dict[str, tuple[str, ...]]:
@@ -126,10 +146,13 @@ def build_model(
         raise ModelError(
             f"{where}: {config['model_type']} has no head '{head.kind}'; it has: {', '.join(family.heads)}"
         )
-    try:
-        settings = family.configure(config, dropout)
-    except KeyError as error:
-        raise ModelError(f"{where}: config.json lacks {error}; fetch the checkpoint again") from None
+    _, seen, settings = _configured(config, where, dropout)
+    if head.kind in ON_VOCABULARY:
+        windows = [layer.window is not None for layer in getattr(settings, "layers", ())]
+        kinds = ["sliding_attention" if window else "full_attention" for window in windows]
+        alike = {"layer_types"} if config.get("layer_types") == kinds else set()  # it says what is computed
+        refuse(seen, config["model_type"], {key: None for key in WHEN_WRITING if key not in seen.read | alike})
+    unread = tuple(sorted(key for key in config if key not in seen.read | {*HARMLESS, *family.unread}))
     if embedding_noise:
         if not hasattr(settings, "embedding_noise"):
             raise ModelError(f"{where}: {config['model_type']} has no embeddings that noise could be added to")
@@ -142,13 +165,75 @@ def build_model(
     template, layers = Template.of(module), lora.layers_of(module)
     check_covers(table, template.keys)
     if adapter is None:
-        return Model(family, settings, head, template, table, limits, {})
+        return Model(family, settings, head, template, table, limits, {}, unread)
     if isinstance(adapter, AdapterSection):
         # Words are read again by a tied head, or by the other side.
         shared = "decoder_input_ids" in limits or (head.kind in ON_VOCABULARY and getattr(settings, "tied", False))
         adapter = lora.planned(adapter, layers, shared)
     lora.attach(layers, adapter)
-    return Model(family, settings, head, Template.of(module), table, limits, adapter)
+    return Model(family, settings, head, Template.of(module), table, limits, adapter, unread)
+
+
+class Seen(dict[str, Any]):
+    """A `config.json` that remembers which of its keys were asked for."""
+
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__(config)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """As of any mapping."""
+        self.read.add(key)
+        return super().get(key, default)
+
+
+def one_name(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A `config.json` without the second names that `transformers` knows for some keys; both must say the same."""
+    found = {key: value for key, value in config.items() if key not in names}
+    for other, own in names.items():
+        value = config.get(other)
+        if value is not None and found.setdefault(own, value) != value:
+            raise ModelError(
+                f"config.json: {other} is {value!r:.60} and {own} {found[own]!r:.60}, which are two names of one "
+                f"thing; remove the wrong one"
+            )
+    return found
+
+
+def settled(checkpoint: Checkpoint, head: Head) -> Checkpoint:
+    """A checkpoint whose configuration says what its numbers do, for a model with this head.
+
+    A head on the vocabulary that should be the embeddings, and is in the file with numbers of its own, is one of its
+    own, as in the reference; other copies that are none are refused.
+    """
+    where, config = str(checkpoint.directory), checkpoint.config
+    family, _, settings = _configured(config, where, None)
+    if head.kind not in family.heads:
+        return checkpoint  # which `build_model` refuses
+    wrong = differing(family.table(settings, head), checkpoint.shapes, checkpoint.read)
+    alone = family.untied and LM_HEAD
+    others = [f"{name}: expected the numbers of {original}" for name, original in wrong if name != alone]
+    if others:
+        raise ModelError(some(f"{where}: holds other numbers where only a copy is supported", others))
+    if not wrong or not family.untied:
+        return checkpoint
+    remark = f"{LM_HEAD} differs from {wrong[0][1]}, so both are kept, though config.json says that they are tied"
+    return replace(checkpoint, config={**config, **family.untied(config)}, remarks=(*checkpoint.remarks, remark))
+
+
+def _configured(config: dict[str, Any], where: str, dropout: float | None) -> tuple[Family, Seen, Any]:
+    """(the family, what is read of a `config.json`, what the family makes of it)."""
+    family = find_family(config, where)
+    seen = Seen(one_name(config, family.names.get(config["model_type"], {})))
+    refuse(seen, config["model_type"], PLAIN)
+    try:
+        return family, seen, family.configure(seen, dropout)
+    except KeyError as error:
+        raise ModelError(f"{where}: config.json lacks {error}; fetch the checkpoint again") from None
 
 
 def load_model(
@@ -162,17 +247,17 @@ def load_model(
 
 def check_fields(config: Any, most: Mapping[str, float], may_be_0: tuple[str, ...] = ()) -> None:
     """Numbers and words of a family's configuration must be such; whole numbers at least 1, unless they may be 0."""
-    for field in fields(config):
-        value: Any = getattr(config, field.name)
-        kinds: tuple[Any, ...] = get_args(field.type) or (field.type,)
-        if get_origin(field.type) is tuple or (NoneType in kinds and getattr(config, field.name) is None):
+    for own in fields(config):
+        value: Any = getattr(config, own.name)
+        kinds: tuple[Any, ...] = get_args(own.type) or (own.type,)
+        if get_origin(own.type) is tuple or (NoneType in kinds and value is None):
             continue
         kind = kinds[0]
-        least, highest = 1 if kind is int and field.name not in may_be_0 else 0, most.get(field.name, 2**31)
+        least, highest = 1 if kind is int and own.name not in may_be_0 else 0, most.get(own.name, 2**31)
         fitting = type(value) in ((int, float) if kind is float else (kind,))
         if not fitting or (kind in (int, float) and not least <= value <= highest):
             number = f" of at least {least} and at most {highest}" if kind in (int, float) else ""
-            raise ModelError(f"config.json: {field.name} is {value!r:.60}, expected {kind.__name__}{number}")
+            raise ModelError(f"config.json: {own.name} is {value!r:.60}, expected {kind.__name__}{number}")
 
 
 def check_activation(name: str) -> None:
@@ -203,7 +288,10 @@ def whole(config: dict[str, Any], key: str, default: int | None = None, most: in
 
 
 def refuse(config: dict[str, Any], where: str, expected: dict[str, Any]) -> None:
-    """Refuse settings of a `config.json` that the family does not compute, rather than ignore them."""
+    """Refuse settings of a `config.json` that the family does not compute, rather than ignore them.
+
+    null is as good as another value that counts as false.
+    """
     for key, plain in expected.items():
-        if config.get(key, plain) != plain:
+        if (config.get(key, plain) or None) != (plain or None):
             raise ModelError(f"{where}: {key}={config[key]!r} is not supported; only {plain!r} is")

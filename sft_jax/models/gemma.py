@@ -18,8 +18,8 @@ THETA, GLOBAL_THETA = 10_000.0, 1_000_000.0  # of Gemma 3, of layers with a wind
 def configure(config: dict[str, Any], dropout: float | None) -> DecoderConfig:
     """The decoder that a Gemma `config.json` describes."""
     name = config["model_type"]
-    plain = {"use_bidirectional_attention": False} | ({"attn_logit_softcapping": None} if name == "gemma3_text" else {})
-    refuse({k: v or plain[k] for k, v in config.items() if k in plain}, name, plain)
+    plain = {"use_bidirectional_attention": False, "token_classification_bias": True}
+    refuse(config, name, plain | ({"attn_logit_softcapping": None} if name == "gemma3_text" else {}))
     size, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
     layers = whole(config, "num_hidden_layers", most=decoder.MOST["num_layers"])
     activation = config.get("hidden_act" if name == "gemma" else "hidden_activation", "gelu_pytorch_tanh")
@@ -55,6 +55,7 @@ def configure(config: dict[str, Any], dropout: float | None) -> DecoderConfig:
         attention_scale=None if name == "gemma" else whole(config, "query_pre_attn_scalar", 256) ** -0.5,
         softcap=config.get("attn_logit_softcapping", 50.0) if capped else None,
         logit_softcap=None if name == "gemma" else config.get("final_logit_softcapping", 30.0 if capped else None),
+        **decoder.shared(config),
     )
 
 

@@ -9,6 +9,11 @@ from sft_jax.models.decoder import Decoder, DecoderConfig, LayerKind, limits
 from sft_jax.models.family import Family, Head, refuse, whole
 from sft_jax.weights.table import SAME, Row, Table, fused, linear, norm, over_layers
 
+# Keys of `config.json` that are of its second head, of old files, and of an order of products.
+UNREAD = (
+    "n_ctx", "reorder_and_upcast_attn", "summary_activation", "summary_first_dropout", "summary_last_dropout",
+    "summary_proj_to_labels", "summary_type", "summary_use_proj",
+)  # fmt: skip
 OUT = {"sequence_classification": "score", "token_classification": "classifier"}
 
 
@@ -41,6 +46,7 @@ def configure(config: dict[str, Any], dropout: float | None) -> DecoderConfig:
         qkv_bias=True,
         out_bias=True,
         mlp_bias=True,
+        **decoder.shared(config),
     )
 
 
@@ -73,6 +79,7 @@ def table(config: DecoderConfig, head: Head) -> Table:
         prefix="transformer.",
         # Masks are not parameters.
         ignore=("*.attn.bias", "*.attn.masked_bias", *decoder.other_heads(config, head, OUT)),
+        copies=decoder.tied_copies(config, head, "transformer.wte.weight"),
     )
 
 
@@ -83,4 +90,13 @@ FAMILY = Family(
     heads=decoder.HEADS | {"causal_lm": "LMHeadModel"},
     classes={"gpt2": "GPT2"},
     limits=limits,
+    names={
+        "gpt2": {
+            "hidden_size": "n_embd",
+            "max_position_embeddings": "n_positions",
+            "num_attention_heads": "n_head",
+            "num_hidden_layers": "n_layer",
+        }
+    },
+    unread=UNREAD,
 )

@@ -10,7 +10,7 @@ from flax import nnx
 from sft_jax.errors import ModelError
 from sft_jax.models import decoder
 from sft_jax.models.decoder import Decoder, DecoderConfig, LayerKind, limits
-from sft_jax.models.family import Family, Head, whole
+from sft_jax.models.family import Family, Head, refuse, whole
 from sft_jax.nn.rope import read_rope
 from sft_jax.weights.table import SAME, Row, Table, fused, linear, norm, over_layers
 
@@ -20,6 +20,7 @@ OUT = {"sequence_classification": "score", "token_classification": "score"}
 def configure(config: dict[str, Any], dropout: float | None) -> DecoderConfig:
     """The decoder that a `config.json` of one of these types describes."""
     name = config["model_type"]
+    refuse(config, name, {"token_classification_bias": True})
     size, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
     layers = whole(config, "num_hidden_layers", most=decoder.MOST["num_layers"])
     known = name == "qwen3" or config.get("head_dim") is not None
@@ -55,6 +56,7 @@ def configure(config: dict[str, Any], dropout: float | None) -> DecoderConfig:
         mlp_bias=name == "llama" and config.get("mlp_bias", False),
         qk_norm=name == "qwen3",
         fused=name == "phi3",
+        **decoder.shared(config),
     )
 
 
@@ -108,6 +110,7 @@ def table(config: DecoderConfig, head: Head) -> Table:
         ),
         prefix="model.",
         ignore=("*rotary_emb.inv_freq", *decoder.other_heads(config, head, OUT)),  # the first are no parameters
+        copies=decoder.tied_copies(config, head, "model.embed_tokens.weight"),
     )
 
 
@@ -167,4 +170,5 @@ FAMILY = Family(
     heads=decoder.HEADS,
     classes={"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "phi3": "Phi3"},
     limits=limits,
+    unread=("embd_pdrop", "pretraining_tp"),  # of old implementations
 )

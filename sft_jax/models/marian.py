@@ -5,10 +5,11 @@ from typing import Any
 from flax import nnx
 
 from sft_jax.models.decoder import even_share
-from sft_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, limits
-from sft_jax.models.family import Family, Head, refuse, whole
+from sft_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, limits, sinusoids
+from sft_jax.models.family import LM_HEAD, Family, Head, refuse, whole
 from sft_jax.weights.table import SAME, Layout, Row, Table, linear, norm, over_layers
 
+SIDES = ("encoder", "decoder")
 ONE_ROW = Layout(lambda a: a[0], lambda a: a[None], lambda shape: shape[1:])  # [1, v] on disk
 
 
@@ -25,6 +26,8 @@ def configure(config: dict[str, Any], dropout: float | None) -> EncoderDecoderCo
         "add_final_layer_norm": False,
         "encoder_layerdrop": 0.0,
         "decoder_layerdrop": 0.0,
+        "decoder_vocab_size": config["vocab_size"],
+        "is_causal": True,
     }
     refuse(config, "marian", plain)
     rates = (("dropout", 0.1), ("attention_dropout", 0.0), ("activation_dropout", 0.0))
@@ -67,17 +70,20 @@ def build(config: EncoderDecoderConfig, head: Head) -> nnx.Module:
 
 def table(config: EncoderDecoderConfig, head: Head) -> Table:
     """All of Marian; the bias of its logits is a buffer there, and sinusoids are computed."""
+    shared = "model.shared.weight"
     return Table(
         family="marian",
         rows=(
-            Row("embed/word/embedding", "model.shared.weight", SAME, "vocab embed"),
+            Row("embed/word/embedding", shared, SAME, "vocab embed"),
             *over_layers(_block("encoder"), config.encoder_layers),
             *over_layers(_block("decoder"), config.decoder_layers),
             Row("head/bias", "final_logits_bias", ONE_ROW, "vocab"),
         ),
         prefix="model.",
         # Copies of the embeddings, which are all of both sides, and what is computed.
-        ignore=("*embed_positions.weight", "*embed_tokens.weight", "lm_head.weight"),
+        ignore=("*embed_positions.weight", "*embed_tokens.weight", LM_HEAD),
+        copies={**{f"model.{side}.embed_tokens.weight": shared for side in SIDES}, LM_HEAD: shared},
+        computed={f"model.{side}.embed_positions.weight": lambda shape: sinusoids(*shape) for side in SIDES},
     )
 
 
@@ -112,4 +118,13 @@ FAMILY = Family(
     heads={"seq2seq": "MTModel"},
     classes={"marian": "Marian"},
     limits=limits,
+    names={
+        "marian": {
+            "num_attention_heads": "encoder_attention_heads",
+            "hidden_size": "d_model",
+            "num_hidden_layers": "encoder_layers",
+        }
+    },
+    untied=None,
+    unread=("forced_eos_token_id",),  # of answers
 )

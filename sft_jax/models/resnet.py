@@ -207,4 +207,5 @@ FAMILY = Family(
     heads={"image_classification": "ForImageClassification"},
     classes={"resnet": "ResNet"},
     limits=lambda config: {},
+    unread=("tie_word_embeddings", "vocab_size"),  # of texts
 )

@@ -57,4 +57,5 @@ FAMILY = Family(
     heads=bert.HEADS,
     classes={"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"},
     limits=limits,
+    unread=bert.FAMILY.unread,
 )

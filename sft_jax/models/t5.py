@@ -1,21 +1,24 @@
 """T5 and its versions 1.1 (Flan-T5). Reference: `transformers.T5ForConditionalGeneration`; paper: arXiv 1910.10683."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
 
 from sft_jax.errors import ModelError
 from sft_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, limits
-from sft_jax.models.family import Family, Head, whole
+from sft_jax.models.family import LM_HEAD, Family, Head, refuse, whole
 from sft_jax.weights.table import SAME, Row, Table, linear, norm, over_layers
 
 
 def configure(config: dict[str, Any], dropout: float | None) -> EncoderDecoderConfig:
     """The encoder and decoder that a T5 `config.json` describes."""
     size, width, layers = whole(config, "d_model"), whole(config, "d_kv"), config["num_layers"]
-    # Version 1.1 has a head of its own and does not scale; newer files say the second and not the first.
-    tied = all(config.get(name, True) is not False for name in ("tie_word_embeddings", "scale_decoder_outputs"))
+    # Version 1.1 has a head of its own and does not scale, which old files say of both at once.
+    tied = config.get("tie_word_embeddings", True) is not False
+    scaled = bool(config.get("scale_decoder_outputs", tied))
     gated, activation = _feed_forward(config.get("feed_forward_proj", "relu"))
+    refuse(config, "t5", {"is_causal": True, "is_gated_act": gated, "dense_act_fn": activation})
     rate = config.get("dropout_rate", 0.1) if dropout is None else dropout
     return EncoderDecoderConfig(
         vocab_size=config["vocab_size"],
@@ -39,7 +42,7 @@ def configure(config: dict[str, Any], dropout: float | None) -> EncoderDecoderCo
         bias=False,
         attention_scale=1.0,
         embed_scale=1.0,
-        logit_scale=size**-0.5 if tied else 1.0,
+        logit_scale=size**-0.5 if scaled else 1.0,
         tied=tied,
         logit_bias=False,
         init_std=config.get("initializer_factor", 1.0),
@@ -66,15 +69,24 @@ def table(config: EncoderDecoderConfig, head: Head) -> Table:
             *(row for side, count in sides.items() for row in over_layers(_block(side, config.gated), count)),
             *(Row(f"{side}/distances/embedding", f"{side}.{distances}", SAME, ". .") for side in sides),
             *(row for side in sides for row in norm(f"{side}/norm", f"{side}.final_layer_norm", bias=False)),
-            *(() if config.tied else (Row("head/embedding", "lm_head.weight", SAME, "vocab embed"),)),
+            *(() if config.tied else (Row("head/embedding", LM_HEAD, SAME, "vocab embed"),)),
         ),
         # Copies of the embeddings, and biases of distances to the source, which old files hold and nothing reads.
         ignore=(
             "*.embed_tokens.weight",
             "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
-            *(("lm_head.weight",) if config.tied else ()),
+            *((LM_HEAD,) if config.tied else ()),
         ),
+        copies={
+            **{f"{side}.embed_tokens.weight": "shared.weight" for side in sides},
+            **({LM_HEAD: "shared.weight"} if config.tied else {}),
+        },
     )
+
+
+def untied(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a tied `config.json` says of a model with a head of its own, which scales as it did before."""
+    return {"tie_word_embeddings": False, "scale_decoder_outputs": bool(config.get("scale_decoder_outputs", True))}
 
 
 def _feed_forward(name: Any) -> tuple[bool, str]:
@@ -109,4 +121,14 @@ FAMILY = Family(
     heads={"seq2seq": "ForConditionalGeneration"},
     classes={"t5": "T5"},
     limits=limits,
+    names={
+        "t5": {
+            "hidden_size": "d_model",
+            "num_attention_heads": "num_heads",
+            "num_hidden_layers": "num_layers",
+            "head_dim": "d_kv",
+        }
+    },
+    untied=untied,
+    unread=("classifier_dropout",),  # of other heads
 )

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from sft_jax.errors import ModelError
 from sft_jax.models.encoder import Attention, Mlp
-from sft_jax.models.family import check_activation, check_fields, check_images, whole
+from sft_jax.models.family import check_activation, check_fields, check_images, refuse, whole
 from sft_jax.nn.attention import Visible
 from sft_jax.nn.convolution import Conv
 from sft_jax.nn.heads import TokenHead, features_of
@@ -66,6 +66,12 @@ class VisionConfig:
     def side(self) -> int:
         """Patches along each side of the table of positions."""
         return self.image_size // self.patch_size
+
+
+def check_heads(config: dict[str, Any]) -> None:
+    """Heads of another size than their share of the hidden states are not computed."""
+    share = whole(config, "hidden_size") // whole(config, "num_attention_heads")
+    refuse(config, config["model_type"], {"head_dim": share})
 
 
 def square(config: dict[str, Any], key: str) -> int:

@@ -5,14 +5,17 @@ from typing import Any
 from flax import nnx
 
 from sft_jax.models.family import Family, Head
-from sft_jax.models.vision_encoder import VisionConfig, VisionEncoder, square
+from sft_jax.models.vision_encoder import VisionConfig, VisionEncoder, check_heads, square
 from sft_jax.weights.table import SAME, Row, Table, conv, linear, norm, over_layers
 
 HEADS = {"image_classification": "ForImageClassification"}
+# Keys of `config.json` that are of other heads and of texts.
+OF_OTHERS = ("encoder_stride", "pooler_act", "pooler_output_size", "tie_word_embeddings", "vocab_size")
 
 
 def configure(config: dict[str, Any], dropout: float | None) -> VisionConfig:
     """The encoder that a ViT `config.json` describes."""
+    check_heads(config)
     hidden = config.get("hidden_dropout_prob", 0.0) if dropout is None else dropout
     return VisionConfig(
         size=config["hidden_size"],
@@ -87,4 +90,5 @@ FAMILY = Family(
     heads=HEADS,
     classes={"vit": "ViT"},
     limits=lambda config: {},
+    unread=OF_OTHERS,
 )

@@ -48,6 +48,12 @@ def earlier(queries: Int[Array, "r q"], keys: Int[Array, "r k"], window: int | N
     return behind >= 0 if window is None else (behind >= 0) & (behind < window)
 
 
+def near(positions: Int[Array, "r t"], window: int | None) -> Bool[Array, "r t t"]:
+    """Which key each query may see by their positions where it sees both ways: at most `window` tokens from itself."""
+    apart = jnp.abs(positions[:, :, None] - positions[:, None, :])
+    return jnp.ones_like(apart, bool) if window is None else apart <= window
+
+
 def attend(
     queries: Float[Array, "r q h d"],
     keys: Float[Array, "r k g d"],

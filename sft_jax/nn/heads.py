@@ -32,9 +32,19 @@ def first_token(hidden: Float[Array, "r t e"], batch: Mapping[str, Array]) -> Fl
     return jnp.take_along_axis(hidden, batch["starts"][:, :, None], axis=1)
 
 
-def last_token(hidden: Float[Array, "r t e"], batch: Mapping[str, Array]) -> Float[Array, "r n e"]:
-    """The hidden states of the last token of each document."""
-    return jnp.take_along_axis(hidden, batch["ends"][:, :, None], axis=1)
+def last_token(hidden: Float[Array, "r t e"], batch: Mapping[str, Array], filler: int | None) -> Float[Array, "r n e"]:
+    """The hidden states of the last token of each document; of the last that is not `filler`, where an id is that.
+
+    The reference knows filler by its id alone, so that a text that ends with it is read before its end; the first token
+    of a document that is nothing else.
+    """
+    places = batch["ends"]
+    if filler is not None:
+        slots = 1 + jnp.arange(places.shape[1])
+        real = (batch["segment_ids"][:, None] == slots[:, None]) & (batch["input_ids"] != filler)[:, None]
+        last = jnp.where(real, jnp.arange(real.shape[-1]), -1).max(axis=-1)
+        places = jnp.where(last < 0, batch["starts"], last)
+    return jnp.take_along_axis(hidden, places[:, :, None], axis=1)
 
 
 def features_of(module: Any, batch: Mapping[str, Array], key: Key | None) -> Float[Array, "r n_or_t e"]:
@@ -115,10 +125,13 @@ class PooledHead(nnx.Module):
 class LastTokenHead(nnx.Module):
     """Linear without a bias, on the last token of each document: the only one that has seen all of it (C24)."""
 
-    pool = staticmethod(last_token)
-
-    def __init__(self, size: int, labels: int, init: Init):
+    def __init__(self, size: int, labels: int, init: Init, filler: int | None = None):
         self.out = Linear(size, labels, init, bias=False)
+        self.filler = filler
+
+    def pool(self, hidden: Float[Array, "r t e"], batch: Mapping[str, Array]) -> Float[Array, "r n e"]:
+        """The hidden states of the last token of each document."""
+        return last_token(hidden, batch, self.filler)
 
     def __call__(
         self, features: Float[Array, "r n e"], batch: Mapping[str, Array], key: Key | None

@@ -46,6 +46,7 @@ class Checkpoint:
     shapes: dict[str, tuple[int, ...]]
     files: dict[str, Path]  # tensor -> the file that holds it
     reader: Callable[[Path, str], np.ndarray]  # (file, tensor) -> its numbers
+    remarks: tuple[str, ...] = ()  # what it says twice and differently, and which of both is taken
 
     def read(self, name: str) -> np.ndarray:
         """One tensor in the type that the file has; in float32 where it is quantised."""
@@ -94,10 +95,13 @@ def open_checkpoint(directory: Path, *, weights: bool = True) -> Checkpoint:
     config = read_config(directory)
     if not weights:
         return Checkpoint(directory, config, {}, {}, _read_safetensors)
-    if (directory / INDEX).is_file():
-        files = read_index(directory / INDEX, ".safetensors")
-    elif (directory / SINGLE).is_file():
+    remarks: tuple[str, ...] = ()
+    if (directory / SINGLE).is_file():  # before an index, as `transformers` does
         files = dict.fromkeys(_header(directory / SINGLE), directory / SINGLE)
+        if (directory / INDEX).is_file():
+            remarks = (f"{SINGLE} is read, as transformers does, and not the shards of {INDEX}; remove the older one",)
+    elif (directory / INDEX).is_file():
+        files = read_index(directory / INDEX, ".safetensors")
     else:
         pickles = sorted(f.name for f in directory.iterdir() if f.suffix in PICKLES) if directory.is_dir() else []
         if pickles:
@@ -112,7 +116,7 @@ def open_checkpoint(directory: Path, *, weights: bool = True) -> Checkpoint:
     held = {file: _header(file) for file in sorted(set(files.values()))}
     check_shards(directory, files, held)
     shapes = {name: held[file][name] for name, file in files.items()}
-    return Checkpoint(directory, config, dict(sorted(shapes.items())), files, _read_safetensors)
+    return Checkpoint(directory, config, dict(sorted(shapes.items())), files, _read_safetensors, remarks)
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ table. Knows no family: a table is a tuple of rows handed in.
 """
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -79,6 +79,9 @@ class Table:
     renamed: tuple[tuple[str, str], ...] = ()  # endings that old checkpoints use, and today's
     aliases: Mapping[str, str] = field(default_factory=dict)  # whole names that another library uses, and these
     counters: tuple[str, ...] = ()  # whole numbers of which nothing is read, and that an export must have
+    # Names that are ignored since their numbers are known: another tensor's, or the name of a function of the shape.
+    copies: Mapping[str, str] = field(default_factory=dict)
+    computed: Mapping[str, Callable[[tuple[int, ...]], np.ndarray]] = field(default_factory=dict)
 
     @property
     def axes(self) -> dict[str, tuple[str, ...]]:
@@ -199,6 +202,31 @@ def match(
         place = f"{table.family}: checkpoint '{where}' is not what its config.json says; fetch both again"
         raise ModelError(listing(place, problems[:MOST_SHOWN], more))
     return Matched(loaded, tuple(initialised), tuple(sorted(names[n] for n in ignored)))
+
+
+def differing(
+    table: Table, found: Collection[str], read: Callable[[str], np.ndarray], *, near: float = 1e-5
+) -> list[tuple[str, str]]:
+    """(name, what it should equal) of the tensors of a checkpoint that are ignored as copies and hold other numbers.
+
+    Copies must be equal; what is computed may be as far from it as `near`, for it was computed on another machine.
+    """
+    names = {_canonical(name, table): name for name in found}
+
+    def there(name: str) -> str | None:
+        return names.get(name) or names.get(name.removeprefix(table.prefix))
+
+    wrong = [
+        (own, original)
+        for copy, name in table.copies.items()
+        if (own := there(copy)) and (original := there(name)) and not np.array_equal(read(own), read(original))
+    ]
+    for name, computed in table.computed.items():
+        if own := there(name):
+            numbers = read(own).astype(np.float32)
+            if not np.allclose(numbers, computed(numbers.shape), rtol=0, atol=near):
+                wrong.append((own, "what is computed here"))
+    return wrong
 
 
 def load(table: Table, matched: Matched, read: Callable[[str], np.ndarray]) -> Arrays:

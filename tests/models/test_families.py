@@ -251,6 +251,18 @@ def test_models_share_one_form(name):
         ("t5", {"feed_forward_proj": "gated-mish"}, "activation 'mish' is not supported"),
         ("t5", {"feed_forward_proj": "gated-gelu-x"}, "feed_forward_proj is 'gated-gelu-x'"),
         ("t5", {"relative_attention_num_buckets": 3}, "relative_attention_num_buckets is 3, expected at least 4"),
+        # What `transformers` reads in all models, or by another name.
+        ("bert", {"per_layer_config": {"0": {"hidden_size": 8}}}, "per_layer_config="),
+        ("llama", {"transformers_weights": "other.safetensors"}, "transformers_weights='other.safetensors' is not"),
+        ("llama", {"token_classification_bias": False}, "token_classification_bias=False is not supported"),
+        ("marian", {"is_causal": False}, "is_causal=False is not supported; only True is"),
+        ("t5", {"is_causal": None}, "is_causal=None is not supported; only True is"),
+        ("t5", {"is_gated_act": False}, "is_gated_act=False is not supported; only True is"),
+        ("t5", {"dense_act_fn": "relu"}, "dense_act_fn='relu' is not supported; only 'gelu_new' is"),
+        ("marian", {"decoder_vocab_size": 44}, "decoder_vocab_size=44 is not supported; only 45 is"),
+        ("vit", {"head_dim": 2}, "head_dim=2 is not supported; only 4 is"),
+        ("gpt2", {"hidden_size": 8}, "hidden_size is 8 and n_embd 16, which are two names of one thing"),
+        ("t5", {"num_hidden_layers": 3}, "num_hidden_layers is 3 and num_layers 2, which are two names of one thing"),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(name, changes, said):

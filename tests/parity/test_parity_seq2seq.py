@@ -1,6 +1,7 @@
 """Encoder-decoders equal those of `transformers`: logits, gradients, twenty steps, and what is written back."""
 
 import dataclasses
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from sft_jax.config.tasks import Seq2Seq
 from sft_jax.data.batch import Batch, Encoded, Shape, collate, lay_out
 from sft_jax.data.loader import TrainBatches
 from sft_jax.data.order import Order
+from sft_jax.errors import ModelError
 from sft_jax.export import About, export_model
-from sft_jax.models.family import Head, Model, build_model, load_model
+from sft_jax.models.encoder_decoder import sinusoids
+from sft_jax.models.family import Head, Model, build_model, load_model, settled
 from sft_jax.nn.heads import LazyLogits
 from sft_jax.tasks.task import build_task
-from sft_jax.weights.files import open_checkpoint
+from sft_jax.weights.files import open_checkpoint, write_checkpoint
 from sft_jax.weights.table import save
 
 LONGEST, ANSWER = 19, 13  # tokens of a source and of a target at most
@@ -114,8 +117,9 @@ def reference_model(family: str, settings: dict, spread: float = 0.3, seed: int 
 
 def loaded(directory: Path) -> tuple[Model, dict[str, np.ndarray]]:
     """Our model and its parameters from a directory; nothing may be missing."""
-    checkpoint = open_checkpoint(directory)
-    model = build_model(checkpoint.config, Head("seq2seq", 0), str(directory))
+    head = Head("seq2seq", 0)
+    checkpoint = settled(open_checkpoint(directory), head)
+    model = build_model(checkpoint.config, head, str(directory))
     matched, params = load_model(model, checkpoint)
     assert not matched.initialised
     return model, params
@@ -198,6 +202,40 @@ def gap(ours: np.ndarray, theirs: np.ndarray) -> float:
     """The largest difference."""
     assert ours.shape == theirs.shape
     return float(np.abs(ours - theirs).max())
+
+
+@pytest.mark.parametrize("settings", [{}, {"scale_decoder_outputs": False}], ids=["scaled", "plain"])
+def test_a_head_of_its_own_beside_a_flag_that_ties_it(settings, tmp_path):
+    """Fault D: T5 keeps a head with numbers of its own, and scales before it or not as the file says."""
+    reference = reference_model("t5", {**T5, **settings})
+    reference.lm_head.weight = torch.nn.Parameter(0.2 * torch.randn(reference.lm_head.weight.shape))
+    reference.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**written, "tie_word_embeddings": True}))
+    there = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    assert not torch.equal(there.lm_head.weight, there.shared.weight)
+    encoded = documents(there.config, 6)
+    pair = Pair(there, *loaded(tmp_path), tmp_path)
+    assert gap(our_logits(pair, one_a_row(encoded)), torch_logits(there, encoded)) < TOLERANCE
+
+
+@pytest.mark.parametrize(("name", "tensor"), [
+    ("t5", "decoder.embed_tokens.weight"),
+    ("marian", "lm_head.weight"),
+    ("marian", "model.encoder.embed_positions.weight"),
+])  # fmt: skip
+def test_what_is_only_a_copy_must_be_one(name, tensor, tmp_path):
+    """Fault D: a copy of the embeddings, or a table of sinusoids, that holds other numbers is refused by name."""
+    pair = paired(name, tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    tensors = {key: checkpoint.read(key) for key in checkpoint.shapes}
+    words = tensors["shared.weight" if name == "t5" else "model.shared.weight"]
+    table = sinusoids(23, 20) if "positions" in tensor else words
+    write_checkpoint(tmp_path, checkpoint.config, {**tensors, tensor: table})
+    assert settled(open_checkpoint(tmp_path), pair.model.head).remarks == ()
+    write_checkpoint(tmp_path, checkpoint.config, {**tensors, tensor: np.ascontiguousarray(table[::-1])})
+    with pytest.raises(ModelError, match=f"{tensor}: expected "):
+        settled(open_checkpoint(tmp_path), pair.model.head)
 
 
 @pytest.mark.parametrize("name", CASES)

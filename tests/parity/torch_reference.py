@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch", reason="the reference that parity is measur
 transformers = pytest.importorskip("transformers")
 
 from sft_jax.data.batch import Batch, Encoded, Shape, collate, lay_out
-from sft_jax.models.family import Head, Model, build_model, find_family, load_model
+from sft_jax.models.family import Head, Model, build_model, find_family, load_model, settled
 from sft_jax.nn.heads import LazyLogits
 from sft_jax.weights.files import open_checkpoint
 
@@ -245,9 +245,10 @@ def randomised(
 def paired(reference: "torch.nn.Module", directory: Path) -> Pair:
     """Save the reference and load it by the path that every run takes."""
     reference.save_pretrained(directory)
-    checkpoint, kind = open_checkpoint(directory), kind_of(reference)
-    labels = reference.config.vocab_size if kind == "causal_lm" else reference.config.num_labels
-    model = build_model(checkpoint.config, Head(kind, labels), str(directory))
+    kind = kind_of(reference)
+    head = Head(kind, reference.config.vocab_size if kind == "causal_lm" else reference.config.num_labels)
+    checkpoint = settled(open_checkpoint(directory), head)
+    model = build_model(checkpoint.config, head, str(directory))
     matched, params = load_model(model, checkpoint)
     assert not matched.initialised
     return Pair(reference, model, params, directory, jax.jit(lambda p, b: dense(model.template.bind(p)(b))))
