@@ -30,14 +30,13 @@ import yaml
 
 from sft_jax.config.read import parse_value, write_config
 from sft_jax.config.schema import Config
-from sft_jax.errors import RunError, SftError, listing
+from sft_jax.errors import NO_ROOM, RunError, SftError, listing
 from sft_jax.train.manifest import command, utc_now
 
 # Keys that change how a run goes but not what it computes, so that a resumed run may differ in them.
 FREE = ("run", "mesh", "data.prefetch", "data.workers", "data.cache", "train.log_every", "train.scan",
         "train.remat", "eval.baselines",
         "checkpoint.keep", "checkpoint.on_error", "report")  # fmt: skip
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of a file system that has none
 
 
