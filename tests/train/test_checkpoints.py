@@ -132,7 +132,21 @@ def test_saving_a_step_that_stands_is_left_alone(tmp_path: Path):
     checkpoints.close()
 
 
-ODD = ["[x]/run", "w\\z", "**", "a*", "what?", "{a,b}", "#1", "50%20 %", "$HOME ~", "'q\"|&;", "a::b", "è😀", "two\nlines"]
+ODD = [
+    "[x]/run",
+    "w\\z",
+    "**",
+    "a*",
+    "what?",
+    "{a,b}",
+    "#1",
+    "50%20 %",
+    "$HOME ~",
+    "'q\"|&;",
+    "a::b",
+    "è😀",
+    "two\nlines",
+]
 
 
 @pytest.mark.parametrize("name", ODD)
