@@ -118,7 +118,7 @@ def test_a_frozen_encoder_is_cheap(ready):
 
 def test_unfreeze_wins_over_freeze(ready, tmp_path: Path):
     """newcomer S1: `blocks/**` frozen and `blocks/*/mlp/**` unfrozen at half of the run are the source's bit for bit
-    until then and trained from then on; what is frozen and not named stays; it is said at the start and at that step."""
+    until then and trained from then on; what is frozen and not named stays; both is said, at the start and then."""
     section = (ENCODER, "train.unfreeze=[{match: 'blocks/*/mlp/**', at: 0.5}]", "optim.schedule.kind=constant")
     run = ready(*section, f"run.dir={tmp_path / 'run'}", "eval.every=never")
     before = jax.device_get(initial(run)[0].params)
@@ -145,7 +145,7 @@ def test_unfreeze_wins_over_freeze(ready, tmp_path: Path):
     )
     changed = {name for name, tensor in source.items() if not np.array_equal(tensor, written[name])}
     paths = _paths_of_tensors(run)
-    assert {paths[name] for name in changed} == late
+    assert {paths[name] for name in changed if not paths[name].startswith("head/")} == late
 
 
 def test_what_is_unfrozen_later_is_unfrozen_alike(ready):
