@@ -103,10 +103,14 @@ class Run(Inputs):
         return prefetch(Stacked(self.batches, edges(plan(self), begin, AT_ONCE)), 0, ahead)
 
 
-def prepare(config: Config) -> Run:
-    """Read rows, headers and tokenizer, and lay out what will happen; every user's mistake is found here."""
+def prepare(config: Config, *, anywhere: bool = False) -> Run:
+    """Read rows, headers and tokenizer, and lay out what will happen; every user's mistake is found here.
+
+    `anywhere` is for what leaves the run directory alone, whatever it holds.
+    """
     meshes.start_processes()
-    directory.check(config, Path(config.run.dir).expanduser())
+    if not anywhere:
+        directory.check(config, Path(config.run.dir).expanduser())
     trackers.check(config.report)
     mesh = meshes.make_mesh(config.mesh)
     checks.determinism(config.run, mesh.devices.flat[0].platform)

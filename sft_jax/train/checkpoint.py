@@ -110,7 +110,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that stand, oldest first; whether they can be restored is seen by restoring."""
-        return meshes.of_first(_steps_in(self.directory))
+        return meshes.of_first(steps_in(self.directory))
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """Begin to save; returns as soon as the arrays are copied. A step that stands already is left alone.
@@ -202,7 +202,7 @@ class Checkpoints:
 
     def _take_away(self, best: int | None) -> None:
         """Delete all but the latest and the best; each first loses its name, so that no half of it is ever found."""
-        for step in _steps_in(self.directory)[: -self._keep]:
+        for step in steps_in(self.directory)[: -self._keep]:
             if step != best:
                 unfinished = self.directory / f"{step}{UNFINISHED}"
                 with suppress(OSError):
@@ -246,7 +246,7 @@ class Checkpoints:
         what = f"{self.directory}: step {step} could not be saved ({reason})"
         full = reason in {os.strerror(number) for number in NO_ROOM}
         if self._warn is None:
-            left = _steps_in(self.directory)
+            left = steps_in(self.directory)
             where = f"goes on after step {left[-1]}" if left else "begins again"
             remedy = "make room for it" if full else "mend what is in its way"
             raise RunError(f"{what}; {remedy}, and the same command {where}") from None
@@ -298,7 +298,8 @@ def _as_tree(state: TrainState) -> dict[str, Any]:
     return {field: value for field, value in vars(state).items() if value is not None}
 
 
-def _steps_in(directory: Path) -> list[int]:
+def steps_in(directory: Path) -> list[int]:
+    """The steps that stand in a directory of checkpoints, oldest first."""
     names = [entry.name for entry in directory.iterdir()] if directory.is_dir() else []
     return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 

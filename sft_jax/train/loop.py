@@ -47,6 +47,7 @@ class Plan:
     patience: int | None = None  # evaluations in a row that may be no better
     min_delta: float = 0.0  # by how much one must be better to be better
     max_skipped: int = 10  # steps in a row that may be skipped
+    extended: int = 0  # the step from which on a run that was done went on: patience begins anew
     begins: tuple[tuple[int, str], ...] = ()  # (steps before it, what begins to be trained then)
 
 
@@ -154,11 +155,12 @@ def note(progress: Progress, plan: Plan, metrics: dict[str, Any], sinks: Sequenc
 
 def out_of_patience(progress: Progress, plan: Plan, sinks: Sequence[Sink]) -> bool:
     """Whether the last evaluations were none better than the best for as long as the plan allows (C13)."""
-    since = sum(entry["step"] > (progress.best_step or 0) for entry in progress.evaluations)
+    begun = max(progress.best_step or 0, plan.extended)
+    since = sum(entry["step"] > begun for entry in progress.evaluations)
     if plan.patience is None or since < plan.patience:
         return False
     for sink in sinks:
-        text = f"stopped early: no better {plan.best_metric} in {since} validations since step {progress.best_step}"
+        text = f"stopped early: no better {plan.best_metric} in {since} validations since step {begun}"
         sink.emit("note", {"text": text})
     return True
 
