@@ -15,7 +15,7 @@ from sft_jax.export import in_python
 from sft_jax.jobs import Result, Scores
 from sft_jax.report.compare import Comparison
 from sft_jax.report.tables import figure
-from sft_jax.run import Run
+from sft_jax.run import Run, plan
 from sft_jax.tasks.task import Audit
 from sft_jax.train.report import Screen, shown, size
 from sft_jax.train.state import abstract_frozen
@@ -193,6 +193,9 @@ def _model(run: Run) -> dict[str, str]:
     frozen = count({p: shapes[p] for p in run.frozen})
     total = count(shapes)
     facts["parameters"] = f"{total - frozen:,} trainable, {frozen:,} frozen"
+    steps = run.batches.steps
+    for step, what in plan(run).begins:
+        facts[f"frozen until step {step}"] = f"of {steps}, trained from then on: {what}"
     if run.model.adapters:
         facts["adapters"] = f"{len(run.model.adapters)}, on {', '.join([*run.model.adapters][:3])} ..."
     beside = abstract_frozen(run.model.template, run.frozen, run.dtype, run.few)

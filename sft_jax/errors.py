@@ -5,6 +5,7 @@ rest of the package. The exit code of each class is what `sft-jax` leaves with.
 """
 
 import difflib
+import errno
 import os
 import re
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ SECRETS = (
     (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_***"),
 )
 MOST_OF_LINE, MOST_OF_ALL = 600, 2_800  # characters of one problem, and of all problems of a message
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a system says where a disk is full
 SECRET_VARIABLES = ("TOKEN", "SECRET", "PASSWORD", "_KEY")  # endings of names in the environment
 
 

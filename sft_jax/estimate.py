@@ -48,12 +48,12 @@ class Candidate:
 
 
 def without_weights(config: Config) -> Run:
-    """The run as it would be, prepared without weights and without keeping anything in the user's cache."""
+    """The run as it would be in an empty directory, prepared without weights and without keeping anything in the
+    user's cache."""
     jax.config.update("jax_enable_compilation_cache", False)
     data = config.data.model_copy(update={"cache": False})
-    return prepare(
-        config.model_copy(update={"model": config.model.model_copy(update={"weights": "random"}), "data": data})
-    )
+    model = config.model.model_copy(update={"weights": "random"})
+    return prepare(config.model_copy(update={"model": model, "data": data}), anywhere=True)
 
 
 def estimate(run: Run) -> Estimate:
@@ -106,7 +106,8 @@ def smaller(run: Run, total: int, limit: int) -> Iterator[Candidate]:
         least = total
         for value in values:
             found = _candidate(run, {key: value})
-            yield found
+            if found.total < total:
+                yield found
             saves, least = found.total < SAVES * least, min(least, found.total)
             together |= {key: value} if saves else {}
             if found.total <= limit or (key == "train.accumulate" and not saves):

@@ -2,9 +2,9 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,22 +23,25 @@ from sft_jax.infer.answered import Answered, answering
 from sft_jax.nn.template import Params
 from sft_jax.publish import publish
 from sft_jax.report.page import write_report
+from sft_jax.report.predictions import FILE as PREDICTIONS
+from sft_jax.report.predictions import write_predictions
 from sft_jax.report.review import summarise
 from sft_jax.run import Run, eval_program, initial, plan, restore, train_program
 from sft_jax.tasks.task import Table
 from sft_jax.train import directory, optim, step
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.evaluate import evaluate as evaluate_split
-from sft_jax.train.ledger import FILE, Ledger
+from sft_jax.train.ledger import FILE, LOOP, Ledger, read_account
 from sft_jax.train.loop import Timing
 from sft_jax.train.loop import train as train_loop
-from sft_jax.train.manifest import local_files, manifest, versions
+from sft_jax.train.manifest import MODEL_CONFIG, local_files, manifest, sha256, split, versions
 from sft_jax.train.profile import Trace, programs
-from sft_jax.train.report import MetricsFile, SamplesFile, Screen, Sink, size
+from sft_jax.train.report import MetricsFile, SamplesFile, Screen, Sink, read_metrics, size, speed
 from sft_jax.train.resume import Tell, newest, resume
 from sft_jax.train.state import TrainState
 from sft_jax.train.trackers import Events, Wandb
 
+SPENT = ("tokens_per_second", "seconds", "programs", "peak_memory_bytes")  # of a summary: what training took
 Answering = Callable[[Params], Answered]
 
 
@@ -54,6 +57,7 @@ class Scores:
     groups: dict[str, dict[str, float]]  # group -> metrics; those that have no row are left out
     tables: dict[str, Table]
     kept: np.ndarray  # what the task keeps of the outputs, [documents, k] or [tokens, k]
+    answers: list[str] = field(default_factory=list)  # in words, to the first rows that were answered so
 
     def values(self) -> dict[str, Any]:
         """The metrics as an event carries them, groups and all."""
@@ -92,6 +96,7 @@ def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
     state, frozen = initial(run)
     found = resume(checkpoints, run.config.run, partial(restore, run, checkpoints), told.append)
     state, progress = found or (state, Progress())
+    extended = _extended(run, progress, told.append)
     answers = answers_to(run, "validation")
     if meshes.is_first_process():
         sinks += [*_files(run, progress.step), *([screen] if screen else [])]
@@ -100,9 +105,8 @@ def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
     run, beside = on_features(run, frozen, partial(_tell, sinks))
     run = grid.chosen(run, beside, state.params, partial(_tell, sinks))
     program, validate = train_program(run, state, beside), eval_program(run, state.weights, beside)
-    if progress.finished or progress.step >= run.batches.steps:
-        timing = Timing(time.time(), 0.0, 0.0)
-    else:
+    timing = None
+    if not (progress.finished or progress.step >= run.batches.steps):
         with ledger("compile"):
             alone = replace(run, batches=replace(run.batches, workers=0))  # one batch is worth no process
             _compile(alone.stream(progress.step), program, sinks)
@@ -110,7 +114,7 @@ def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
             state,
             beside,
             progress,
-            plan=plan(run),
+            plan=replace(plan(run), extended=extended),
             program=program,
             batches=run.stream(progress.step),
             put=partial(run.put, stacked=run.template is not None),
@@ -130,16 +134,36 @@ def _train(run: Run, screen: Screen | None, ledger: Ledger) -> Result:
     return _finish(run, state, frozen, beside, progress, timing, program, validate, sinks)
 
 
+def _extended(run: Run, progress: Progress, tell: Tell) -> int:
+    """The last step after which the run was extended, 0 where it was not; a run that was done there is done no more."""
+    first = meshes.is_first_process()
+    found = directory.extensions(run.directory) if first else []
+    last = meshes.of_first([found[-1]["step"], found[-1]["before"]] if found else [])
+    ended = meshes.of_first([entry["step"] for entry in found])
+    if progress.finished and progress.step in ended:
+        progress.finished = False
+    if last and progress.step == last[0] and run.batches.steps > last[1]:
+        was, now = (optim.learning_rate(run.config.optim, steps) for steps in (last[1], run.batches.steps))
+        tell(
+            f"extended from {last[1]} to {run.batches.steps} steps, goes on at step {last[0] + 1}; the learning rate "
+            f"is {np.asarray(now(last[0])):.3e} there, as in a schedule of {run.batches.steps} steps, and was "
+            f"{np.asarray(was(max(0, last[0] - 1))):.3e} at the step before"
+        )
+    return last[0] if last else 0
+
+
 def evaluate(run: Run, split: str, at: str = "best", tell: Tell = _to_stderr) -> tuple[Scores, int]:
     """(scores, step) of the best or latest step of a run on one of its splits; `tell` hears what was left out."""
     if split not in run.evals:
         raise ConfigError(f"split '{split}': this run has {', '.join(run.evals) or 'none'}; name one of them")
+    _check_read(run, {"train", split})
     state, frozen, number = trained(run, at, tell)
     return _scored(run, split, eval_program(run, state.weights, frozen), state.weights, frozen), number
 
 
 def export(run: Run, out: Path, at: str = "best", tell: Tell = _to_stderr) -> int:
     """Write the best or latest step of a run as a Hugging Face directory; gives that step."""
+    _check_read(run, {"train"})
     state, frozen, number = trained(run, at, tell)
     publish(run, state, frozen, out, {}, replace=False)
     return number
@@ -160,7 +184,7 @@ def score(
     of_answers = answered.metrics if answered else {}
     metrics = {**task.metrics(found.counts), **task.row_metrics(found.kept, examples), **of_answers}
     tables = {**task.tables(found.counts), **task.row_tables(found.kept, examples)}
-    return Scores(metrics, groups, tables, found.kept)
+    return Scores(metrics, groups, tables, found.kept, answered.answers if answered else [])
 
 
 def _scored(run: Run, split: str, program: step.Program, params: Params, frozen: Params) -> Scores:
@@ -187,22 +211,41 @@ def trained(run: Run, at: str, tell: Tell = _to_stderr) -> tuple[TrainState, Par
 
 
 def begin_directory(run: Run) -> dict[str, Any]:
-    """Create the run directory, or see that data and weights are those it began with; gives the manifest of now."""
+    """Create the run directory, or see that it reads what it began with; gives the manifest of now."""
     config = run.config
     now = manifest(
         directory.settings(config),
         config.seed,
         run.mesh,
-        run.data,
+        data=_splits(run, run.data),
         files=[(name, Path(assets.resolve(name)).expanduser()) for name in local_files(config.data.source)],
-        tokenizer=fingerprint(run.task.reader.files(run.checkpoint.directory)),
-        weights=run.checkpoint.digest(),
+        model=_model(run),
     )
     meshes.wait_for_all("run directory checked")  # or a slow process would find it in use by this very run
     if meshes.is_first_process():
-        directory.begin(config, run.directory, now)
+        directory.begin(config, run.directory, now, run.batches.steps, run.batches.order.steps_per_epoch)
         directory.write_json(run.directory / "data.json", run.report.plain(), sort=False)
     return now
+
+
+def _check_read(run: Run, splits: Collection[str]) -> None:
+    """See that a run reads now what it was trained with, of these splits."""
+    directory.check_read(run.directory, {"data": _splits(run, splits), **_model(run)})
+
+
+def _splits(run: Run, splits: Collection[str]) -> dict[str, Any]:
+    """What a manifest says of these splits."""
+    scored = {name: (*part.texts, part.targets) for name, part in run.rows.items() if name != "train"}
+    return {name: split(part, scored.get(name)) for name, part in run.data.items() if name in splits}
+
+
+def _model(run: Run) -> dict[str, Any]:
+    """What a manifest says of the task and the pretrained model."""
+    return {
+        "task": sha256(run.task.to_hf()),
+        "tokenizer": fingerprint(run.task.reader.files(run.checkpoint.directory)),
+        "weights": {**run.checkpoint.digest(), MODEL_CONFIG: sha256(run.checkpoint.config)},
+    }
 
 
 def peak_memory() -> int:
@@ -287,7 +330,7 @@ def _finish(
     frozen: Params,
     beside: Params,
     progress: Progress,
-    timing: Timing,
+    timing: Timing | None,
     program: step.Program,
     evaluator: step.Program,
     sinks: list[Sink],
@@ -300,22 +343,13 @@ def _finish(
     publish(run, state, frozen, run.directory / "model", test.metrics if test else {}, replace=True)
     best = next((e for e in progress.evaluations if e["step"] == progress.best_step), {})
     validation = {k: v for k, v in best.items() if k in run.task.metric_names}
-    now, begun = time.time(), machine.started()
+    spent = _spent_before(run) if timing is None else _spent(run, timing, program, evaluator)
     summary = {
         "steps": progress.step,
         "best_step": progress.best_step,
-        "tokens_per_second": timing.tokens_per_second,
+        **spent,
         "unit": run.task.unit,  # of these
-        "seconds": {
-            "to_first_step": timing.first_step - begun,
-            "compile": program.seconds + evaluator.seconds,
-            "train": timing.seconds,
-            "waiting": timing.waiting,
-            "total": now - begun,
-        },
-        "programs": programs(),
         "padding_share": padding_share(run.batches),
-        "peak_memory_bytes": peak_memory(),
         "validation": validation,
         "headline": run.task.headline,
         "test": test.values() if test else {},
@@ -331,10 +365,49 @@ def _finish(
     return Result(run.directory, progress.step, progress.best_step, validation, test, scored, summary)
 
 
+def _spent(run: Run, timing: Timing, program: step.Program, evaluator: step.Program) -> dict[str, Any]:
+    """How fast a process trained, and what that took."""
+    now, begun = time.time(), machine.started()
+    return {
+        "tokens_per_second": timing.tokens_per_second,
+        "seconds": {
+            "to_first_step": timing.first_step - begun,
+            "compile": program.seconds + evaluator.seconds,
+            "train": timing.seconds,
+            "waiting": timing.waiting,
+            "total": now - begun,
+        },
+        "programs": programs(),
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def _spent_before(run: Run) -> dict[str, Any]:
+    """The same of a run that was done before this process: as it summed up, or as its ledger and its metrics say."""
+    before = directory.read_summary(run.directory)
+    if spent := {key: before[key] for key in SPENT if key in before}:
+        return spent
+    seconds = read_account(run.directory).seconds
+    return {
+        "tokens_per_second": speed(read_metrics(run.directory / "metrics.jsonl")),
+        "seconds": {
+            "to_first_step": seconds["start"],
+            "compile": seconds["compile"],
+            "train": sum(seconds[part] for part in LOOP),
+            "waiting": seconds["wait"],
+            "total": sum(seconds.values()),
+        },
+        "programs": programs(),
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
 def _report(run: Run, test: Scores | None, sinks: list[Sink]) -> None:
     """Write what is kept of the test split, and the page; the last thing of all, so that it cannot lose a run."""
     try:
         if test:
+            rows = run.examples("test"), run.rows["test"]
+            write_predictions(run.directory / PREDICTIONS, run.task, test.kept, *rows, test.answers)
             directory.write_json(run.directory / "review.json", _review(run, test))
         write_report(run.directory)
     except Exception as error:

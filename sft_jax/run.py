@@ -40,8 +40,9 @@ from sft_jax.train.state import (
     frozen_paths,
     initial_state,
     place,
+    unfrozen,
 )
-from sft_jax.weights.files import Checkpoint, find, open_checkpoint
+from sft_jax.weights.files import Checkpoint, count, find, open_checkpoint
 from sft_jax.weights.table import Matched, match
 
 AT_ONCE = 500  # steps of a head on features that one call takes at most
@@ -56,6 +57,7 @@ class Run(Inputs):
     model: Model
     matched: Matched
     frozen: frozenset[str]
+    later: dict[str, list[str]]  # pattern of `train.unfreeze` -> the paths that it holds still at first
     optimizer: optax.GradientTransformation
     placement: Placement
     batches: TrainBatches
@@ -101,10 +103,14 @@ class Run(Inputs):
         return prefetch(Stacked(self.batches, edges(plan(self), begin, AT_ONCE)), 0, ahead)
 
 
-def prepare(config: Config) -> Run:
-    """Read rows, headers and tokenizer, and lay out what will happen; every user's mistake is found here."""
+def prepare(config: Config, *, anywhere: bool = False) -> Run:
+    """Read rows, headers and tokenizer, and lay out what will happen; every user's mistake is found here.
+
+    `anywhere` is for what leaves the run directory alone, whatever it holds.
+    """
     meshes.start_processes()
-    directory.check(config, Path(config.run.dir).expanduser())
+    if not anywhere:
+        directory.check(config, Path(config.run.dir).expanduser())
     trackers.check(config.report)
     mesh = meshes.make_mesh(config.mesh)
     checks.determinism(config.run, mesh.devices.flat[0].platform)
@@ -151,7 +157,8 @@ def _laid_out(config: Config, mesh: Mesh, inputs: Inputs, model: Model, matched:
     batches, evals = make_batches(config, mesh, inputs.rows, data, inputs.tokenizer)
     new = matched.initialised if matched.loaded else ()  # all is new where no weights are read
     still = standing_still(config.adapter, model.template.leaves, model.adapters, new, model.head.kind)
-    frozen = frozen_paths(config.train.freeze, model.template, still)
+    later = unfrozen(config.train.unfreeze, model.template, still)
+    frozen = frozen_paths(config.train.freeze, model.template, still, later)
     template, looped = depth.held(config, model.template, frozen, matched.loaded, batches.steps)
     model, frozen = replace(model, template=template), depth.by_key(template, frozen)
     recomputed = features.obstacle(model.template, task, frozen, batches, config.train.cache_features)
@@ -167,6 +174,7 @@ def _laid_out(config: Config, mesh: Mesh, inputs: Inputs, model: Model, matched:
         model=model,
         matched=matched,
         frozen=frozen,
+        later=later,
         optimizer=optimizer,
         placement=placement,
         batches=batches,
@@ -258,8 +266,10 @@ def plan(run: Run) -> Plan:
     """When things happen, in steps."""
     config = run.config
     every = {"epoch": run.batches.order.steps_per_epoch, "never": None}.get(str(config.eval.every), config.eval.every)
+    begins = [(optim.first_step(u, run.batches.steps), u.match) for u in config.train.unfreeze]
     return Plan(
         steps=run.batches.steps,
+        begins=tuple((step, begins_to_be_trained(run, match)) for step, match in begins if step),
         log_every=config.train.log_every,
         eval_every=every if isinstance(every, int) else None,
         save_every=config.checkpoint.every,
@@ -269,6 +279,12 @@ def plan(run: Run) -> Plan:
         min_delta=config.eval.min_delta,
         max_skipped=config.train.max_skipped,
     )
+
+
+def begins_to_be_trained(run: Run, match: str) -> str:
+    """What of a model a pattern of `train.unfreeze` is of, in words."""
+    shapes = run.model.template.looped.shapes
+    return f"{match}, {count({path: shapes[path] for path in run.later[match]}):,} parameters"
 
 
 def _best_mode(config: Config, task: Task) -> str:

@@ -43,6 +43,9 @@ class RunSection(Section):
     `strict` also refuses a damaged newest checkpoint, `restart` moves all checkpoints aside and begins again."""
     resume_step: Positive | None = None
     """Go on from this checkpoint; later ones are moved aside."""
+    extend: bool = False
+    """Go on with a run, also one that is done, to more `train.epochs` or `train.steps` than it was to have. Rows come
+    in the order that they would have had; the learning rate is that of the new number of steps from there on."""
     deterministic: bool = False
     """On a GPU, the same bits each time: no kernel that adds up in whatever order, none picked by its speed. Costs
     speed, most where embeddings are trained, and is what CPUs and TPUs do anyway."""
@@ -51,6 +54,8 @@ class RunSection(Section):
     def _has_checkpoints(self) -> Self:
         if self.resume_step is not None and self.resume in ("never", "restart"):
             raise ValueError(f"resume_step: {self.resume_step} goes on, and resume={self.resume} does not; keep one")
+        if self.extend and self.resume in ("never", "restart"):
+            raise ValueError(f"extend: goes on, and resume={self.resume} does not; keep one")
         return self
 
 

@@ -130,14 +130,15 @@ class TrainSection(Section):
     """What is computed again for the gradient instead of being kept: nothing, all of a block but its products, all of a
     block; `offload` keeps the products in the host's memory."""
     freeze: list[str] = []
-    """Patterns of parameters that stay as they are."""
+    """Patterns of parameters that stay as they are, but for those that `unfreeze` names."""
     cache_features: Literal["auto", "always", "never"] = "auto"
     """Where all below the head is frozen, compute what the head reads once and keep it: `auto` where that changes
     nothing, `always` also where there is dropout below the head, which is then left out, `never`."""
     head_grid: HeadGrid | None = None
     """Rates and decays to choose from before the head is trained; null takes those of `optim`."""
     unfreeze: list[Unfreeze] = []
-    """Patterns of parameters that are trained from a later step on; the first that fits wins."""
+    """Patterns of parameters that stay as they are until a later step, whether `freeze` names them or not, and are
+    trained from then on; the first that fits wins. Statistics of norms that `freeze` names stay as they are."""
     r_drop: NotNegative = 0.0
     """R-Drop: factor on the divergence between two passes with different dropout; 0 makes one pass."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None

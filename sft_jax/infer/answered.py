@@ -17,6 +17,7 @@ class Answered:
 
     samples: list[dict[str, Any]]  # of the first rows, for people
     metrics: dict[str, float]  # of a task that scores its answers
+    answers: list[str]  # of all rows that were answered
 
 
 def answering(
@@ -47,6 +48,6 @@ def answering(
         if task.answer_metrics and scored:
             metrics = task.answer_metrics([record["answer"] for record in records[:scored]], rows.targets[:scored])
         samples = [{"prompt": prompt, **record} for prompt, record in zip(asked, records, strict=False)]
-        return Answered(samples, metrics)
+        return Answered(samples, metrics, [record["answer"] for record in records])
 
     return answered

@@ -1,6 +1,6 @@
 """Several runs side by side: their scores, what differs in how they were made, and their curves in one picture."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from sft_jax.report.record import Record, read_record
 from sft_jax.report.tables import Sheet
 from sft_jax.train.directory import differences, write_whole
 
+TOLD = ("schema", "config")  # of a manifest: the settings are shown by name
 SHOWN = 32  # characters of a setting that differs
 
 
@@ -38,7 +39,7 @@ def compare(paths: Sequence[Path], metrics: Sequence[str] = ()) -> Comparison:
         runs,
         _scores(names, runs, _metrics(runs, metrics)),
         _differing("Settings that differ", names, settings),
-        _differing("What else differs", names, [run.manifest for run in runs]),
+        _differing("What else differs", names, [_without(run.manifest, TOLD) for run in runs]),
     )
 
 
@@ -113,6 +114,10 @@ def _validation(run: Record) -> dict[str, Any]:
     """The scores of the best step; of a run that is not finished, the latest."""
     found = [event for event in run.events if event["kind"] == "validation"]
     return run.summary.get("validation") or (found[-1] if found else {})
+
+
+def _without(tree: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in tree.items() if key not in keys}
 
 
 def _differing(title: str, names: Sequence[str], trees: Sequence[Any]) -> Sheet:

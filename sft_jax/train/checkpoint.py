@@ -6,7 +6,8 @@ checkpoints/12/manifest  what the loop knows, a digest of each array, and a dige
 A checkpoint is of the trainable parameters; frozen ones are those of the pretrained model, whose digest the run's
 manifest has. Restoring is onto the mesh of now, whatever mesh the checkpoint was written from, and what comes back is
 what was written, or it is an error: orbax by itself reads a flipped bit and says nothing. A step appears whole, by a
-rename. Looking changes nothing; only saving clears away what a killed process left.
+rename; it counts as saved once it has been opened again, and only then are older ones taken away. Looking changes
+nothing; only saving clears away what a killed process left.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,11 +26,12 @@ from typing import Any
 import absl.logging
 import jax
 import orbax.checkpoint as ocp
+import tensorstore
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from sft_jax import mesh as meshes
-from sft_jax.errors import RunError, listing
+from sft_jax.errors import NO_ROOM, RunError, listing
 from sft_jax.train.digest import digests, name
 from sft_jax.train.state import TrainState
 
@@ -36,6 +39,11 @@ SCHEMA = 1
 SHOWN = 5  # problems that a message names; the others are counted
 LONGEST = 120  # characters that are shown of an error of orbax
 ELSEWHERE = "another process could not read it"
+DAMAGED = "damaged"  # where checkpoints go that cannot be restored
+UNFINISHED = ".orbax-checkpoint-tmp"  # how orbax names what is not whole, and clears it away
+# Characters of a path that mean themselves to orbax, which reads paths as patterns, and to tensorstore.
+PLAIN = re.compile(r"[\w/.,=+@~ -]*")
+OPEN_FILES = Path("/proc/self/fd")
 # Memory and devices: neither says anything about what is on the disk.
 NOT_STORAGE = (MemoryError, jax.errors.JaxRuntimeError)
 
@@ -74,18 +82,13 @@ class Progress:
         self.best_step = self.best_value = None
 
 
-@dataclass
-class _KeepLatestAndBest:
-    """Orbax's own best-of policy forgets the metrics of earlier processes; this one is told the best step."""
-
-    latest: int
-    best: int | None = None
+class _KeepAll:
+    """What orbax may take away of its own accord: nothing, since it does not know yet whether a step can be opened."""
 
     def should_preserve(
         self, checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo], *, context: Any
     ) -> list[bool]:
-        newest = len(checkpoints) - self.latest
-        return [i >= newest or c.step == self.best for i, c in enumerate(checkpoints)]
+        return [True for _ in checkpoints]
 
 
 class Checkpoints:
@@ -96,14 +99,18 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int, warn: Callable[[str], None] | None = None):
         self.directory = directory
-        self._policy = _KeepLatestAndBest(keep)
+        self._keep = keep
         self._warn = warn
         self._manager: ocp.CheckpointManager | None = None  # made when there is something to save
-        self._saving: tuple[int, Progress] | None = None  # the step that is being written
+        self._saving: tuple[int, Progress, int] | None = None  # the step that is being written, and its arrays
+        self._opened: int | None = None  # the directory as an open file, where its path means more than itself
+        if not _is_plain(directory) and not OPEN_FILES.is_dir():
+            odd = "".join(dict.fromkeys(PLAIN.sub("", str(directory.absolute()))))
+            raise RunError(f"{directory}: checkpoints cannot be saved under a path with {odd}; give another run.dir")
 
     def steps(self) -> list[int]:
         """The steps that stand, oldest first; whether they can be restored is seen by restoring."""
-        return meshes.of_first(_steps_in(self.directory))
+        return meshes.of_first(steps_in(self.directory))
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """Begin to save; returns as soon as the arrays are copied. A step that stands already is left alone.
@@ -113,12 +120,11 @@ class Checkpoints:
         self.wait()
         if progress.step in self.steps():
             return
-        self._policy.best = progress.best_step
         tree = _as_tree(state)
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(tree), manifest=ocp.args.JsonSave(_manifest(tree, progress))
         )
-        self._saving = (progress.step, progress)
+        self._saving = (progress.step, progress, len(jax.tree.leaves(tree)))
         self._try(lambda manager: manager.save(progress.step, args=arguments, force=True))
 
     def check(self) -> None:
@@ -127,9 +133,17 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Until what is being saved is on disk, or has failed."""
+        """Until what is being saved is on disk and has been opened again, or has failed; older ones then go."""
         if self._manager:
             self._try(lambda manager: manager.wait_until_finished())
+        if self._saving:
+            step, progress, leaves = self._saving
+            if problem := _unopened(self._path(step), leaves):
+                if meshes.is_first_process():
+                    self._move(step, DAMAGED)
+                self._failed(problem)
+            elif meshes.is_first_process():
+                self._take_away(progress.best_step)
         self._saving = None
 
     def restore(self, abstract: TrainState, shardings: TrainState, step: int) -> tuple[TrainState, Progress]:
@@ -163,14 +177,8 @@ class Checkpoints:
     def set_aside(self, steps: Sequence[int], name: str) -> None:
         """Move steps, or what stands in their place, into a directory beside them, where no run looks again."""
         if meshes.is_first_process():
-            there = self.directory / name
             for step in steps:
-                names = (str(step), *(f"{step}-{number}" for number in range(2, 1000)))  # it may happen twice
-                try:
-                    there.mkdir(exist_ok=True)
-                    (self.directory / str(step)).rename(next(there / n for n in names if not (there / n).exists()))
-                except OSError as error:
-                    raise RunError(f"{there}: step {step} cannot be moved there ({error.strerror}); do it") from None
+                self._move(step, name)
         meshes.wait_for_all("checkpoints set aside")
 
     def close(self) -> None:
@@ -179,16 +187,45 @@ class Checkpoints:
         if self._manager:
             self._manager.close()
             self._manager = None
+        if self._opened is not None:
+            os.close(self._opened)
+            self._opened = None
+
+    def _move(self, step: int, name: str) -> None:
+        there = self.directory / name
+        names = (str(step), *(f"{step}-{number}" for number in range(2, 1000)))  # it may happen twice
+        try:
+            there.mkdir(exist_ok=True)
+            (self.directory / str(step)).rename(next(there / n for n in names if not (there / n).exists()))
+        except OSError as error:
+            raise RunError(f"{there}: step {step} cannot be moved there ({error.strerror}); do it") from None
+
+    def _take_away(self, best: int | None) -> None:
+        """Delete all but the latest and the best; each first loses its name, so that no half of it is ever found."""
+        for step in steps_in(self.directory)[: -self._keep]:
+            if step != best:
+                unfinished = self.directory / f"{step}{UNFINISHED}"
+                with suppress(OSError):
+                    (self.directory / str(step)).rename(unfinished)
+                    shutil.rmtree(unfinished)
+
+    def _home(self) -> Path:
+        """The directory under a name that is no pattern: its own, or that of an open file."""
+        if _is_plain(self.directory) or not self.directory.is_dir():
+            return self.directory.absolute()
+        if self._opened is None:
+            self._opened = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        return OPEN_FILES / str(self._opened)
 
     def _try(self, do: Callable[[ocp.CheckpointManager], object]) -> None:
         """Have something done by orbax, and tell of it where that fails."""
         try:
             if self._manager is None:
+                self.directory.mkdir(parents=True, exist_ok=True)
                 options = ocp.CheckpointManagerOptions(
-                    preservation_policy=self._policy, cleanup_tmp_directories=True, create=True
+                    preservation_policy=_KeepAll(), cleanup_tmp_directories=True, create=False
                 )
-                names = ("state", "manifest")
-                self._manager = ocp.CheckpointManager(self.directory.absolute(), options=options, item_names=names)
+                self._manager = ocp.CheckpointManager(self._home(), options=options, item_names=("state", "manifest"))
             do(self._manager)
             return
         except NOT_STORAGE:
@@ -202,19 +239,21 @@ class Checkpoints:
             with suppress(Exception):
                 self._manager.close()
         self._manager = None  # it takes the step for one that stands
-        step, progress = self._saving or (0, Progress())
+        step, progress, _ = self._saving or (0, Progress(), 0)
         self._saving = None
         if progress.best_step == step:
             progress.forget_best()
         what = f"{self.directory}: step {step} could not be saved ({reason})"
+        full = reason in {os.strerror(number) for number in NO_ROOM}
         if self._warn is None:
-            left = _steps_in(self.directory)
+            left = steps_in(self.directory)
             where = f"goes on after step {left[-1]}" if left else "begins again"
-            raise RunError(f"{what}; make room for it, and the same command {where}") from None
-        self._warn(f"{what}; make room for the next one")
+            remedy = "make room for it" if full else "mend what is in its way"
+            raise RunError(f"{what}; {remedy}, and the same command {where}") from None
+        self._warn(f"{what}; {'make room for the next one' if full else 'the next one is tried'}")
 
     def _path(self, step: int) -> epath.Path:
-        return epath.Path(self.directory.absolute()) / str(step)
+        return epath.Path(self._home()) / str(step)
 
     def _read(self, step: int, wanted: Any) -> tuple[dict[str, Any], Any, list[str]]:
         """(manifest, tree, problems) of a step; there is a tree where there is no problem."""
@@ -235,12 +274,32 @@ class Checkpoints:
         return RunError(listing(f"{self.directory}: step {step}", problems[:SHOWN], more))
 
 
+def _is_plain(directory: Path) -> bool:
+    return PLAIN.fullmatch(str(directory.absolute())) is not None
+
+
+def _unopened(path: epath.Path, leaves: int) -> str | None:
+    """Why a step that was just saved does not have so many arrays, as their reader finds them; None where it does."""
+    try:
+        found = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{path / 'state'}/"}).result()
+        keys = [key.decode().rpartition("/") for key in found.list().result()]
+        described = {name for name, _, part in keys if part == ".zarray"}
+        held = {name for name, _, part in keys if part != ".zarray"}
+        for reading in [found.read(f"{name}/.zarray") for name in described]:
+            reading.result()
+    except Exception as error:  # what damaged files make of their reader can be any error at all
+        return f"it cannot be opened again: {_reason(error)}"
+    whole = len(described & held)
+    return None if whole == leaves else f"it cannot be opened again: {whole} of {leaves} arrays are there"
+
+
 def _as_tree(state: TrainState) -> dict[str, Any]:
     """What of the state there is, by the name of the field."""
     return {field: value for field, value in vars(state).items() if value is not None}
 
 
-def _steps_in(directory: Path) -> list[int]:
+def steps_in(directory: Path) -> list[int]:
+    """The steps that stand in a directory of checkpoints, oldest first."""
     names = [entry.name for entry in directory.iterdir()] if directory.is_dir() else []
     return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 

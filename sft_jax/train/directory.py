@@ -5,11 +5,16 @@ config.yaml     the whole configuration, defaults included
 manifest.json   what the result depends on, and the processes that worked on it; see `manifest.py`
 data.json       the data report: what became of the rows, and what they are in tokens
 metrics.jsonl   a line for each interval and evaluation
+samples.jsonl   of a model that answers in words, what it answered at each validation
 ledger.jsonl    where the wall time went
-events/         the same for TensorBoard
+grid.json       of `train.head_grid`, what each point came to
+events/         the same as metrics.jsonl for TensorBoard
+profile/        of `train.profile`, the trace
 checkpoints/    training states, and those that were moved aside
 model/          the best model as a Hugging Face directory
+adapter/        of a run with adapters, the best one as `peft` loads it
 summary.json    scores and seconds, when the run is done
+predictions.jsonl  a line for each row of the test split: where it stands, its truth, what was predicted
 review.json     how the rows of the test split were answered, in short
 report.html     all of this for people
 """
@@ -17,6 +22,7 @@ report.html     all of this for people
 import errno
 import fcntl
 import json
+import math
 import os
 import platform
 import sys
@@ -30,14 +36,17 @@ import yaml
 
 from sft_jax.config.read import parse_value, write_config
 from sft_jax.config.schema import Config
-from sft_jax.errors import RunError, SftError, listing
-from sft_jax.train.manifest import command, utc_now
+from sft_jax.config.training import TrainSection
+from sft_jax.errors import NO_ROOM, RunError, SftError, listing, reason
+from sft_jax.train.checkpoint import steps_in
+from sft_jax.train.manifest import MODEL_CONFIG, command, utc_now
+from sft_jax.train.optim import first_step
 
 # Keys that change how a run goes but not what it computes, so that a resumed run may differ in them.
+LENGTH = ("train.epochs", "train.steps")  # which `run.extend` may raise
 FREE = ("run", "mesh", "data.prefetch", "data.workers", "data.cache", "train.log_every", "train.scan",
         "train.remat", "eval.baselines",
         "checkpoint.keep", "checkpoint.on_error", "report")  # fmt: skip
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of a file system that has none
 
 
@@ -48,22 +57,39 @@ def is_used(directory: Path) -> bool:
 
 def check(config: Config, directory: Path) -> None:
     """Refuse a directory that this run may not go on in; says why, and what to do."""
+    try:
+        _check_kind(config, directory)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{directory}: cannot be looked into ({reason(error)}); give another run.dir") from None
+    if not is_used(directory):
+        return
+    differing = [
+        f"{key}: {there!r} there, {now!r} now" for key, (there, now) in _changed(config, directory).items()
+        if not (_is_free(key) or (config.run.extend and key in LENGTH))
+    ]  # fmt: skip
+    if differing:
+        longer = all(line.startswith(LENGTH) for line in differing)
+        remedy = "to go on with more steps: run.extend=true" if longer else "or the same settings"
+        raise RunError(listing(f"{directory} holds another run; give another run.dir, {remedy}", differing))
+
+
+def _check_kind(config: Config, directory: Path) -> None:
     if directory.exists() and not directory.is_dir():
         raise RunError(f"{directory}: is a file; give another run.dir")
     if config.run.resume == "never" and is_used(directory):
         raise RunError(f"{directory}: holds a run, and run.resume is never; give another run.dir")
-    if config.run.resume == "must" and not is_used(directory):
-        raise RunError(f"{directory}: holds no run, and run.resume is must; check run.dir")
+    for asked in (
+        "run.resume is must" if config.run.resume == "must" else "",
+        "run.extend" if config.run.extend else "",
+    ):
+        if asked and not is_used(directory):
+            raise RunError(f"{directory}: holds no run, and {asked} goes on with one; check run.dir")
     if (directory / "checkpoints").exists() and not (directory / "checkpoints").is_dir():
         raise RunError(f"{directory / 'checkpoints'}: is a file; move it away, or give another run.dir")
-    if not is_used(directory):
-        return
-    before = _read(directory / "config.yaml", parse_value)
-    changed = differences(before, parse_value(write_config(config)))
-    differing = [f"{key}: {there!r} there, {now!r} now" for key, (there, now) in changed.items() if not _is_free(key)]
-    if differing:
-        where = f"{directory} holds another run; give another run.dir, or the same settings"
-        raise RunError(listing(where, differing))
+
+
+def _changed(config: Config, directory: Path) -> dict[str, tuple[Any, ...]]:
+    return differences(_read(directory / "config.yaml", parse_value), parse_value(write_config(config)))
 
 
 @contextmanager
@@ -88,20 +114,70 @@ def held(directory: Path) -> Iterator[None]:
             raise RunError(f"{where}: {error.strerror}; make room, and the same command goes on") from None
 
 
-def begin(config: Config, directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Write down what run this is, or check that it is the one that began here, with the same data and weights."""
+def begin(config: Config, directory: Path, manifest: Mapping[str, Any], steps: int, epoch: int) -> None:
+    """Write down what run this is, of how many steps, `epoch` of them an epoch; or check that it is the one that began
+    here, with the same data and weights, and write down how many steps more it is to have."""
     if not is_used(directory):
         directory.mkdir(parents=True, exist_ok=True, mode=0o750)
         write_json(directory / "manifest.json", manifest)
         write_whole(directory / "config.yaml", write_config(config))
         return
     check(config, directory)  # again: another run may have begun since
+    check_read(directory, manifest)
+    if any(key in LENGTH for key in _changed(config, directory)):
+        _extend(config, directory, manifest, steps, epoch)
+
+
+def check_read(directory: Path, now: Mapping[str, Any]) -> None:
+    """Refuse what a run reads, as far as `now` says it, where it is not what the run was trained with.
+
+    What the manifest of an earlier version does not say is not compared.
+    """
     before = _read(directory / "manifest.json", json.loads)
-    differing = [
-        f"{what}: not what the run began with" for what in ("data", "weights") if before.get(what) != manifest[what]
+    data, weights = before.get("data", {}), before.get("weights", {})
+    splits = [
+        split
+        for split, part in now["data"].items()
+        if any(data.get(split, {key: None}).get(key, value) != value for key, value in part.items())
     ]
+    files = [
+        name
+        for name in sorted({*weights, *now["weights"]})
+        if weights.get(name) != now["weights"].get(name) and (name != MODEL_CONFIG or name in weights)
+    ]
+    whole = [what for what in ("task", "tokenizer") if before.get(what, now[what]) != now[what]]
+    differing = [*(f"data: {split} is" for split in splits), *(f"weights: {file} is" for file in files), *whole]
     if differing:
-        raise RunError(listing(f"{directory}: cannot go on; give another run.dir", differing))
+        where = f"{directory}: put back what it reads, or give another run"
+        problems = [
+            f"{what}{'' if what.endswith(' is') else ':'} not what the run was trained with" for what in differing
+        ]
+        raise RunError(listing(where, problems))
+
+
+def _extend(config: Config, directory: Path, manifest: Mapping[str, Any], steps: int, epoch: int) -> None:
+    """Write down that the run is to have more steps."""
+    section = TrainSection.model_validate(_read(directory / "config.yaml", parse_value)["train"])
+    before = section.steps or math.ceil(section.epochs * epoch)
+    if steps < before:
+        raise RunError(f"{directory}: was to have {before} steps, and {steps} are fewer; give more, or another run.dir")
+    moved = [u.match for u in config.train.unfreeze if first_step(u, before) != first_step(u, steps)]
+    if moved:
+        raise RunError(
+            f"{directory}: train.unfreeze: '{moved[0]}' begins at a share of the steps, and would begin anew with more "
+            f"of them; such a run cannot be extended, give another run.dir"
+        )
+    there = _read(directory / "manifest.json", json.loads)
+    newest = max(steps_in(directory / "checkpoints"), default=0)
+    entry = {"step": newest, "before": before, "after": steps, "time": utc_now()}
+    there |= {"config": manifest["config"], "extensions": [*there.get("extensions", []), entry]}
+    write_json(directory / "manifest.json", there)
+    write_whole(directory / "config.yaml", write_config(config))
+
+
+def extensions(directory: Path) -> list[dict[str, Any]]:
+    """How a run was extended, in order."""
+    return _read(directory / "manifest.json", json.loads).get("extensions", [])
 
 
 @contextmanager
@@ -134,6 +210,15 @@ def settings(config: Config) -> dict[str, Any]:
     """The flattened settings that change what is computed, without the seeds."""
     tree = flatten(parse_value(write_config(config)))
     return {key: value for key, value in tree.items() if not _is_free(key) and not key.startswith("seed.")}
+
+
+def read_summary(directory: Path) -> dict[str, Any]:
+    """What a run that was done summed up; nothing where it was not, or where that cannot be read."""
+    try:
+        found = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_json(file: Path, content: Any, *, sort: bool = True) -> None:

@@ -47,6 +47,8 @@ class Plan:
     patience: int | None = None  # evaluations in a row that may be no better
     min_delta: float = 0.0  # by how much one must be better to be better
     max_skipped: int = 10  # steps in a row that may be skipped
+    extended: int = 0  # the step from which on a run that was done went on: patience begins anew
+    begins: tuple[tuple[int, str], ...] = ()  # (steps before it, what begins to be trained then)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def train(
                 executable = program.compile(batch)
             called, stacked = time.perf_counter(), batch["weight"].ndim == 3
             after = progress.step + (len(batch["weight"]) if stacked else 1)
+            _tell_beginnings(plan, progress.step, after, sinks)
             with traced.over(progress.step + 1, after):
                 state, metrics = executable(state, frozen, put(batch))
             traced.end(after, metrics)
@@ -152,13 +155,22 @@ def note(progress: Progress, plan: Plan, metrics: dict[str, Any], sinks: Sequenc
 
 def out_of_patience(progress: Progress, plan: Plan, sinks: Sequence[Sink]) -> bool:
     """Whether the last evaluations were none better than the best for as long as the plan allows (C13)."""
-    since = sum(entry["step"] > (progress.best_step or 0) for entry in progress.evaluations)
+    begun = max(progress.best_step or 0, plan.extended)
+    since = sum(entry["step"] > begun for entry in progress.evaluations)
     if plan.patience is None or since < plan.patience:
         return False
     for sink in sinks:
-        text = f"stopped early: no better {plan.best_metric} in {since} validations since step {progress.best_step}"
+        text = f"stopped early: no better {plan.best_metric} in {since} validations since step {begun}"
         sink.emit("note", {"text": text})
     return True
+
+
+def _tell_beginnings(plan: Plan, before: int, after: int, sinks: Sequence[Sink]) -> None:
+    """Say what begins to be trained in these steps."""
+    for step, what in plan.begins:
+        if before <= step < after:
+            for sink in sinks:
+                sink.emit("note", {"text": f"from step {step + 1} on trained as well: {what}"})
 
 
 @contextmanager

@@ -10,8 +10,10 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +32,8 @@ PACKAGES = ("sft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 # Environment that changes results or speed. A list of what is written, so that no secret can be.
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "GLIBC_TUNABLES",
          "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION", "SFT_NUM_PROCESSES")  # fmt: skip
+MODEL_CONFIG = "config.json"  # among the weights: what is read of it
+HOME = Path(__file__).parents[1]  # of the package
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 Count = Annotated[int, Field(ge=0)]
@@ -47,6 +51,8 @@ class Split(Part):
     rows: Count
     sha256: Digest
     """Of every token and label, in order."""
+    scored: Digest | None
+    """Of the texts and targets that scores are made of, in order; None of training rows."""
 
 
 class Devices(Part):
@@ -57,11 +63,29 @@ class Devices(Part):
     count: Count
 
 
+class Host(Part):
+    """The machine of the first process."""
+
+    cpu: str
+    cores: Count
+
+
 class Git(Part):
-    """The working directory, where it is in a repository."""
+    """A checkout: its commit, and whether files in it are not as they are there."""
 
     commit: str
     changed: bool
+
+
+class Extension(Part):
+    """More steps than the run was to have, by `run.extend`."""
+
+    step: Count
+    """The newest checkpoint then."""
+    before: Count
+    """Steps that the run was to have until then."""
+    after: Count
+    time: Time
 
 
 class Attempt(Part):
@@ -80,22 +104,29 @@ class Attempt(Part):
 class Manifest(Part):
     """The whole of `manifest.json`."""
 
-    schema_: Annotated[Literal[2], Field(alias="schema")]
+    schema_: Annotated[Literal[3], Field(alias="schema")]
     config: Digest
     """Of the settings that change what is computed, seeds left out since they stand here."""
     seeds: dict[str, Count]
     files: dict[str, Digest]
     """The local files of rows, as the configuration names them."""
     data: dict[str, Split]
+    task: Digest
+    """Of what an export says of the task: its labels in order, its columns."""
     tokenizer: Digest
     weights: dict[str, Digest]
-    """The weight files of the pretrained checkpoint."""
+    """The weight files of the pretrained checkpoint, and its `config.json` as it is read."""
     mesh: dict[str, Count]
     devices: Devices
+    host: Host
     processes: Count
     versions: dict[str, str]
     flags: dict[str, str]
     git: Git | None
+    """Of the working directory, where it is in a repository."""
+    code: Git | None
+    """Of sft_jax itself, where it runs from a checkout."""
+    extensions: list[Extension]
     attempts: list[Attempt]
 
 
@@ -103,31 +134,43 @@ def manifest(
     settings: Mapping[str, Any],
     seeds: Seeds,
     mesh: Mesh,
-    data: Mapping[str, Encoded],
     *,
+    data: Mapping[str, Any],  # split -> what `split` says of it
     files: Sequence[tuple[str, Path]],  # name -> where it lies
-    tokenizer: str,
-    weights: Mapping[str, str],
+    model: Mapping[str, Any],  # task, tokenizer and weights
 ) -> dict[str, Any]:
-    """Everything that a result depends on; `attempts` are still none."""
+    """Everything that a result depends on; `extensions` and `attempts` are still none."""
     device = jax.devices()[0]
     found = {
-        "schema": 2,
+        "schema": 3,
         "config": sha256(settings),
         "seeds": seeds.model_dump(),
         "files": {name: file_sha256(file) for name, file in files},
-        "data": {split: {"rows": len(part), "sha256": fingerprint(part)} for split, part in data.items()},
-        "tokenizer": tokenizer,
-        "weights": dict(weights),
+        "data": dict(data),
+        **model,
         "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
         "devices": {"kind": device.device_kind, "platform": device.platform, "count": jax.device_count()},
+        "host": {"cpu": processor(), "cores": os.cpu_count() or 0},
         "processes": jax.process_count(),
         "versions": versions(),
         "flags": {name: os.environ[name] for name in FLAGS if name in os.environ},
         "git": git_state(),
+        "code": git_state(HOME),
+        "extensions": [],
         "attempts": [],
     }
     return Manifest.model_validate(found).model_dump(by_alias=True)
+
+
+def split(encoded: Encoded, scored: Iterable[Iterable[Any]] | None) -> dict[str, Any]:
+    """What a manifest says of the documents of a split, and of the columns that its scores are made of."""
+    written = None
+    if scored is not None:
+        digest = hashlib.sha256()
+        for value in chain.from_iterable(scored):
+            digest.update(repr(value).encode() + b"\n")
+        written = digest.hexdigest()
+    return {"rows": len(encoded), "sha256": fingerprint(encoded), "scored": written}
 
 
 def command(words: Sequence[str]) -> list[str]:
@@ -189,15 +232,29 @@ def fingerprint(encoded: Encoded) -> str:
     return digest.hexdigest()
 
 
-def git_state() -> dict[str, Any] | None:
-    """Commit of the working directory and whether it has changes; None outside a repository."""
+def processor() -> str:
+    """What the processor calls itself."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def git_state(home: Path | None = None) -> dict[str, Any] | None:
+    """Commit of the working directory and whether it has changes; None outside a repository.
+
+    Of another directory, whether it itself has changes; None where the repository does not keep it.
+    """
 
     def ask(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10)
+            done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, cwd=home)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = ask("rev-parse", "HEAD")
-    return None if commit is None else {"commit": commit, "changed": bool(ask("status", "--porcelain"))}
+    if commit is None or (home is not None and not ask("ls-files", ".")):
+        return None
+    return {"commit": commit, "changed": bool(ask("status", "--porcelain", *(["."] if home else [])))}

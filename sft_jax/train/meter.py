@@ -44,7 +44,7 @@ class Meter:
         self._waiting = waiting
         self._waited = waiting() - self._left.get("waited", 0.0)  # when the interval began
         self._reports = 0
-        self._steady_tokens, self._steady_seconds = 0, 0.0  # of all intervals after the first
+        self._tokens, self._seconds = 0, 0.0  # of all intervals after the first, or of that one where it is alone
 
     def add_all(self, step: int, metrics: Any, begun: float) -> None:
         """Take what a call returned for the steps up to this one, stacked; waits for it. They took as long each."""
@@ -90,8 +90,8 @@ class Meter:
 
     @property
     def tokens_per_second(self) -> float:
-        """Real tokens in the steady state: all intervals but the first. 0 where there was only one."""
-        return self._steady_tokens / self._steady_seconds if self._steady_seconds else 0.0
+        """Real tokens in the steady state: all intervals but the first, unless there was no other. 0 before any."""
+        return self._tokens / self._seconds if self._seconds else 0.0
 
     def _taken_up(self, like: Any) -> list[tuple[int, Any]]:
         """The steps that an earlier process left of this interval; none where its metrics were other ones."""
@@ -114,11 +114,9 @@ class Meter:
         loss = float(sum(m["loss"].total for m in fetched)) / (weight or 1.0)
         tokens, last = int(sum(m["tokens"] for m in fetched)), entries[-1][0]
         self._reports += 1
-        if self._reports > 1:
-            self._steady_tokens, self._steady_seconds = (
-                self._steady_tokens + tokens,
-                self._steady_seconds + seconds,
-            )
+        if self._reports == 2:  # the first interval tells of the speed only while there is no other
+            self._tokens, self._seconds = 0, 0.0
+        self._tokens, self._seconds = self._tokens + tokens, self._seconds + seconds
         skipped = {"skipped": sum(int(m["skipped"]) for m in fetched)} if "skipped" in fetched[-1] else {}
         values = {
             "step": last,

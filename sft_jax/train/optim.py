@@ -13,7 +13,7 @@ import jax
 import optax
 
 from sft_jax.config.training import OptimSection, Penalty, Schedule, Unfreeze
-from sft_jax.errors import ConfigError, did_you_mean, reason
+from sft_jax.errors import ConfigError, did_you_mean, listing, reason
 from sft_jax.paths import first_match, select
 from sft_jax.train.adam import adam, adamw
 
@@ -81,7 +81,7 @@ def build_optimizer(
         decay = None if group is None else group.weight_decay
         factors[path] = (1.0 if scale is None else scale) * section.layer_decay ** depths[path]
         decays[path] = section.weight_decay if decay is None else decay
-    starts = {**(found := _starts(unfreeze, steps, paths)), **{key: found[inside[0]] for key, inside in held.items()}}
+    starts = {**(found := starts_of(unfreeze, steps, paths)), **{key: found[inside[0]] for key, inside in held.items()}}
     before = []
     if section.penalty.l1 or section.penalty.l2:
         penalised = _penalised_paths(section, paths)
@@ -98,7 +98,7 @@ def kinds(
     section: OptimSection, steps: int, paths: Sequence[str], unfreeze: Sequence[Unfreeze]
 ) -> dict[str, tuple[int, bool]]:
     """What must be the same of layers for one array to hold them: when training begins, and whether size costs."""
-    starts, penalised = _starts(unfreeze, steps, paths), _penalised_paths(section, paths)
+    starts, penalised = starts_of(unfreeze, steps, paths), _penalised_paths(section, paths)
     return {path: (starts[path], path in penalised) for path in paths}
 
 
@@ -138,11 +138,19 @@ def _depths(paths: Sequence[str]) -> dict[str, int]:
     return {path: below.get(path, count + 1 if path.startswith("embed/") else 0) for path in paths}
 
 
-def _starts(unfreeze: Sequence[Unfreeze], steps: int, paths: Sequence[str]) -> dict[str, int]:
-    """The step from which on each path is trained."""
+def starts_of(unfreeze: Sequence[Unfreeze], steps: int, paths: Sequence[str]) -> dict[str, int]:
+    """The step from which on each path is trained: the number of steps before it."""
     found = first_match([u.match for u in unfreeze], paths, "train.unfreeze")
-    at = [int(u.at) if u.at >= 1 else round(u.at * steps) for u in unfreeze]
+    at = [first_step(u, steps) for u in unfreeze]
+    late = [f"'{u.match}' begins at step {n}, and the run has {steps}" for u, n in zip(unfreeze, at, strict=True)]
+    if problems := [text for text, number in zip(late, at, strict=True) if number >= steps]:
+        raise ConfigError(listing("train.unfreeze: never trained; begin sooner, or freeze it", problems))
     return {path: 0 if number is None else at[number] for path, number in found.items()}
+
+
+def first_step(unfreeze: Unfreeze, steps: int) -> int:
+    """The steps before what a pattern fits begins to be trained."""
+    return int(unfreeze.at) if unfreeze.at >= 1 else round(unfreeze.at * steps)
 
 
 def _named(section: OptimSection, rate: optax.Schedule) -> optax.GradientTransformation:

@@ -6,7 +6,7 @@ programs are told is in `trackers.py`.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,6 +70,14 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if file.is_file() else []
     whole = [line for line in lines if line.endswith("\n")]  # the process was killed as it wrote the others
     return [_event(f"{file}, line {number}", line) for number, line in enumerate(whole, start=1)]
+
+
+def speed(events: Sequence[Values]) -> float:
+    """Tokens a second over all intervals of training but the first, unless there is no other; 0 without any."""
+    found = [e for e in events if e["kind"] == "train" and not e.get("partial") and e.get("tokens_per_second")]
+    found = found[1:] or found
+    seconds = sum(event["tokens"] / event["tokens_per_second"] for event in found)
+    return sum(event["tokens"] for event in found) / seconds if seconds else 0.0
 
 
 def _event(where: str, line: str) -> dict[str, Any]:

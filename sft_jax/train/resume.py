@@ -10,13 +10,12 @@ from typing import TypeVar
 
 from sft_jax.config.schema import RunSection
 from sft_jax.errors import RunError, listing
-from sft_jax.train.checkpoint import Checkpoints, Progress
+from sft_jax.train.checkpoint import DAMAGED, Checkpoints, Progress
 from sft_jax.train.state import TrainState
 
 Found = TypeVar("Found")
 Read = Callable[[int], Found]  # a step, or a RunError that says what is wrong with it
 Tell = Callable[[str], None]
-DAMAGED = "damaged"  # where checkpoints go that cannot be restored
 
 
 def resume(

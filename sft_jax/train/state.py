@@ -3,7 +3,7 @@
 Frozen parameters ride beside the state: they are never differentiated, have no moments and are not in a checkpoint.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,12 +14,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from sft_jax.config.training import TrainSection
-from sft_jax.errors import ConfigError
+from sft_jax.config.training import TrainSection, Unfreeze
+from sft_jax.errors import ConfigError, listing
 from sft_jax.mesh import fitting, like_params, param_shardings, put, replicated
 from sft_jax.nn.quantised import Kind, Quantised, abstract
 from sft_jax.nn.template import Init, Params, Template, draw
-from sft_jax.paths import select
+from sft_jax.paths import first_match, matches, select
 from sft_jax.train.guard import Guard
 
 
@@ -57,12 +57,44 @@ class Placement:
     state: TrainState  # of shardings
 
 
-def frozen_paths(patterns: Sequence[str], template: Template, beside: frozenset[str] = frozenset()) -> frozenset[str]:
-    """The paths that the patterns freeze, statistics too, and those `beside` adapters; something must be left."""
-    frozen = select(patterns, template.keys, "train.freeze") | beside
+def frozen_paths(
+    patterns: Sequence[str],
+    template: Template,
+    beside: frozenset[str] = frozenset(),
+    later: Mapping[str, Sequence[str]] | None = None,
+) -> frozenset[str]:
+    """The paths that are never trained: those of the patterns, statistics too, but not what is trained `later`, and
+    those `beside` adapters; something must be left."""
+    freed = {path for paths in (later or {}).values() for path in paths}
+    frozen = (select(patterns, template.keys, "train.freeze") - freed) | beside
     if not set(template.keys) - template.stats - frozen:
         raise ConfigError("train.freeze: every parameter is frozen; leave something to train, such as head/**")
     return frozen
+
+
+def unfrozen(
+    unfreeze: Sequence[Unfreeze], template: Template, beside: frozenset[str] = frozenset()
+) -> dict[str, list[str]]:
+    """Pattern of `train.unfreeze` -> the paths that it holds still at first; each must have some.
+
+    Statistics are none of them, so that a norm which is frozen stays in evaluation mode.
+    """
+    parameters = [path for path in template.keys if path not in template.stats]
+    numbers = first_match([u.match for u in unfreeze], parameters, "train.unfreeze")
+    found = {
+        u.match: [path for path in parameters if numbers[path] == place and path not in beside]
+        for place, u in enumerate(unfreeze)
+    }
+    problems = [_idle(match, beside) for match, paths in found.items() if not paths]
+    if problems:
+        raise ConfigError(listing("train.unfreeze", problems))
+    return found
+
+
+def _idle(match: str, beside: Collection[str]) -> str:
+    if any(matches(match, path) for path in beside):
+        return f"'{match}' fits only what stands still beside adapters; name it in adapter.also, or leave it out"
+    return f"'{match}' fits only what an earlier pattern fits; put it first, or leave it out"
 
 
 def place(

@@ -1,5 +1,6 @@
 """What is trained moves, what is frozen does not, and costs nothing."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,12 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from exact_runs import gradient, norm, settings, small_model, take_steps
+from exact_runs import differing, gradient, norm, settings, small_model, take_steps
+from rich.console import Console
 from safetensors.numpy import load_file
 
+from sft_jax import console
+from sft_jax.errors import ConfigError
 from sft_jax.jobs import train
 from sft_jax.nn.template import Template
-from sft_jax.run import Run, initial, prepare, train_program
+from sft_jax.run import Run, initial, plan, prepare, train_program
+from sft_jax.train.report import Screen
 from sft_jax.weights.table import save
 
 FREEZE = "train.freeze=['embed/**','blocks/0/attn/**']"
@@ -109,3 +114,66 @@ def test_a_frozen_encoder_is_cheap(ready):
     held = optax.tree.size([a for a in jax.tree.leaves(state.opt) if jnp.issubdtype(a.dtype, jnp.floating)])
     assert held == 2 * sum(a.size for path, a in state.params.items())
     assert set(state.params) == {"head/dense/kernel", "head/dense/bias", "head/out/kernel", "head/out/bias"}
+
+
+def test_unfreeze_wins_over_freeze(ready, tmp_path: Path):
+    """newcomer S1: `blocks/**` frozen and `blocks/*/mlp/**` unfrozen at half of the run are the source's bit for bit
+    until then and trained from then on; what is frozen and not named stays; both is said, at the start and then."""
+    section = (ENCODER, "train.unfreeze=[{match: 'blocks/*/mlp/**', at: 0.5}]", "optim.schedule.kind=constant")
+    run = ready(*section, f"run.dir={tmp_path / 'run'}", "eval.every=never")
+    before = jax.device_get(initial(run)[0].params)
+    late = {path for path in before if path.startswith("blocks/0/mlp/")}
+    assert late and late | {path for path in before if path.startswith("head/")} == set(before)
+    for steps, moved in ((7, False), (8, True)):  # of 14
+        after = jax.device_get(take_steps(run, steps).state.params)
+        assert {path for path in late if not np.array_equal(before[path], after[path])} == (late if moved else set())
+    count = sum(before[path].size for path in late)
+    said = f"blocks/*/mlp/**, {count:,} parameters"
+    assert plan(run).begins == ((7, said),)
+    sink = io.StringIO()
+    screen = Screen(Console(file=sink, width=200))
+    console.show_run(screen.console, run)
+    train(run, screen)
+    told = sink.getvalue().splitlines()
+    assert [line for line in told if "frozen until" in line] == [
+        f"  frozen until step 7  of 14, trained from then on: {said}"
+    ]
+    place = told.index(f"from step 8 on trained as well: {said}")
+    assert told[place - 1].startswith("step 6/")  # reports come a step late
+    source, written = (
+        load_file(home / "model.safetensors") for home in (run.checkpoint.directory, tmp_path / "run" / "model")
+    )
+    changed = {name for name, tensor in source.items() if not np.array_equal(tensor, written[name])}
+    paths = _paths_of_tensors(run)
+    assert {paths[name] for name in changed if not paths[name].startswith("head/")} == late
+
+
+def test_what_is_unfrozen_later_is_unfrozen_alike(ready):
+    """newcomer S1: parameters that `freeze` names beside `unfreeze` move exactly as those that it does not name, and
+    features that they change are not computed once."""
+    both = "train.unfreeze=[{match: 'blocks/**', at: 3}]"
+    named, alone = ready(ENCODER, both), ready("train.freeze=['embed/**']", both)
+    assert named.frozen == alone.frozen and named.recomputed and "blocks/0" in named.recomputed
+    one, other = take_steps(named, 5).state, take_steps(alone, 5).state
+    assert not differing(one, other)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ("[{match: 'block/**', at: 3}]", "'block/**' matches no parameter; the nearest are"),
+        ("[{match: 'blocks/**', at: 14}]", "'blocks/**' begins at step 14, and the run has 14"),
+        ("[{match: 'blocks/**', at: 3}, {match: 'blocks/0/**', at: 5}]", "fits only what an earlier pattern fits"),
+    ],
+)
+def test_unfreezing_that_would_do_nothing_is_refused(ready, settings: str, problem: str):
+    """newcomer S1, the kind: a pattern that frees nothing, or never, is named."""
+    with pytest.raises(ConfigError) as caught:
+        ready(f"train.unfreeze={settings}")
+    assert str(caught.value).startswith("train.unfreeze") and problem in str(caught.value)
+
+
+def test_adapters_keep_their_base(ready):
+    """newcomer S1, the kind: beside adapters the base is not unfrozen in silence."""
+    with pytest.raises(ConfigError, match=r"'embed/\*\*' fits only what stands still beside adapters; name it in"):
+        ready("adapter.rank=2", "train.unfreeze=[{match: 'embed/**', at: 3}]")

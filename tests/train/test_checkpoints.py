@@ -1,5 +1,6 @@
 """Which checkpoints stay, what comes back, and what is refused."""
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from sft_jax import mesh as meshes
 from sft_jax.config.schema import MeshSection
 from sft_jax.errors import RunError
+from sft_jax.train import checkpoint
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.loop import Plan, note
 from sft_jax.train.state import TrainState
@@ -128,3 +130,76 @@ def test_saving_a_step_that_stands_is_left_alone(tmp_path: Path):
     checkpoints.wait()
     assert int(restored(checkpoints, state(0), 1)[0].step) == 1
     checkpoints.close()
+
+
+ODD = [
+    "[x]/run",
+    "w\\z",
+    "**",
+    "a*",
+    "what?",
+    "{a,b}",
+    "#1",
+    "50%20 %",
+    "$HOME ~",
+    "'q\"|&;",
+    "a::b",
+    "è😀",
+    "two\nlines",
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_any_path_can_hold_checkpoints(tmp_path: Path, name: str):
+    """Fault A: orbax reads paths as patterns, so that under `[x]` nothing was saved that could be opened; whatever
+    characters a path has, what was saved comes back, and the older step is gone."""
+    home = tmp_path / name / "checkpoints"
+    checkpoints = Checkpoints(home, 1)
+    for step in (1, 2):
+        checkpoints.save(state(step), Progress(step=step))
+    checkpoints.close()
+    again = Checkpoints(home, 1)
+    assert int(restored(again, state(0), 2)[0].step) == 2 and [entry.name for entry in home.iterdir()] == ["2"]
+    again.close()
+
+
+def test_a_path_is_no_pattern_over_its_neighbours(tmp_path: Path):
+    """Fault A, the kind: `a*` fits `ab` as well, whose arrays of the same step are not those of this run."""
+    beside = tmp_path / "ab" / "1.orbax-checkpoint-tmp" / "state"
+    other = Checkpoints(tmp_path / "other", 1)
+    other.save(state(7, name="head/other"), Progress(step=1))
+    other.close()
+    shutil.copytree(tmp_path / "other" / "1" / "state", beside)
+    checkpoints = Checkpoints(tmp_path / "a*", 1)
+    checkpoints.save(state(1), Progress(step=1))
+    checkpoints.close()
+    keys = (tmp_path / "a*" / "1" / "state").rglob("*")
+    assert not any(b"head/other" in file.read_bytes() for file in keys if file.is_file())
+
+
+@pytest.mark.parametrize("warns", [False, True])
+def test_saved_is_what_can_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warns: bool):
+    """Fault A, the kind: a step that nothing can open is not called saved, is not the best one, stands in no later
+    run's way, and has cost no older step."""
+    told: list[str] = []
+    home = tmp_path / "[x]"
+    before = Checkpoints(home, 1)
+    before.save(state(1), Progress(step=1))
+    before.close()
+    monkeypatch.setattr(checkpoint, "_is_plain", lambda directory: True)  # so orbax reads the path as a pattern
+    checkpoints, progress = Checkpoints(home, 1, told.append if warns else None), Progress(2, 2, 0.5)
+    checkpoints.save(state(2), progress)
+    what = f"{home}: step 2 could not be saved (it cannot be opened again: "
+    if warns:
+        checkpoints.wait()
+        assert told[0].startswith(what) and told[0].endswith("); the next one is tried")
+    else:
+        with pytest.raises(RunError) as caught:
+            checkpoints.wait()
+        assert str(caught.value).startswith(what)
+        assert str(caught.value).endswith("; mend what is in its way, and the same command goes on after step 1")
+    assert progress.best_step is None and checkpoints.steps() == [1] and (home / "damaged" / "2").is_dir()
+    monkeypatch.undo()
+    checkpoints.save(state(3), Progress(step=3))
+    checkpoints.close()
+    assert checkpoints.steps() == [3]

@@ -371,9 +371,7 @@ def test_a_failed_save_may_be_passed_over(copy: Path):
 def test_a_save_that_cannot_begin(tmp_path: Path):
     """R10: what fails before anything is in the background is told in the same words."""
     (tmp_path / "checkpoints").write_text("a file")
-    with pytest.raises(
-        RunError, match=r"checkpoints: step 1 could not be saved \(.*\); make room for it, and the same"
-    ):
+    with pytest.raises(RunError, match=r"checkpoints: step 1 could not be saved \(.*\); mend what is in its way, and"):
         Checkpoints(tmp_path / "checkpoints", 1).save(state(1), Progress(step=1))
 
 

@@ -91,7 +91,7 @@ def test_it_has_a_schema(manifest_of):
     """R52: a manifest fits its schema, and what lacks a field, has another or a wrong type does not."""
     found = manifest_of()
     Manifest.model_validate_json(json.dumps(found))
-    assert found["schema"] == 2 and (found["git"] is None or found["git"]["commit"])
+    assert found["schema"] == 3 and (found["git"] is None or found["git"]["commit"])
     for key in found:
         with pytest.raises(ValidationError):
             Manifest.model_validate({k: v for k, v in found.items() if k != key})

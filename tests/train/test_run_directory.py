@@ -44,14 +44,16 @@ def test_changed_rows_are_refused(begun: Make, tmp_path: Path):
     file = tmp_path / "train.csv"
     text = file.read_text()
     file.write_text(text.replace("bara", "bare", 1) if "bara" in text else text.replace("bare", "bara", 1))
-    with pytest.raises(RunError, match="1 problem\n  - data: not what the run began with"):
+    with pytest.raises(RunError, match="1 problem\n  - data: train is not what the run was trained with"):
         begin_directory(prepare(begun()))
 
 
 def test_changed_weights_are_refused(begun: Make, tmp_path: Path):
     """C11, R52: other pretrained weights of the same shapes under the same name, and the run does not go on."""
     write_model(tmp_path / "model", {"num_hidden_layers": 1}, seed=1)
-    with pytest.raises(RunError, match="1 problem\n  - weights: not what the run began with"):
+    with pytest.raises(
+        RunError, match=r"1 problem\n  - weights: model\.safetensors is not what the run was trained with"
+    ):
         begin_directory(prepare(begun()))
 
 
@@ -152,7 +154,7 @@ def test_damaged_files_of_the_run(configure: Make, file: str, content: bytes):
     (begun.directory / file).write_bytes(content)
     with pytest.raises(RunError, match=rf"{file}: is damaged; put it back from a copy, or give another run.dir"):
         directory.check(config, begun.directory)
-        directory.begin(config, begun.directory, {"data": {}, "weights": {}})
+        directory.begin(config, begun.directory, {"data": {}, "weights": {}}, 14, 7)
 
 
 def test_checkpoints_that_are_a_file(configure: Make):
