@@ -16,7 +16,7 @@ import json
 import re
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,7 @@ def conversations(template: str) -> dict[str, Talk]:
     first, second, third = user("Uone alpha"), user("Utwo charlie"), user("Uthree echo")
     calls = [call("Acity", "call00001"), call("Atown", "call00002")]
     text = [{"type": "text", "text": "Uone alpha"}], [{"type": "text", "text": "Aone bravo."}]
+    tagged = [answer(f"<think>\n{r}\n</think>\n\n{w}") for w, r in (("Aone bravo.", "Rone."), ("Atwo delta.", "Rtwo."))]
     thought = [
         answer(w, reasoning_content=r) for w, r in (("Aone bravo.", "Rone hotel."), ("Atwo delta.", "Rtwo india."))
     ]
@@ -126,8 +127,7 @@ def conversations(template: str) -> dict[str, Talk]:
         "tools unused": ([first, one, second, two], [TOOL]),
         "reasoning": ([first, thought[0], second, thought[1]], None),
         "think tags": (
-            [first, answer("<think>\nRone hotel.\n</think>\n\nAone bravo."), second]
-            + [answer("<think>\nRtwo india.\n</think>\n\nAtwo delta.")],
+            [first, tagged[0], second, tagged[1]],
             None,
         ),
         "reasoned call": (
@@ -238,25 +238,37 @@ def judge(talk: Talk, texts: list[tuple[str, list[str]]], reference: Reference) 
     return None
 
 
-def documents(
-    tokenizer: TextTokenizer, talk: Talk
-) -> tuple[list[tuple[str, list[str]]], dict[str, int], dict[str, int]]:
-    """The documents of a conversation with what is learned of them, what was lost, what was noted."""
-    made = chat.passages(tokenizer, [Conversation(*talk)], "answers", TODAY)
+Documents = list[tuple[str, list[str]]]  # each a text and the pieces of it that are learned
+
+
+def documents(tokenizer: TextTokenizer, talks: Sequence[Talk]) -> list[Documents | str]:
+    """The documents of each conversation, or why there are none."""
+    given = [Conversation(*talk) for talk in talks]
+    try:
+        made = chat.passages(tokenizer, given, "answers", TODAY)
+    except SftError as error:  # of one of many: each is tried alone
+        return [str(error)] if len(talks) == 1 else [documents(tokenizer, [talk])[0] for talk in talks]
     encoded = encode_passages(tokenizer, made.passages, 1 << 30, framed=False, rows=made.rows)
-    found = []
-    for first, last in zip(encoded.offsets[:-1], encoded.offsets[1:], strict=True):
+    found: list[Documents] = [[] for _ in talks]
+    for row, first, last in zip(encoded.rows, encoded.offsets[:-1], encoded.offsets[1:], strict=True):
         ids = encoded.tokens["input_ids"][first:last].tolist()
-        weights = [0.0, *encoded.tokens["token_weight"][first:last][:-1].tolist()]
-        pieces: list[list[int]] = []
-        for number, (token, weight) in enumerate(zip(ids, weights, strict=True)):
-            if weight and (not number or not weights[number - 1]):
-                pieces.append([])
-            if weight:
-                pieces[-1].append(token)
-        decode = tokenizer.fast.decode
-        found.append((decode(ids, skip_special_tokens=False), [decode(p, skip_special_tokens=False) for p in pieces]))
-    return found, {**made.lost, **encoded.lost}, made.noted
+        learned = [False, *(encoded.tokens["token_weight"][first:last][:-1] > 0).tolist()]
+        begins = [n for n in range(1, len(ids)) if learned[n] and not learned[n - 1]]
+        ends = [n for n in range(1, len(ids) + 1) if learned[n - 1] and not (n < len(ids) and learned[n])]
+        whole, *pieces = (
+            tokenizer.fast.decode(ids[a:b], skip_special_tokens=False)
+            for a, b in zip([0, *begins], [len(ids), *ends], strict=True)
+        )
+        found[row].append((whole, pieces))
+    return [one or _reason(tokenizer, talk) for one, talk in zip(found, talks, strict=True)]
+
+
+def _reason(tokenizer: TextTokenizer, talk: Talk) -> str:
+    """Why a conversation becomes no document."""
+    try:
+        return next(iter(chat.passages(tokenizer, [Conversation(*talk)], "answers", TODAY).lost))
+    except SftError as error:
+        return str(error)
 
 
 def judged(template: str) -> Iterator[tuple[str, str, str]]:
@@ -264,22 +276,15 @@ def judged(template: str) -> Iterator[tuple[str, str, str]]:
     with tempfile.TemporaryDirectory() as directory:
         tokenizer = build(template, Path(directory))
         reference = Reference(Path(directory))
-        for name, talk in conversations(template).items():
-            turns = [n for n, m in enumerate(talk[0]) if m["role"] == "assistant"]
-            refused = any(
-                reference.text(talk, *where[:1], asks=where[1]) is None
-                for n in turns
-                for where in ((n, True), (n + 1, False))
-            )
-            try:
-                texts, lost, _ = documents(tokenizer, talk)
-            except SftError as error:
-                yield name, "refused as by transformers" if refused else "run stopped", str(error)
-                continue
-            if not texts:
-                yield name, "refused as by transformers" if refused else "refused", next(iter(lost))
+        talks = conversations(template)
+        for (name, talk), found in zip(talks.items(), documents(tokenizer, list(talks.values())), strict=True):
+            if isinstance(found, str):
+                turns = [n for n, m in enumerate(talk[0]) if m["role"] == "assistant"]
+                views = [view for n in turns for view in ((n, True), (n + 1, False))]
+                refused = any(reference.text(talk, count, asks=asks) is None for count, asks in views)
+                yield name, "refused as by transformers" if refused else "refused", found
             else:
-                wrong = judge(talk, texts, reference)
+                wrong = judge(talk, found, reference)
                 yield name, "wrong" if wrong else "right", wrong or ""
 
 

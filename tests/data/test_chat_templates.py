@@ -108,7 +108,8 @@ def test_memory_is_bounded():
         "import json, resource, sys\n"
         "from sft_jax.data.templates import Request, View, render\n"
         "for template in json.loads(sys.argv[1]):\n"
-        "    try: render({'default': template}, {}, [Request([{'role': 'user', 'content': 'hi'}], None, [View(1)])], None)\n"
+        "    hi = Request([{'role': 'user', 'content': 'hi'}], None, [View(1)])\n"
+        "    try: render({'default': template}, {}, [hi], None)\n"
         "    except Exception: pass\n"
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     )
