@@ -101,6 +101,43 @@ ZEPHYR = """\
 {%- if loop.last and add_generation_prompt %}{{- '<|assistant|>' }}{% endif %}
 {%- endfor %}
 """
+# Templates of other habits, in our own short form: how turns end, and how answers are asked for.
+HARMONY = """\
+{%- for m in messages %}
+{%- if m.role == 'assistant' and m.tool_calls %}
+{{- '<|start|>assistant to=' + m.tool_calls[0].function.name + '<|message|>' }}
+{{- (m.tool_calls[0].function.arguments | tojson) + '<|call|>' }}
+{%- elif m.role == 'assistant' %}
+{%- if m.thinking and loop.last %}{{- '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking }}
+{{- '<|end|>' }}{% endif %}
+{{- '<|start|>assistant<|channel|>final<|message|>' + m.content + ('<|return|>' if loop.last else '<|end|>') }}
+{%- else %}{{- '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start|>assistant' }}{% endif %}
+"""
+METHARME = """\
+{%- for m in messages %}{{- '<|' + m.role + '|>' + m.content }}{% endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>' }}{% else %}{{- eos_token }}{% endif %}
+"""
+HANGING = """\
+{{- bos_token }}
+{%- for m in messages %}
+{{- '<|turn|>' + ('<|bot|><|say|>' if m.role == 'assistant' else '<|' + m.role + '|>') + m.content }}
+{{- '<|said|><|over|>' if m.role == 'assistant' else '<|over|>' }}
+{%- endfor %}{{- '<|turn|><|bot|>' }}{% if add_generation_prompt %}{{- '<|say|>' }}{% endif %}
+"""
+FORCED = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>\n' }}{% endif")
+CLOSED = FORCED.replace(
+    "{{- m.content or '' }}", "{{- ('<think></think>' if m.role == 'assistant' else '') + m.content }}"
+)
+MOVED = """\
+{%- set system = messages[0].content if messages[0].role == 'system' else '' %}
+{{- bos_token }}
+{%- for m in messages if m.role != 'system' %}
+{%- if m.role == 'user' %}{{- '[INST] ' + (system + '\n\n' if system and loop.last else '') + m.content + '[/INST]' }}
+{%- else %}{{- ' ' + m.content + eos_token }}{% endif %}
+{%- endfor %}
+"""
 # Name -> (template, its special tokens: beginning, end, and those of turns).
 FAMILIES: dict[str, tuple[str, str | None, str, tuple[str, ...]]] = {
     "chatml": (CHATML, None, "<|im_end|>", ("<|im_start|>",)),

@@ -149,17 +149,15 @@ def _spans(offsets: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
 
 def _places(found: tokenizers.Encoding, text: str, added: Mapping[int, Any]) -> tuple[np.ndarray, np.ndarray]:
     """(where tokens begin, where they end); those that swallow blanks begin and end as they are written."""
-    offsets = list(found.offsets)
-    own: list[int] = []
+    begins, ends = _spans(found.offsets)
     for number, token in enumerate(found.ids):
         if token in added and (added[token].lstrip or added[token].rstrip):
-            begin, end = offsets[number]
+            begin, end = found.offsets[number]
             written = text[begin:end]
-            begin += len(written) - len(written.lstrip())
-            offsets[number] = begin, begin + len(written.strip())
-            own.append(number)
-    begins, ends = _spans(offsets)
-    begins[own] = [offsets[number][0] for number in own]
+            begins[number] = begin + len(written) - len(written.lstrip())
+            ends[number] = begins[number] + len(written.strip())
+            if added[token].rstrip and number + 1 < len(begins):  # no blank is left for what follows
+                begins[number + 1] = found.offsets[number + 1][0]
     return begins, ends
 
 

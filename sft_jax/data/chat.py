@@ -112,7 +112,7 @@ def passages(
     """
     known = Known(learned, frozenset(masked), special_tokens(tokenizer), tokenizer.special.get("eos_token"))
     for conversation in conversations:
-        known.settings.update(conversation.template_kwargs or {})
+        known.settings.update(list(conversation.template_kwargs or {}))
     steps = [
         documents(known, talk.messages, talk.weights, template, talk.tools, talk.template_kwargs or {})
         for talk, template in ((talk, _template(tokenizer, talk.tools)) for talk in conversations)

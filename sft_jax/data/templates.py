@@ -229,7 +229,7 @@ def _rendered(
 
 def _text(template: jinja2.Template, special: Mapping[str, str], asked: Request, view: View, most: int) -> str:
     changed = {int(number): message for number, message in view.changed.items()}
-    messages = [_with_reasoning(changed.get(n, message)) for n, message in enumerate(asked.messages[: view.count])]
+    messages = [_taken(changed.get(n, message)) for n, message in enumerate(asked.messages[: view.count])]
     settings = {name: value for name, value in asked.settings.items() if name != view.without}
     tools = None if view.without == "tools" else asked.tools
     given = {**special, "documents": None, **settings, "messages": messages, "tools": tools}
@@ -252,10 +252,12 @@ def shared(before: str, text: str) -> int:
     return low
 
 
-def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The message with its reasoning under each name that templates know."""
-    found = next((message[name] for name in REASONING if message.get(name) is not None), None)
-    return dict(message) if found is None else {"thinking": found, **message, "reasoning_content": found}
+def _taken(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message as `transformers` gives it: without keys that are null, its reasoning under each name that templates
+    know."""
+    given = {name: value for name, value in message.items() if value is not None}
+    found = next((given[name] for name in REASONING if name in given), None)
+    return given if found is None else {"thinking": found, **given, "reasoning_content": found}
 
 
 def _say(said: Mapping[str, Any]) -> None:

@@ -96,7 +96,7 @@ def _task(section: CausalLM, template: str | None, train: Encoded | None = None)
         keep=next_token.keep,
         cleans=section.format == "text",
         moves=False,
-        audit=lambda train, tokenizer: audit(train, tokenizer, stops(tokenizer)),
+        audit=lambda train, tokenizer: audit(train, tokenizer, chat.stop_tokens(tokenizer, train.encoded)),
         generation=section.generate,
         prompt=prompt,
         stops=stops,

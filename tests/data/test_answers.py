@@ -1,5 +1,6 @@
 """Texts with answers in them, in tokens: seams, ends, what is cut, and what is kept in the cache."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from chats import write_bytes_tokenizer
 from conftest import write_tokenizer
+from tokenizers import AddedToken, Tokenizer, models, processors
 
 from sft_jax.data import answers
 from sft_jax.data.answers import Passage, cached, encode_passages, encode_prompts, frame, inside
@@ -82,6 +84,85 @@ def test_the_frame_is_the_tokenizers_own(tmp_path):
     assert pieces(found, begin) == [("<s>", False), ("a", True), ("b", True), (END, True)]
     bare = encode_passages(begin, [Passage("<s>ab", ((3, 5),))], 99, framed=False)
     assert pieces(bare, begin) == [("<s>", False), ("a", True), ("b", True)]
+
+
+FRAMING = {
+    "template": processors.TemplateProcessing("<s> $A </s>", "<s> $A $B", [("<s>", 4), ("</s>", 5)]),
+    "bert": processors.BertProcessing(("</s>", 5), ("<s>", 4)),
+    "roberta": processors.RobertaProcessing(("</s>", 5), ("<s>", 4)),
+    "sequence": processors.Sequence([processors.ByteLevel(), processors.BertProcessing(("</s>", 5), ("<s>", 4))]),
+}
+
+
+@pytest.mark.parametrize("kind", FRAMING)
+def test_the_frame_needs_no_letter(kind, tmp_path):
+    """O: a vocabulary of nucleotides without an unknown token is framed as `transformers` frames it."""
+    transformers = pytest.importorskip("transformers")
+    fast = Tokenizer(models.BPE({letter: number for number, letter in enumerate("ACGT")}, []))
+    fast.add_special_tokens(["<s>", "</s>"])
+    fast.post_processor = FRAMING[kind]
+    fast.save(str(tmp_path / "tokenizer.json"))
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    ours, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    found = encode_passages(ours, [Passage("ACG", ((0, 3),))], 99, framed=True)
+    assert found.tokens["input_ids"].tolist() == theirs("ACG")["input_ids"] == [4, 0, 1, 2, 5]
+    assert found.tokens["token_weight"].tolist() == [1, 1, 1, 1, 0]
+    assert encode_prompts(ours, ["ACG"], 99, framed=True).tokens["input_ids"].tolist() == [4, 0, 1, 2]
+
+
+@pytest.mark.parametrize("text", ["ab", "<s>ab", f"ab{END}", f"<s>ab{END}"])
+def test_ends_that_are_written_out_are_there_once(text, tmp_path):
+    """F12: a text that begins or ends with what is put around it gets no second; the end is learned either way."""
+    tokenizer = write_bytes_tokenizer(tmp_path, begin="<s>", puts_begin=True)
+    found = encode_passages(tokenizer, [passage(text[: text.index("b")], text[text.index("b") :])], 99, framed=True)
+    assert pieces(found, tokenizer) == [("<s>", False), ("a", False), ("b", True), (END, True)]
+    begun = encode_prompts(tokenizer, [text.removesuffix(END)], 99, framed=True)
+    assert tokenizer.fast.decode(begun.tokens["input_ids"].tolist(), skip_special_tokens=False) == "<s>ab"
+    twice = encode_passages(tokenizer, [Passage(f"ab{END}{END}", ((0, 2),))], 99, framed=True)
+    assert [text for text, _ in pieces(twice, tokenizer)] == ["<s>", "a", "b", END, END], "what is written stays"
+
+
+def test_blanks_that_a_special_token_swallows_are_no_answer(tmp_path):
+    """F13: a header whose token takes the blanks behind it or before it is not learned; the answer's words all are."""
+    write_bytes_tokenizer(tmp_path)
+    fast = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    marks = [("<|user|>", True, True), ("<|bot|>", False, True), ("<|end|>", False, False)]
+    fast.add_special_tokens([AddedToken(mark, lstrip=left, rstrip=right) for mark, left, right in marks])
+    fast.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    text = "<|user|>\nhi <|bot|>\n  yo  <|user|> hm<|bot|>\nno<|end|>"
+    answers = tuple((text.index(words), text.index(words) + len(words)) for words in (" yo  ", "no<|end|>"))
+    found = encode_passages(tokenizer, [Passage(text, answers)], 99, framed=False)
+    assert "".join(token for token, learned in pieces(found, tokenizer) if learned) == "yono<|end|>"
+    assert not found.noted, "the prompt's own tokens are those of the document"
+
+
+def test_prompts_of_other_tokens_are_counted(tmp_path):
+    """F14: answers whose prompt alone is other tokens than the document begins with are counted, and no others."""
+    tokenizer = write_bytes_tokenizer(tmp_path, merges=[("c", "d"), ("Ċ", "Ċ")], special=("<|bot|>",))
+    given = [passage("abc", "de"), passage("ab", "cde"), passage("x<|bot|>\n", "y"), passage("x<|bot|>\n", "\ny")]
+    found = encode_passages(
+        tokenizer, [*given, Passage("cd", ((0, 2),)), Passage("cd", ((1, 2),), (), ())], 99, framed=True
+    )
+    assert found.noted == {answers.SEAM: 2} and len(found) == 6
+    prompts = [tokenizer.fast.encode(one.text[: one.answers[0][0]]).ids for one in given]
+    ids = found.ids()
+    assert sum(ids[n][: len(prompt)] != prompt for n, prompt in enumerate(prompts)) == 2
+
+
+def test_weights_of_answers_are_those_of_tokens(tmp_path):
+    """Q: each token that is to be predicted has the weight of its answer, and what weighs 0 is not learned."""
+    tokenizer = write_bytes_tokenizer(tmp_path, merges=[("c", "d")])
+    found = encode_passages(
+        tokenizer,
+        [Passage("abcde", ((1, 3), (3, 5)), (0.5, 2.0)), Passage("abcde", ((1, 3), (3, 5)), (1.0, 0.0))],
+        99,
+        framed=True,
+    )
+    assert found.tokens["token_weight"].tolist() == [0.5, 2, 2, 2, 0, 1, 1, 0, 0, 0], "a token over both has the more"
+    none = encode_passages(tokenizer, [Passage("ab", ((0, 2),), (0.0,))], 99, framed=True)
+    assert len(none) == 0
 
 
 def test_prompts_begin_as_documents_do(tmp_path):

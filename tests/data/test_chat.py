@@ -1,5 +1,6 @@
 """Conversations: which tokens are the assistant's, in seven families of templates, and how answers end."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +8,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chats import CONVERSATIONS, FAMILIES, QWEN3, TOOL, said, tokenizer_of, write_bytes_tokenizer
+from chats import (
+    CHATML,
+    CLOSED,
+    CONVERSATIONS,
+    FAMILIES,
+    FORCED,
+    HANGING,
+    HARMONY,
+    METHARME,
+    MOVED,
+    TOOL,
+    said,
+    tokenizer_of,
+    write_bytes_tokenizer,
+)
 
-from sft_jax.data import chat
+from sft_jax.data import chat, turns
 from sft_jax.data.answers import encode_passages, encode_prompts
 from sft_jax.data.batch import Encoded
 from sft_jax.data.chat import Conversation, read_conversation, write_conversation
@@ -101,12 +116,18 @@ def test_a_conversation_becomes_a_document_for_each_view_of_it(tmp_path):
 @pytest.mark.parametrize(
     ("learned", "expected"),
     [
-        ("last", "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
-                 "<|im_start|>assistant\n⟦d<|im_end|>⟧"),
-        ("all", "<|im_start|>⟦user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
-                "<|im_start|>assistant\nd<|im_end|>⟧"),
+        (
+            "last",
+            "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
+            "<|im_start|>assistant\n⟦d<|im_end|>⟧",
+        ),
+        (
+            "all",
+            "<|im_start|>⟦user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
+            "<|im_start|>assistant\nd<|im_end|>⟧",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_the_loss_is_on(learned, expected, tmp_path):
     """C4: `last` is the last answer alone, `all` every token but the first, which nothing predicts."""
     tokenizer = tokenizer_of("chatml", tmp_path)
@@ -122,16 +143,244 @@ def test_a_user_who_writes_what_a_template_writes_changes_no_mask(tmp_path):
     assert marked(encoded(tokenizer, [talk]), tokenizer, 0).endswith("assistant\n⟦Hello!<|im_end|>⟧")
 
 
-def test_templates_that_ask_otherwise_than_they_write_are_refused(tmp_path):
-    """C7: where the prompt is no beginning of the text with the answer, nothing is learned, and that is counted."""
-    forced = QWEN3.replace("assistant\n' }}{% endif %}\n", "assistant\n<think>\n' }}{% endif %}\n")
-    assert forced != QWEN3
-    tokenizer = write_bytes_tokenizer(tmp_path, forced, special=("<|im_start|>", "<|im_end|>"))
-    talk = conversation("one turn")
-    assert len(encoded(tokenizer, [talk])) == 1, "an empty thought is written as it is asked for"
-    other = replace(tokenizer, template=forced.replace("<think>\n' + (m", "<thought>\n' + (m"))
-    found = encoded(other, [talk] * 3)
-    assert len(found) == 0 and found.lost == {"the template asks for its answer otherwise than it writes it": 3}
+IM = ("<|im_start|>", "<|im_end|>")
+TURNS = [said("user", "Hi"), said("assistant", "Hello!"), said("user", "Bye"), said("assistant", "So long.")]
+
+
+@pytest.mark.parametrize(
+    ("template", "tokens", "expected"),
+    [
+        (
+            FORCED,
+            ("<|endoftext|>", *IM),
+            [
+                "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n⟦Hello!<|im_end|>⟧",
+                "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n"
+                "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n<think>\n⟦So long.<|im_end|>⟧",
+            ],
+        ),
+        (
+            CLOSED,
+            ("<|endoftext|>", *IM),
+            [
+                "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n⟦</think>Hello!<|im_end|>⟧",
+                "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think></think>Hello!<|im_end|>\n"
+                "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n<think>\n⟦</think>So long.<|im_end|>⟧",
+            ],
+        ),
+    ],
+)
+def test_answers_asked_for_otherwise_are_trained_as_they_are_asked_for(template, tokens, expected, tmp_path):
+    """C7: where the prompt is no beginning of the text, a document is the prompt and the answer behind its header."""
+    tokenizer = write_bytes_tokenizer(tmp_path, template, None, *[tokens[0], tokens[1:]])
+    found = encoded(tokenizer, [Conversation(TURNS)])
+    assert [marked(found, tokenizer, d) for d in range(2)] == expected and not found.lost
+    assert found.noted == {turns.ASKED: 2}
+    prompts = chat.prompts(tokenizer, [Conversation(TURNS[:3])], None)
+    assert expected[1].startswith(prompts[0] + "⟦"), "exactly what generation begins with"
+
+
+def test_a_system_message_that_moves_stands_where_generation_meets_it(tmp_path):
+    """C7: a system message that a template puts into the last turn of the user's alone is before each answer."""
+    tokenizer = write_bytes_tokenizer(tmp_path, MOVED, "<s>", "</s>")
+    found = encoded(tokenizer, [Conversation([said("system", "Be kind."), *TURNS])])
+    assert [marked(found, tokenizer, d) for d in range(len(found))] == [
+        "<s>[INST] Be kind.\n\nHi[/INST]⟦ Hello!</s>⟧",
+        "<s>[INST] Hi[/INST] Hello!</s>[INST] Be kind.\n\nBye[/INST]⟦ So long.</s>⟧",
+    ]
+    whole = encoded(tokenizer, [Conversation([said("system", "Be kind."), *TURNS])], "all")
+    assert marked(whole, tokenizer, 0) == "<s>⟦[INST] Hi[/INST] Hello!</s>[INST] Bye[/INST] So long.</s>⟧"
+    assert not whole.noted and len(whole) == 1, "F15: all of a text needs no seam"
+
+
+def test_where_nothing_of_the_header_asks_there_is_no_seam(tmp_path):
+    """C7: an answer behind a header of which the prompt has nothing is lost by name, never learned with the header."""
+    other = "{% for m in messages %}{{ '<' + m.role + '>' + m.content }}{% endfor %}"
+    other += "{% if add_generation_prompt %}{{ '[answer]' }}{% endif %}"
+    tokenizer = write_bytes_tokenizer(tmp_path, other)
+    assert encoded(tokenizer, [Conversation(TURNS)] * 3).lost == {turns.OTHERWISE: 3}
+    assert len(encoded(tokenizer, [Conversation(TURNS)], "all")) == 1
+
+
+SPECIAL = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>")
+HANGS = ("<|turn|>", "<|bot|>", "<|user|>", "<|say|>", "<|said|>", "<|over|>")
+
+
+def test_an_answer_ends_as_the_template_ends_it(tmp_path):
+    """F8, F9, F11: what ends a conversation where nothing else does is learned, the next turn's header is not, and
+    stops are what the rows' own answers end with."""
+    harmony = write_bytes_tokenizer(tmp_path / "a", HARMONY, None, "<|return|>", SPECIAL)
+    found = encoded(harmony, [Conversation(TURNS)])
+    assert [marked(found, harmony, d) for d in range(2)] == [
+        "<|start|>user<|message|>Hi<|end|><|start|>assistant⟦<|channel|>final<|message|>Hello!<|return|>⟧",
+        "<|start|>user<|message|>Hi<|end|><|start|>assistant<|channel|>final<|message|>Hello!<|end|>"
+        "<|start|>user<|message|>Bye<|end|><|start|>assistant⟦<|channel|>final<|message|>So long.<|return|>⟧",
+    ]
+    assert stops(harmony, found) == ["<|return|>"], "an answer never ends with the end of a thought"
+    calls = encoded(harmony, [conversation("tools"), conversation("thinking")])
+    assert stops(harmony, calls) == ["<|call|>", "<|return|>"]
+    metharme = write_bytes_tokenizer(tmp_path / "b", METHARME, None, "</s>", ("<|user|>", "<|assistant|>"))
+    found = encoded(metharme, [Conversation(TURNS)])
+    assert [marked(found, metharme, d) for d in range(2)] == [
+        "<|user|>Hi<|assistant|>⟦Hello!</s>⟧",
+        "<|user|>Hi<|assistant|>Hello!<|user|>Bye<|assistant|>⟦So long.</s>⟧",
+    ]
+    hanging = write_bytes_tokenizer(tmp_path / "c", HANGING, "<s>", "<|over|>", HANGS)
+    found = encoded(hanging, [Conversation(TURNS)])
+    assert marked(found, hanging, 0) == (
+        "<s><|turn|><|user|>Hi<|over|><|turn|><|bot|><|say|>⟦Hello!<|said|><|over|>⟧<|turn|><|user|>Bye<|over|>"
+        "<|turn|><|bot|><|say|>⟦So long.<|said|><|over|>⟧"
+    )
+    assert stops(hanging, found) == ["<|over|>"]
+
+
+def stops(tokenizer: TextTokenizer, found: Encoded | None) -> list[str]:
+    """The tokens that generation stops at, sorted."""
+    return sorted(tokenizer.fast.id_to_token(number) for number in chat.stop_tokens(tokenizer, found))
+
+
+def test_without_training_documents_stops_are_those_of_the_models_files(tmp_path):
+    """C5: a model that was exported stops at what its generation_config.json says, and at the end of text."""
+    tokenizer = replace(tokenizer_of("llama3", tmp_path), answers={"eos_token_id": [256, 261]})
+    assert chat.stop_tokens(tokenizer, None) == [256, tokenizer.id("eos_token"), 261]
+    cut = encoded(tokenizer, [conversation("one turn")], "all", max_length=5)
+    assert cut.truncated == 1 and chat.stop_tokens(tokenizer, cut) == [tokenizer.id("eos_token")], "cut is no end"
+
+
+def test_a_probe_of_ours_stops_no_run(tmp_path):
+    """F11: what a template does with tools alone matters to no conversation without them, and costs those with them."""
+    unsafe = CHATML.replace("{%- for call", "{%- if m.tool_calls %}{{ messages.append(1) }}{% endif %}{%- for call")
+    tokenizer = write_bytes_tokenizer(tmp_path, unsafe, special=IM)
+    found = encoded(tokenizer, [conversation("one turn"), conversation("tools"), conversation("three turns")])
+    assert len(found) == 2 and found.rows.tolist() == [0, 2]
+    ((why, count),) = found.lost.items()
+    assert count == 1 and "'append' of 'list' object is unsafe" in why
+
+
+NOTHINGS = {
+    "a call of another kind": {"content": None, "function_call": {"name": "f", "arguments": "{}"}},
+    "another key": {"value": "Hello!"},
+    "a refusal": {"content": None, "refusal": "No."},
+    "empty": {"content": ""},
+    "a thought that is taken out": {"content": "<think>\nWell.\n</think>\n"},
+}
+
+
+@pytest.mark.parametrize("family", ["qwen3", "chatml"])
+@pytest.mark.parametrize("kind", NOTHINGS)
+def test_an_answer_of_which_nothing_is_written_is_lost(kind, family, tmp_path):
+    """F5: what stands in the place of words that a template does not write is its own, and is never learned."""
+    template, *tokens = FAMILIES[family]
+    template = template.replace("m.content or ''", "(m.content or '').split('</think>\\n')[-1]")
+    tokenizer = write_bytes_tokenizer(tmp_path, template, *tokens)
+    silent = {"role": "assistant", **NOTHINGS[kind]}
+    found = encoded(tokenizer, [Conversation([said("user", "Hi"), silent]), conversation("one turn")])
+    assert found.lost == {turns.NOTHING: 1} and found.rows.tolist() == [1]
+    inner = encoded(tokenizer, [Conversation([said("user", "Hi"), silent, *TURNS])])
+    assert inner.lost == {turns.NOTHING: 1}
+    spared = Conversation([said("user", "Hi"), silent, *TURNS], weights=[1, 0, 1, 1, 1, 1])
+    assert not encoded(tokenizer, [spared]).lost, "what is not to be learned may be nothing"
+
+
+def test_fields_that_are_not_written_are_said(tmp_path):
+    """F5: of an answer in several fields, calls that are not written lose it, and other fields are counted."""
+    tokenizer = write_bytes_tokenizer(tmp_path, CHATML.replace("m.tool_calls", "m.nothing"), special=IM)
+    both = [said("user", "Hi"), said("assistant", "I look.", tool_calls=CONVERSATIONS["tools"][0][1]["tool_calls"])]
+    thinks = [said("user", "Hi"), said("assistant", "Hello!", reasoning_content="Well.")]
+    found = encoded(tokenizer, [Conversation(both), Conversation(thinks), Conversation(TURNS[:2], [TOOL])])
+    assert found.lost == {"the template does not write tool_calls of its answer": 1}
+    assert found.noted == {"answers whose reasoning the template does not write": 1}
+    silent = write_bytes_tokenizer(tmp_path / "b", CHATML.replace("and tools", "and nothing"), special=IM)
+    assert encoded(silent, [Conversation(TURNS, [TOOL])]).noted == {turns.TOOLLESS: 1}
+
+
+THINKING = """\
+{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}
+{%- if enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}
+"""
+
+
+def test_settings_reach_the_template_and_those_that_change_nothing_are_said(tmp_path):
+    """What rows and the configuration give a template changes its text as in `transformers`, in prompts too."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer = write_bytes_tokenizer(tmp_path, THINKING, special=IM)
+    settings = {"enable_thinking": False, "effort": "low"}
+    talk = Conversation(TURNS, template_kwargs=settings)
+    found = encoded(tokenizer, [talk, Conversation(TURNS)])
+    empty = "<|im_start|>assistant\n<think>\n\n</think>\n\n⟦Hello!<|im_end|>⟧"
+    assert marked(found, tokenizer, 0).endswith(empty) and "think" not in marked(found, tokenizer, 2)
+    assert found.noted == {
+        turns.ASKED: 2,
+        "conversations of which effort of chat_template_kwargs changes no text": 1,
+    }
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    expected = theirs.apply_chat_template(TURNS[:1], tokenize=False, add_generation_prompt=True, **settings)
+    assert chat.prompts(tokenizer, [talk._replace(messages=TURNS[:1])], None) == [expected]
+    with pytest.raises(
+        DataError, match="chat_template_kwargs: tools is what the conversation itself says; leave it out"
+    ):
+        chat.prompts(tokenizer, [Conversation(TURNS[:1], template_kwargs={"tools": []})], None)
+
+
+def weighed(tokenizer: TextTokenizer, *talks: Conversation, **more: Any) -> list[list[tuple[str, float]]]:
+    """Of each document the pieces of equal weight."""
+    found = encoded(tokenizer, talks, **more)
+    documents = []
+    for first, last in zip(found.offsets[:-1], found.offsets[1:], strict=True):
+        weights = np.append(0, found.tokens["token_weight"][first:last][:-1])
+        begins = [0, *(np.flatnonzero(np.diff(weights)) + 1), len(weights)]
+        ids = found.tokens["input_ids"][first:last]
+        documents.append([
+            (tokenizer.fast.decode(ids[a:b].tolist(), skip_special_tokens=False), round(float(weights[a]), 3))
+            for a, b in itertools.pairwise(begins)
+        ])  # fmt: skip
+    return documents
+
+
+def test_weights_scale_answers_and_parts_of_them(tmp_path):
+    """F4, Q: what weighs 0 is context alone, other numbers scale, parts are found in order, and what is not is lost."""
+    tokenizer = tokenizer_of("chatml", tmp_path)
+    (document,) = weighed(tokenizer, Conversation(TURNS, weights=[1, 0, 0, 0.5]))
+    assert [pair for pair in document if pair[1]] == [("So long.<|im_end|>", 0.5)]
+    parts = [said("user", "Hi"), said("assistant", "Wrong. Right. Wrong.")]
+    (document,) = weighed(tokenizer, Conversation(parts, weights=[1, [["Wrong.", 0], [" Right.", 2], ["Wrong.", 0]]]))
+    assert document[1:] == [("Right. ", 2.0), ("Wrong.<|im_end|>", 0.0)]
+    missing = Conversation(parts, weights=[1, [["Right.", 1], ["Right.", 0]]])
+    zero = Conversation(TURNS, weights=[1, 0, 1, [["So", 0]]])
+    found = encoded(tokenizer, [missing, zero, Conversation(TURNS[:2], weights=[0, 1])])
+    assert found.lost == {turns.UNFOUND: 1, turns.WEIGHTLESS: 1} and found.rows.tolist() == [2]
+
+
+def test_reasoning_and_what_the_template_puts_before_answers_may_be_left_out(tmp_path):
+    """`task.mask`: places of reasoning, in a field or within the words, and an empty thought are not learned."""
+    tokenizer = tokenizer_of("qwen3", tmp_path)
+    thinks = [said("user", "Hi"), said("assistant", "Hello!", reasoning_content="Well.")]
+    (document,) = weighed(tokenizer, Conversation(thinks), masked=["reasoning"])
+    assert document[1:] == [("<think>\n", 1.0), ("Well.", 0.0), ("\n</think>\n\nHello!<|im_end|>", 1.0)]
+    within = [said("user", "Hi"), said("assistant", "<think>Well.</think>Hello!")]
+    (document,) = weighed(tokenizer, Conversation(within), masked=["reasoning"])
+    assert document[2] == ("Well.", 0.0) and document[3] == ("</think>Hello!<|im_end|>", 1.0)
+    (document,) = weighed(tokenizer, Conversation(TURNS[:2]), masked=["scaffold"])
+    assert document[0][0].endswith("assistant\n<think>\n\n</think>\n\n") and document[1:] == [("Hello!<|im_end|>", 1.0)]
+    call = CONVERSATIONS["tools"][0][:2]
+    (document,) = weighed(tokenizer, Conversation(call, [TOOL]), masked=["scaffold"])
+    assert document[1][0].startswith("<tool_call>"), "what a call is written in is its own"
+
+
+def test_long_conversations_are_rendered(tmp_path):
+    """F10: hundreds of turns are one document where the template allows, and one too long for it costs a row."""
+    tokenizer = tokenizer_of("chatml", tmp_path)
+    talk = Conversation([m for n in range(120) for m in (said("user", f"u{n}"), said("assistant", f"a{n}"))])
+    made = chat.passages(tokenizer, [talk], "answers", None)
+    assert len(made.passages) == 1 and len(made.passages[0].answers) == 120
+    slow = CHATML + "{% if messages[0].content == 'slow' %}{% for a in range(99999) %}{% for b in range(99999) %}"
+    slow += "{% endfor %}{% endfor %}{% endif %}"
+    found = encoded(
+        replace(tokenizer, template=slow), [Conversation(TURNS), Conversation([said("user", "slow"), *TURNS])] * 1
+    )
+    assert found.rows.tolist() == [0] and list(found.lost.values()) == [1]
+    assert "takes it more than 2 s" in next(iter(found.lost))
 
 
 def test_reasons_are_counted_and_not_without_end(tmp_path):

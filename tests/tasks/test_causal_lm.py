@@ -261,7 +261,9 @@ def test_an_export_says_where_generation_stops(tmp_path):
     """C5: generation_config.json keeps what it says and gains the end of turn; another template goes along."""
     tokenizer = tokenizer_of("llama3", tmp_path)
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.6, "eos_token_id": 7}')
-    found = task_of(format="chat").files(tmp_path)
+    talks = {"messages": [json.dumps(CONVERSATIONS[kind][0]) for kind in ("one turn", "tools")]}
+    train = examples_of(task_of(format="chat"), talks, tokenizer).encoded
+    found = task_of(format="chat").fit(train).files(tmp_path)
     stops = [tokenizer.fast.token_to_id(token) for token in ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")]
     assert json.loads(found["generation_config.json"]) == {"temperature": 0.6, "eos_token_id": sorted([7, *stops])}
     assert found.keys() == {"generation_config.json"}
@@ -341,8 +343,13 @@ def test_baselines_are_those_of_the_token_before():
 
 
 def test_the_task_of_a_directory_knows_its_stops(tmp_path):
-    """C5: stops come from the tokenizer's own words alone, so that a loaded export has them too."""
-    tokenizer_of("phi3", tmp_path)
-    tokenizer = load_tokenizer(Path(tmp_path))
-    named = [tokenizer.fast.id_to_token(number) for number in task_of(format="chat").stops(tokenizer)]
-    assert sorted(named) == ["<|endoftext|>", "<|end|>"]
+    """C5, F11: stops are what training answers end with, and an export says them, so that what is loaded has them."""
+    tokenizer = tokenizer_of("phi3", tmp_path)
+    talks = {"messages": [json.dumps(CONVERSATIONS["one turn"][0])]}
+    task = task_of(format="chat").fit(examples_of(task_of(format="chat"), talks, tokenizer).encoded)
+    (tmp_path / "generation_config.json").write_text(task.files(tmp_path)["generation_config.json"])
+    named = [
+        sorted(tokenizer.fast.id_to_token(number) for number in one.stops(read))
+        for one, read in ((task, tokenizer), (task_of(format="chat"), load_tokenizer(Path(tmp_path))))
+    ]
+    assert named == [["<|endoftext|>", "<|end|>"]] * 2
