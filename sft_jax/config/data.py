@@ -160,6 +160,8 @@ class DataSection(Section):
     """Where the rows come from."""
     bad_rows: Literal["error", "drop"] = "error"
     """What becomes of rows that cannot be read or used: all are named, or dropped and counted."""
+    most_bad: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of the rows of a split that may be dropped as bad; more are an error, for it is seldom the rows then."""
     clean: Clean = Clean()
     """What is done to every text."""
     duplicates: Literal["keep", "drop"] = "keep"
@@ -171,7 +173,7 @@ class DataSection(Section):
     split: Split = Split()
     """Shares cut from the training rows where the source has no such split."""
     per_class: Positive | None = None
-    """Train on this many rows of each class, drawn from `seed.data`; for studies with few labels."""
+    """Train on this many rows of each class, drawn from `seed.split`; for studies with few labels."""
     max_length: Positive = 128
     """Longest document in tokens, special tokens included; longer ones are cut, and counted."""
     layout: Layout = Layout()
