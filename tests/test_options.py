@@ -425,7 +425,7 @@ EFFECTS = {
     "Seeds.init": Effect("1", initial_head),
     "Seeds.data": Effect("1", order),
     "Seeds.dropout": Effect("1", stream, ("model.dropout=0.5",)),
-    "Seeds.split": Effect("1", rows, CUT),
+    "Seeds.split": Effect("1", rows, (*CUT, "data.split.validation=0.25")),
     "ModelSection.source": Effect("HEAD", lambda run: run.checkpoint.digest()),
     "ModelSection.revision": Effect("abc123", lambda run: CALLS[-1], FROM_HUB),
     "ModelSection.weights": Effect("random", lambda run: sorted(run.matched.loaded)),

@@ -386,7 +386,7 @@ def test_a_config_json_that_cannot_be_read_is_refused(config, message):
 
 
 def test_labels_of_other_peoples_files_are_what_they_mean():
-    """A label is trimmed, a whole number that pandas wrote with a fraction is one, and a gap is a row without a label."""
+    """A label is trimmed, a whole number that pandas wrote as a fraction is one, and a gap is a row without a label."""
     task = task_of(labelled(["Billing", " Billing ", "Other", "Other "]))
     assert task.labels == ("Billing", "Other")
     rows = labelled([1.0, 2.0, None, float("nan")])
