@@ -44,6 +44,8 @@ def show_data(console: Console, report: DataReport) -> None:
     findings = _findings(report)
     if len(findings) > 1:
         show_table(console, "Found in the rows", findings)
+    for warning in report.warnings:
+        console.print(Text(f"  ! {warning}", "yellow"), soft_wrap=True)
 
 
 def show_audit(console: Console, audit: Audit) -> None:

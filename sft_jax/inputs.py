@@ -68,7 +68,9 @@ def read_rows(config: Config) -> tuple[Task, dict[str, Prepared], DataReport]:
     checks.metric(best_metric(config, task), task, config.eval.answers)
     checks.changes(config.data, task)
     functions = (task.read, task.targets, task.classes, task.label_counts)
-    return task, *prepare_rows(found, config.data, *functions, config.seed.data)
+    rows, report = prepare_rows(found, config.data, *functions, config.seed.split)
+    doubts = [f"{found['train'].where}: {doubt}" for doubt in task.doubts(report.splits["train"].labels)]
+    return task, rows, replace(report, warnings=[*report.warnings, *doubts])
 
 
 def best_metric(config: Config, task: Task) -> str:

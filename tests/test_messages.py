@@ -81,9 +81,12 @@ def test_empty_text(configure: Make, tmp_path):
 
 
 def test_text_that_is_a_number(configure: Make, tmp_path):
-    """A column of numbers is no column of texts."""
+    """A number of JSON is no text; the digits of a CSV are (T)."""
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": 0}\n{"text": 1, "label": 1}\n')
+    config = configure(f"data.source.train={tmp_path / 'rows.jsonl'}")
+    said(DataError, config, "data.source.train", "line 2: text is 1, expected a text")
     file = csv_file(tmp_path, "text,label", "1,0", "2,1")
-    said(DataError, configure(f"data.source.train={file}"), "data.source.train", "line 2: text is 1, expected a text")
+    assert run.prepare(configure(f"data.source.train={file}")).rows["train"].texts == (["1", "2"],)
 
 
 def test_label_out_of_range(configure: Make, tmp_path, monkeypatch):
@@ -101,7 +104,7 @@ def test_label_out_of_range(configure: Make, tmp_path, monkeypatch):
 def test_label_that_is_none(configure: Make, tmp_path, value):
     """C25: a label that is below 0, a fraction, missing or an unknown word is refused, never wrapped around."""
     file = csv_file(tmp_path, "text,label", "bara,0", f"cela,{value}")
-    expected = "expected one of the 2 labels (0, 1)"
+    expected = "expected one of the 2 labels (0, 1)" if value else "label is not there, expected a label"
     said(DataError, configure(f"data.source.test={file}"), "data.source.test", "label is", expected)
 
 
@@ -165,10 +168,10 @@ def test_bad_rows_of_several_splits(configure: Make, tmp_path):
 
 
 def test_too_many_bad_rows(configure: Make, tmp_path):
-    """C9: where most rows of a split would be dropped, the column is the likelier mistake."""
+    """C9: where many rows of a split would be dropped, the column is the likelier mistake."""
     file = csv_file(tmp_path, "text,label", "bara,0", "cela,nope", "dora,nope")
     config = configure(f"data.source.test={file}", "data.bad_rows=drop")
-    said(DataError, config, "data.source.test: 2 of 3 rows cannot be used, too many to drop; check columns and files")
+    said(DataError, config, "data.source.test: 2 of 3 rows cannot be used (unknown label: 2)")
 
 
 # Files and splits.
@@ -295,8 +298,9 @@ def test_resume_with_other_settings(begun, configure: Make):
     with pytest.raises(RunError) as caught:
         run.prepare(configure("optim.lr=2e-3", "seed.data=5", "train.log_every=3", "mesh.data=2"))
     first, *lines = str(caught.value).splitlines()
-    assert first.endswith("holds another run; give another run.dir, or the same settings: 2 problems")
-    assert lines == ["  - optim.lr: 0.001 there, 0.002 now", "  - seed.data: 0 there, 5 now"]
+    assert first.endswith("holds another run; give another run.dir, or the same settings: 3 problems")
+    seeds = ["  - seed.data: 0 there, 5 now", "  - seed.split: 0 there, 5 now"]
+    assert lines == ["  - optim.lr: 0.001 there, 0.002 now", *seeds]
     assert run.prepare(configure("train.log_every=3", "mesh.data=2")).directory == Path(begun.run.dir)
 
 

@@ -425,6 +425,7 @@ EFFECTS = {
     "Seeds.init": Effect("1", initial_head),
     "Seeds.data": Effect("1", order),
     "Seeds.dropout": Effect("1", stream, ("model.dropout=0.5",)),
+    "Seeds.split": Effect("1", rows, (*CUT, "data.split.validation=0.25")),
     "ModelSection.source": Effect("HEAD", lambda run: run.checkpoint.digest()),
     "ModelSection.revision": Effect("abc123", lambda run: CALLS[-1], FROM_HUB),
     "ModelSection.weights": Effect("random", lambda run: sorted(run.matched.loaded)),
@@ -540,7 +541,8 @@ EFFECTS = {
     "Images.mixup": Effect("0.5", pixels, SEEING),
     "Images.cutmix": Effect("0.5", pixels, SEEING),
     "DataSection.workers": Effect("2", lambda run: run.batches.workers),
-    "DataSection.bad_rows": Effect("drop", on_bad_rows),
+    "DataSection.bad_rows": Effect("drop", on_bad_rows, ("data.most_bad=0.5",)),
+    "DataSection.most_bad": Effect("0.5", on_bad_rows, ("data.bad_rows=drop",)),
     "DataSection.duplicates": Effect("drop", rows, DIRTY),
     "DataSection.conflicts": Effect("drop", rows, DIRTY),
     "DataSection.leakage": Effect("drop", rows, ("data.source.train=[DIRTY, TRAIN]", *DIRTY[1:])),
@@ -782,9 +784,10 @@ def test_option(prepare, option):
 
 
 def test_one_seed_sets_all(prepare):
-    """C26: `seed: 1` is all three seeds at 1."""
+    """C26: `seed: 1` is all four seeds at 1; the split is that of `seed.data` where nothing else is said."""
     apart = prepare("seed.init=1", "seed.data=1", "seed.dropout=1")
     together = prepare("seed=1")
+    assert apart.config.seed.split == 1 and prepare("seed.data=2", "seed.split=1").config.seed.split == 1
     assert together.config.seed == apart.config.seed and order(together) == order(apart)
     assert np.array_equal(initial_head(together), initial_head(apart))
 

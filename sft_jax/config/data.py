@@ -1,8 +1,9 @@
 """Which rows there are, and how they become batches."""
 
+import codecs
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sft_jax.config.section import NotNegative, Positive, Section, Share
 
@@ -19,6 +20,28 @@ class Files(Section):
     """File or files to validate on while training."""
     test: Paths | None = None
     """File or files for the one test at the end."""
+    encoding: str | None = None
+    """Encoding of text files, such as `cp1252` or `utf-16`; null is UTF-8."""
+    delimiter: str | None = None
+    """What stands between the cells of CSV files, such as `;` or `tab`; null is a comma, in TSV files a tab."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, value: str | None) -> str | None:
+        try:
+            return value if value is None or not "a".encode(value) else codecs.lookup(value).name
+        except (LookupError, UnicodeError, TypeError):
+            raise ValueError(
+                f"{value!r:.40} is no encoding of texts; give one such as utf-8, cp1252 or utf-16"
+            ) from None
+
+    @field_validator("delimiter")
+    @classmethod
+    def _is_one(cls, value: str | None) -> str | None:
+        found = {"tab": "\t", "\\t": "\t"}.get(value or "", value)
+        if found is not None and (len(found) != 1 or found in '"\r\n'):
+            raise ValueError(f"{value!r:.40} is no single character; give one such as ';' or tab")
+        return found
 
 
 class Hub(Section):
@@ -160,6 +183,8 @@ class DataSection(Section):
     """Where the rows come from."""
     bad_rows: Literal["error", "drop"] = "error"
     """What becomes of rows that cannot be read or used: all are named, or dropped and counted."""
+    most_bad: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of the rows of a split that may be dropped as bad; more are an error, for it is seldom the rows then."""
     clean: Clean = Clean()
     """What is done to every text."""
     duplicates: Literal["keep", "drop"] = "keep"
@@ -171,7 +196,7 @@ class DataSection(Section):
     split: Split = Split()
     """Shares cut from the training rows where the source has no such split."""
     per_class: Positive | None = None
-    """Train on this many rows of each class, drawn from `seed.data`; for studies with few labels."""
+    """Train on this many rows of each class, drawn from `seed.split`; for studies with few labels."""
     max_length: Positive = 128
     """Longest document in tokens, special tokens included; longer ones are cut, and counted."""
     layout: Layout = Layout()

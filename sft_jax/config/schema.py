@@ -17,20 +17,24 @@ from sft_jax.config.training import CheckpointSection, EvalSection, OptimSection
 
 
 class Seeds(Section):
-    """One seed for each kind of chance; `seed: 7` sets all three."""
+    """One seed for each kind of chance; `seed: 7` sets all of them."""
 
     init: Seed = 0
     """Initial values of whatever the checkpoint does not hold (the new head)."""
     data: Seed = 0
-    """Order of the training rows, and the split where the source has none."""
+    """Order of the training rows."""
     dropout: Seed = 0
     """Dropout masks."""
+    split: Seed = 0
+    """The split where the source has none, and what `data.per_class` draws; as `data` where it is not given."""
 
     @model_validator(mode="before")
     @classmethod
     def _one_for_all(cls, value: Any) -> Any:
         whole = isinstance(value, int) and not isinstance(value, bool)
-        return {"init": value, "data": value, "dropout": value} if whole else value
+        if whole:
+            return {"init": value, "data": value, "dropout": value, "split": value}
+        return {"split": value.get("data", 0), **value} if isinstance(value, dict) else value
 
 
 class RunSection(Section):

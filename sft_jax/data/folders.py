@@ -8,6 +8,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from datasets import Features, Value
 from sft_jax.archives import ENDINGS, members
 from sft_jax.data import images
 from sft_jax.data.gather import Gathered, blocks, texts
-from sft_jax.data.records import MOST_CHARS, Problem, read_text
+from sft_jax.data.records import MOST_CHARS, UTF8, Problem, read_text
 from sft_jax.data.rows import Rows
 from sft_jax.errors import DataError
 
@@ -39,7 +40,7 @@ def is_folder(path: str) -> bool:
     return path.lower().endswith(ENDINGS) or Path(path).expanduser().is_dir()
 
 
-def read_folders(folders: Sequence[str], where: str) -> Rows:
+def read_folders(folders: Sequence[str], where: str, encoding: str = UTF8) -> Rows:
     """The rows of some folders, sorted by label and name: the text or image of each file, and the folder it is in."""
     found, entries = Gathered(where, []), list[File | tuple[str, Problem]]()
     for folder in folders:
@@ -50,7 +51,8 @@ def read_folders(folders: Sequence[str], where: str) -> Rows:
             entries.append(entry)
     files = [entry for entry in entries if isinstance(entry, File)]
     pictures = sum(_ending(file.name) in images.ENDINGS for file in files)
-    read = _image if 2 * pictures > len(files) else _text  # those of the other kind are no rows
+    as_images = 2 * pictures > len(files)  # those of the other kind are no rows
+    read = _image if as_images else partial(_text, encoding=encoding)
 
     def records(_: int, entry: File | tuple[str, Problem]) -> Iterator[tuple[int, tuple[object, str] | Problem]]:
         content = read(entry) if isinstance(entry, File) else entry[1]
@@ -58,12 +60,12 @@ def read_folders(folders: Sequence[str], where: str) -> Rows:
         yield 0, content if isinstance(content, Problem) else (content, label)
 
     columns: tuple[list[pa.Array], ...] = ([], [])
-    kind = images.FEATURE if read is _image else Value("string")
+    kind = images.FEATURE if as_images else Value("string")
     for block in blocks(entries, records, found):
         contents, labels = zip(*block, strict=True)
-        columns[0].extend(texts(contents) if read is _text else _chunks(pa.array(contents, images.FEATURE.pa_type)))
+        columns[0].extend(texts(contents) if not as_images else _chunks(pa.array(contents, images.FEATURE.pa_type)))
         columns[1].extend(texts(labels))
-    name, types = ("image" if read is _image else "text"), (kind.pa_type, pa.string())
+    name, types = ("image" if as_images else "text"), (kind.pa_type, pa.string())
     content, label = (pa.chunked_array(column, kind) for column, kind in zip(columns, types, strict=True))
     return found.rows(
         pa.table({name: content, "label": label}), features=Features({name: kind, "label": Value("string")})
@@ -77,13 +79,13 @@ def _image(file: File) -> dict[str, object] | Problem:
     return {"bytes": None if file.path else file.read(), "path": file.path}
 
 
-def _text(file: File) -> str | Problem:
+def _text(file: File, encoding: str) -> str | Problem:
     if not _is_text(file.name):
         return Problem("no text file", f"ends in {_ending(file.name)}, expected .txt")
     if file.size > MOST_CHARS:
         return Problem("text too long", f"{file.size} bytes; a text has at most {MOST_CHARS}")
     try:
-        return read_text(file.read())
+        return read_text(file.read(), encoding)
     except OSError as error:
         return _unread(error)
 

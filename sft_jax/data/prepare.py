@@ -16,6 +16,7 @@ Knows no task: what rows are answered with, and what a split is stratified by, a
 apart by hashing, in time proportional to their number. Holds numpy only.
 """
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -35,7 +36,6 @@ Which = np.ndarray  # bool, by row
 Texts = tuple[list[Any], ...]  # columns of texts, or of tuples of words; hashable
 Read = Callable[[Rows], tuple[Texts, dict[int, Bad]]]  # -> (columns, what is wrong with the rows that lack one)
 SHOWN_CHARS = 80  # of a text in the report
-MOST_BAD = 0.5  # share of the rows of a split; if more cannot be used, it is not the rows that are wrong
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def prepare(
     for name in wanted:
         if name in rows:
             raise ConfigError(f"data.split.{name}: the source has a split of its own; drop one of the two")
-    found = _usable(rows, read, targets, drop=section.bad_rows == "drop")
+    found = _usable(rows, read, targets, section)
     for split in found.values():
         _clean(split, section.clean)
         if section.max_rows:
@@ -150,7 +150,8 @@ def prepare(
         train.find("not drawn", ~np.isin(np.arange(len(train.rows)), drawn), drop=True, show=False)
     found = {name: found[name] for name in SPLITS if name in found}
     report = {name: split.report(label_counts(split.targets)) for name, split in found.items()}
-    return {name: split.prepared() for name, split in found.items()}, DataReport(report)
+    notes = [f"{given.where}: {note}" for given in rows.values() for note in given.notes]
+    return {name: split.prepared() for name, split in found.items()}, DataReport(report, notes)
 
 
 def read_texts(rows: Rows, names: Sequence[str]) -> tuple[Texts, dict[int, Bad]]:
@@ -186,8 +187,16 @@ def cut(classes: Sequence[int], shares: Split, seed: int, firsts: Indices | None
     for name in SPLITS[:0:-1]:
         share = getattr(shares, name)
         if share and not len(result[name]):
-            raise DataError(f"data.split.{name}: {share} of {len(classes)} rows is no row; give a larger share")
+            raise DataError(f"data.split.{name}: {share} of {len(classes)} rows is no row; {_more(classes, share)}")
     return {name: rows for name, rows in result.items() if len(rows)}
+
+
+def _more(classes: Sequence[int], share: float) -> str:
+    """What to do where a share comes to no row of any class."""
+    count = len(set(classes))
+    if round(len(classes) * share) < 1:
+        return "give a larger share"
+    return f"there are {count} classes, and none has enough for one; give a larger share, or check the column of labels"
 
 
 def draw(classes: Sequence[int], count: int, seed: int) -> Indices:
@@ -197,10 +206,14 @@ def draw(classes: Sequence[int], count: int, seed: int) -> Indices:
     return np.sort(np.concatenate([order[kinds == kind][:count] for kind in np.unique(kinds)]))
 
 
-def _usable(rows: Mapping[str, Rows], read: Read, targets: Callable[[Rows], Any], *, drop: bool) -> dict[str, _Split]:
+def _usable(
+    rows: Mapping[str, Rows], read: Read, targets: Callable[[Rows], Any], section: DataSection
+) -> dict[str, _Split]:
     """The rows that have texts and a target; the others are refused, those of all splits together, or counted."""
     found: dict[str, _Split] = {}
     problems: list[str] = []
+    worst = 0.0  # share of the rows of a split that cannot be used
+    drop = section.bad_rows == "drop"
     for name, given in rows.items():
         columns, without_text = read(given)
         answered = targets(given)
@@ -213,16 +226,26 @@ def _usable(rows: Mapping[str, Rows], read: Read, targets: Callable[[Rows], Any]
             split.keep(np.setdiff1d(split.rows, list(by_row)))
         if not drop and bad:
             problems.append(_said(given.where, bad))
-        elif len(bad) > MOST_BAD * split.read:
-            most = f"{len(bad)} of {split.read} rows cannot be used, too many to drop; check columns and files"
-            problems.append(_said(f"{given.where}: {most}", bad))
+        elif len(bad) > section.most_bad * split.read:
+            reasons = sorted(split.dropped.items(), key=lambda pair: -pair[1])[:MOST_SHOWN]
+            why = ", ".join(f"{reason}: {count}" for reason, count in reasons)
+            problems.append(_said(f"{given.where}: {len(bad)} of {split.read} rows cannot be used ({why})", bad))
+        worst = max(worst, len(bad) / max(split.read, 1))
         found[name] = split
     if problems:
-        remedy = [] if drop else ["mend the rows, or leave them out with data.bad_rows=drop"]
-        raise DataError("\n".join([*problems, *remedy]))
+        raise DataError("\n".join([*problems, _remedy(worst, section, drop)]))
     for split in found.values():
         _some_left(split)
     return found
+
+
+def _remedy(worst: float, section: DataSection, drop: bool) -> str:
+    """What to do about bad rows; many of them are left out only for those who ask for it."""
+    share = math.ceil(worst * 100) / 100
+    if drop:
+        return f"more than data.most_bad={section.most_bad:g}; check columns and files, or set data.most_bad={share:g}"
+    more = f" data.most_bad={share:g}" if worst > section.most_bad else ""
+    return f"mend the rows, or leave them out with data.bad_rows=drop{more}"
 
 
 def _said(where: str, bad: Sequence[Bad]) -> str:

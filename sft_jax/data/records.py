@@ -11,9 +11,10 @@ import json
 import re
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain
+from io import BufferedReader
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,10 @@ from sft_jax.errors import DataError, reason
 MOST_CHARS = 1 << 24  # in a line, and in a cell that goes over several
 MOST_LIST = 1 << 31  # characters of a JSON file that is one list, which is read at once
 MOST_WORDS = 1 << 16  # in a sentence
+UTF8 = "utf-8"
+PEEKED = 128  # bytes that tell UTF-16
+# Names under which a file of one object has its rows.
+ROWS = ("data", "rows", "examples", "records", "instances", "items")
 TOO_LONG = "\0"  # stands for a line that was skipped
 
 
@@ -34,9 +39,11 @@ class Problem(NamedTuple):
     text: str
 
 
-def csv_records(file: str, where: str, delimiter: str = ",") -> Iterator[tuple[int, list[str] | Problem]]:
+def csv_records(
+    file: str, where: str, delimiter: str = ",", encoding: str = UTF8
+) -> Iterator[tuple[int, list[str] | Problem]]:
     """The cells of each record. A quote that is never closed costs its own line, and reading goes on at the next."""
-    lines, again, taken = _lines(file, where), deque[str](), list[str]()
+    lines, again, taken = _lines(file, where, encoding), deque[str](), list[str]()
 
     def feed() -> Iterator[str]:
         while line := again.popleft() if again else next(lines, ""):
@@ -49,37 +56,26 @@ def csv_records(file: str, where: str, delimiter: str = ",") -> Iterator[tuple[i
         try:
             for cells in csv.reader(feed(), delimiter=delimiter, strict=True):
                 if cells:  # else a blank line
-                    yield number, _problem(taken, number) or cells
+                    yield number, _problem(taken, number, encoding) or cells
                 number += len(taken)
                 taken.clear()
             return
         except csv.Error as error:
-            yield number, _problem(taken[:1], number) or _broken_csv(str(error), delimiter)
+            yield number, _problem(taken[:1], number, encoding) or _broken_csv(str(error), delimiter)
             again.extendleft(reversed(taken[1:]))
             number += 1
             taken.clear()
 
 
-def json_records(file: str, where: str) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
-    """The object on each line, or each object of the one list that a `.json` file may be."""
-    may_be_list = ".json" in [ending.lower() for ending in Path(file).suffixes[-2:]]
-    for number, line in enumerate(_lines(file, where), 1):
-        if line.isspace():
-            continue
-        if may_be_list and line.lstrip().startswith("["):
-            yield from _list_records(file, where)
-            return
-        may_be_list = False
-        yield number, _problem([line], number) or _parsed(line)
+def text_records(file: str | BufferedReader, where: str, encoding: str = UTF8) -> Iterator[tuple[int, str | Problem]]:
+    """Each line of a file or of an open stream, without its end; a line may be empty."""
+    for number, line in enumerate(_lines(file, where, encoding), 1):
+        yield number, _problem([line], number, encoding) or line.rstrip("\r\n")
 
 
-def text_records(file: str, where: str) -> Iterator[tuple[int, str | Problem]]:
-    """Each line, without its end; a line may be empty."""
-    for number, line in enumerate(_lines(file, where), 1):
-        yield number, _problem([line], number) or line.rstrip("\r\n")
-
-
-def conll_records(file: str, where: str) -> Iterator[tuple[int, tuple[list[str], list[str]] | Problem]]:
+def conll_records(
+    file: str, where: str, encoding: str = UTF8
+) -> Iterator[tuple[int, tuple[list[str], list[str]] | Problem]]:
     """(words, tags) of each sentence: the first and the last column of its lines, as many columns in all of the file.
 
     Blank lines end a sentence. A line that is wrong costs its sentence, and is what is said of it; lines that begin a
@@ -87,39 +83,42 @@ def conll_records(file: str, where: str) -> Iterator[tuple[int, tuple[list[str],
     """
     words, tags = list[str](), list[str]()
     begin, columns, wrong = 0, 0, None
-    for number, line in chain(enumerate(_lines(file, where), 1), [(0, "")]):
+    for number, line in chain(enumerate(_lines(file, where, encoding), 1), [(0, "")]):
         if line.strip() and not line.startswith(DOCUMENT) and not (COMMENT.match(line) and not words):
             cells = [cell.strip() for cell in line.split("\t")] if "\t" in line else line.split()
             begin, columns = begin if words else number, columns or len(cells)
             if wrong is None:
                 words.append(cells[0])
                 tags.append(cells[-1])
-                problem = _problem([line], number) or _broken_word(cells, columns, len(words))
+                problem = _problem([line], number, encoding) or _broken_word(cells, columns, len(words))
                 wrong = (number, problem) if problem else None
         elif words:
             yield wrong or (begin, (words, tags))
             words, tags, wrong = [], [], None
 
 
-def read_text(content: bytes) -> str | Problem:
+def read_text(content: bytes, encoding: str = UTF8) -> str | Problem:
     """The text that these bytes are, without a byte order mark."""
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig" if encoding == UTF8 else encoding)
     except UnicodeDecodeError as error:
-        return _broken_bytes(content[error.start], f"byte {error.start + 1}")
+        return _broken_bytes(content[error.start], f"byte {error.start + 1}", encoding)
     return Problem("NUL character", "holds a NUL character; take it out") if "\0" in text else text
 
 
-def _lines(file: str, where: str) -> Iterator[str]:
-    """Lines with their ends, of which bytes that are not UTF-8 are surrogates; those too long are skipped."""
-    path = Path(file).expanduser()
+def _lines(file: str | BufferedReader, where: str, encoding: str = UTF8) -> Iterator[str]:
+    """Lines with their ends, of which bytes that are no text are surrogates; those too long are skipped."""
+    path = Path(file).expanduser() if isinstance(file, str) else Path("stream")
     packed = path.suffix.lower() == ".gz"
     try:
         left = max(MOST_RATIO * path.stat().st_size, SMALL_BYTES) if packed else None
-        with gzip.open(path) if packed else open(path, "rb") as raw:
-            if raw.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                raise DataError(f"{where}: {file} is UTF-16; save it as UTF-8")
-            stream = io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="")
+        with _opened(file, path, packed=packed) as raw:
+            if encoding == UTF8 and (other := _utf16(raw.peek(PEEKED)[:PEEKED])):
+                raise DataError(
+                    f"{where}: {file} is UTF-16; save it as UTF-8, or say what it is with data.source.encoding={other}"
+                )
+            text = "utf-8-sig" if encoding == UTF8 else encoding
+            stream = io.TextIOWrapper(raw, text, errors="surrogateescape", newline="")
             for line in iter(partial(stream.readline, MOST_CHARS), ""):
                 long = len(line) == MOST_CHARS
                 if long:
@@ -132,9 +131,27 @@ def _lines(file: str, where: str) -> Iterator[str]:
     except (OSError, EOFError, zlib.error) as error:
         why = getattr(error, "strerror", None) or reason(error)
         raise DataError(f"{where}: {file} cannot be read ({why}); check the path and the file") from None
+    except UnicodeDecodeError as error:  # of encodings in which no byte stands for itself
+        raise DataError(f"{where}: {file} is not {encoding} ({reason(error)}); set data.source.encoding") from None
 
 
-def _less(left: int | None, count: int, file: str, where: str) -> int | None:
+def _opened(file: str | BufferedReader, path: Path, *, packed: bool) -> Any:
+    if not isinstance(file, str):
+        return file
+    return gzip.open(path) if packed else open(path, "rb")
+
+
+def _utf16(begin: bytes) -> str:
+    """Which UTF-16 a file begins with, by its mark or by every other byte being NUL; nothing where it is none."""
+    if begin[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    for first, name in ((1, "utf-16-le"), (0, "utf-16-be")):
+        if len(begin) >= 4 and not any(begin[first::2]) and all(begin[1 - first :: 2]):
+            return name
+    return ""
+
+
+def _less(left: int | None, count: int, file: str | BufferedReader, where: str) -> int | None:
     if left is None:
         return None
     if count > left:
@@ -142,7 +159,7 @@ def _less(left: int | None, count: int, file: str, where: str) -> int | None:
     return left - count
 
 
-def _problem(lines: list[str], number: int) -> Problem | None:
+def _problem(lines: list[str], number: int, encoding: str = UTF8) -> Problem | None:
     """What is wrong with the characters of a record that begins on line `number`."""
     for line in lines:
         if line.isascii() and "\0" not in line:
@@ -155,19 +172,22 @@ def _problem(lines: list[str], number: int) -> Problem | None:
         try:
             line.encode("utf-8")
         except UnicodeEncodeError as error:
-            return _broken_bytes(ord(line[error.start]) - 0xDC00, f"character {error.start + 1}{on}")
+            return _broken_bytes(ord(line[error.start]) - 0xDC00, f"character {error.start + 1}{on}", encoding)
     return None
 
 
-def _broken_bytes(byte: int, at: str) -> Problem:
-    return Problem("broken UTF-8", f"not UTF-8 (byte 0x{byte:02x} at {at}); save the file as UTF-8")
+def _broken_bytes(byte: int, at: str, encoding: str) -> Problem:
+    if encoding != UTF8:
+        return Problem(f"broken {encoding}", f"not {encoding} (byte 0x{byte:02x} at {at}); set data.source.encoding")
+    remedy = "save the file as UTF-8, or set data.source.encoding (cp1252 where Windows wrote it)"
+    return Problem("broken UTF-8", f"not UTF-8 (byte 0x{byte:02x} at {at}); {remedy}")
 
 
 def _broken_csv(error: str, delimiter: str) -> Problem:
     if "end of data" in error:
         return Problem("broken quotes", "a quote is opened and never closed; close it, or double it")
     if "expected after" in error:
-        mark = {",": "a comma", "\t": "a tab"}[delimiter]
+        mark = {",": "a comma", "\t": "a tab"}.get(delimiter, repr(delimiter))
         return Problem("broken quotes", f"a quote ends where neither {mark} nor the line follows; double those inside")
     if "limit" in error:
         return Problem("line too long", f"a cell of more than {MOST_CHARS} characters, or an open quote; close it")
@@ -203,6 +223,48 @@ DECODER = json.JSONDecoder(object_pairs_hook=_object)
 SPACE = re.compile(r"[ \t\n\r]*")
 
 
+def json_records(
+    file: str, where: str, encoding: str = UTF8, numbered: Callable[[], None] = lambda: None
+) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
+    """The object on each line, each of the one list that a `.json` file may be, or each of several that go over lines.
+
+    A `.json` file of one object may hold rows in it (`_rows_within`). Where records have no lines of their own they are
+    counted from 1, and `numbered` is called first.
+    """
+    lines = ((n, line) for n, line in enumerate(_lines(file, where, encoding), 1) if not line.isspace())
+    head = list(islice(lines, 2))
+    begin = head[0][1].lstrip() if head else ""
+    is_json = ".json" in [ending.lower() for ending in Path(file).suffixes[-2:]]
+    if is_json and begin.startswith("["):
+        yield from _list_records(_whole(file, where, encoding), file, where, encoding, numbered)
+    elif begin.startswith("{") and (len(head) == 1 if is_json and _ends(begin) else _goes_on(begin, file, encoding)):
+        yield from _objects(_whole(file, where, encoding), file, where, encoding, numbered)
+    else:
+        for number, line in chain(head, lines):
+            yield number, _problem([line], number, encoding) or _parsed(line)
+
+
+def _ends(line: str) -> bool:
+    """Whether a line is one whole value of JSON."""
+    try:
+        DECODER.decode(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _goes_on(line: str, file: str, encoding: str) -> bool:
+    """Whether the object that begins on the first line of a file ends on a later one."""
+    if _ends(line):
+        return False
+    try:
+        text = _whole(file, "", encoding)
+        _, end = DECODER.raw_decode(text, _after(text, 0))
+    except (DataError, ValueError, RecursionError):
+        return False
+    return "\n" in text[:end].strip()
+
+
 def _parsed(line: str) -> dict[str, Any] | Problem:
     try:
         return _checked(DECODER.decode(line))
@@ -233,27 +295,111 @@ def _fault(error: ValueError | RecursionError) -> str:
     return "a number of thousands of digits" if "digits" in str(error) else str(error)
 
 
-def _list_records(file: str, where: str) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
+def _list_records(
+    text: str, file: str, where: str, encoding: str, numbered: Callable[[], None]
+) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
     """Objects of one list. Where its syntax breaks nothing after can be told apart, so that is an error at once."""
-    text = _whole(file, where)
     place, line, counted = _after(text, text.index("[") + 1), 1, 0
-    more, why = text[place : place + 1] != "]", "expected a comma, or the end"
+    more, why, count = text[place : place + 1] != "]", "expected a comma, or the end", 0
+    on_one = "\n" not in text.strip()
+    if on_one:
+        numbered()
     while more:
-        line, counted = line + text.count("\n", counted, place), place
+        line, counted, count = line + text.count("\n", counted, place), place, count + 1
         try:
             value, end = DECODER.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
             why = _fault(error)
             break
-        yield line, _checked(value)
+        broken = _problem(text[place:end].splitlines(keepends=True), line, encoding)
+        for record in [broken] if broken else _expanded(value):
+            yield count if on_one else line, record
         place = _after(text, end)
         more = text[place : place + 1] == ","
         place = _after(text, place + 1) if more else place
     if more or text[place:].strip() != "]":
+        raise _broken_off("the list", file, where, line, why)
+
+
+def _objects(
+    text: str, file: str, where: str, encoding: str, numbered: Callable[[], None]
+) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
+    """Objects one after the other, each over any number of lines; of one alone the rows that it may hold."""
+    place, line, counted = _after(text, 0), 1, 0
+    while place < len(text):
+        line, counted = line + text.count("\n", counted, place), place
+        try:
+            value, end = DECODER.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            raise _broken_off("an object", file, where, line, _fault(error)) from None
+        first, place = place, _after(text, end)
+        broken = _problem(text[first:end].splitlines(keepends=True), line, encoding)
+        within = _rows_within(value, file, where) if first == _after(text, 0) and place == len(text) else None
+        if within is None or broken:
+            yield line, broken or _checked(value)
+            continue
+        numbered()
+        records = (record for row in within for record in _expanded(row))
+        yield from enumerate(records, 1)
+
+
+def _broken_off(what: str, file: str, where: str, line: int, why: str) -> DataError:
+    return DataError(
+        f"{where}: {file}, line {line}: {what} breaks off ({why}), and what follows cannot be told apart; "
+        f"mend it, or write an object on each line"
+    )
+
+
+def _rows_within(value: Any, file: str, where: str) -> list[Any] | None:
+    """The rows that the one object of a file holds; None where it is a row itself.
+
+    They are a list under a name such as `data`, with nothing but facts beside it; or columns, as pandas writes them,
+    each an object of the values by the same numbers, or a list. Lists may as well be the one row's own: where nothing
+    tells the two apart, the file is refused.
+    """
+    if not isinstance(value, dict) or not value:
+        return None
+    if value.keys() - {"index"} == {"columns", "data"} and _is_table(value["columns"], value["data"]):
+        return [dict(zip(value["columns"], row, strict=True)) for row in value["data"]]
+    lists = [name for name, part in value.items() if isinstance(part, list)]
+    if len(lists) == 1 and lists[0] in ROWS and value[lists[0]] and all(isinstance(r, dict) for r in value[lists[0]]):
+        return value[lists[0]]
+    parts = list(value.values())
+    if all(isinstance(part, dict) and part and part.keys() == parts[0].keys() for part in parts):
+        if all(name.isdigit() for name in parts[0]):
+            return [{name: part[number] for name, part in value.items()} for number in parts[0]]
+        if all(name.isdigit() for name in value):
+            return parts
+    if len(lists) < len(value) or len({len(part) for part in parts}) > 1 or len(parts[0]) < 2:
+        return None
+    inner = [one for part in parts for one in part]
+    if any(isinstance(one, dict) for one in inner):
+        return None
+    if not any(isinstance(one, list) or (isinstance(one, str) and " " in one.strip()) for one in inner):
         raise DataError(
-            f"{where}: {file}, line {line}: the list breaks off ({why}), and what follows cannot be told apart; "
-            f"mend it, or write an object on each line"
+            f"{where}: {file} is one object of lists, which may be one row or a list for each column; write a list of "
+            f"objects, or an object on each line of a .jsonl file"
         )
+    return [dict(zip(value, row, strict=True)) for row in zip(*parts, strict=True)]
+
+
+def _is_table(columns: Any, rows: Any) -> bool:
+    named = isinstance(columns, list) and all(isinstance(name, str) for name in columns)
+    return named and isinstance(rows, list) and all(isinstance(r, list) and len(r) == len(columns) for r in rows)
+
+
+def _expanded(value: Any) -> Iterator[dict[str, Any] | Problem]:
+    """A record, or the questions of an article as the files of SQuAD have them: with their contexts, one a record."""
+    paragraphs = value.get("paragraphs") if isinstance(value, dict) else None
+    if not isinstance(paragraphs, list) or not all(isinstance(p, dict) and "qas" in p for p in paragraphs):
+        yield _checked(value)
+        return
+    for paragraph in paragraphs:
+        for asked in paragraph["qas"] if isinstance(paragraph["qas"], list) else [None]:
+            if not isinstance(asked, dict):
+                yield Problem("broken JSON", "a paragraph whose qas are no list of objects; mend it")
+                continue
+            yield _checked({"title": value.get("title"), "context": paragraph.get("context"), **asked})
 
 
 def _after(text: str, place: int) -> int:
@@ -261,14 +407,15 @@ def _after(text: str, place: int) -> int:
     return found.end() if found else place
 
 
-def _whole(file: str, where: str) -> str:
+def _whole(file: str, where: str, encoding: str) -> str:
     lines, total = [], 0
-    for number, line in enumerate(_lines(file, where), 1):
+    for number, line in enumerate(_lines(file, where, encoding), 1):
         total += len(line)
-        problem = _problem([line], number)
-        if total > MOST_LIST:
-            problem = Problem("", f"a list of more than {MOST_LIST} characters; write an object on each line")
-        if problem:
-            raise DataError(f"{where}: {file}, line {number}: {problem.text}")
+        if total > MOST_LIST or line is TOO_LONG:
+            most = MOST_LIST if total > MOST_LIST else MOST_CHARS
+            raise DataError(
+                f"{where}: {file}, line {number}: more than {most} characters that are no object on a line; write an "
+                f"object on each line"
+            )
         lines.append(line)
     return "".join(lines)

@@ -5,7 +5,7 @@ dropped, by reason. Rows that stay can be trouble too: duplicates, conflicts and
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -49,15 +49,15 @@ class DataReport:
     """What became of the rows of a run."""
 
     splits: dict[str, SplitReport]
+    warnings: list[str] = field(default_factory=list)  # what a person should look at before training
 
     def with_tokens(self, data: Mapping[str, Encoded], padding: Mapping[str, float]) -> "DataReport":
         """The report with what the encoded splits are in tokens; `padding` is their share of filler."""
-        return DataReport(
-            {
-                split: replace(found, tokens=_tokens(data[split], padding[split])) if split in data else found
-                for split, found in self.splits.items()
-            }
-        )
+        splits = {
+            split: replace(found, tokens=_tokens(data[split], padding[split])) if split in data else found
+            for split, found in self.splits.items()
+        }
+        return replace(self, splits=splits)
 
     def plain(self) -> dict[str, Any]:
         """The report as JSON takes it."""

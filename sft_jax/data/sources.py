@@ -7,6 +7,7 @@ import glob
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -27,7 +28,7 @@ from sft_jax.errors import DataError, reason
 
 SPLITS = ("train", "validation", "test")
 CONLL = (".conll", ".iob", ".iob2", ".bio")
-Reader = Callable[[Sequence[str], str], Rows]  # (files, where)
+Reader = Callable[..., Rows]  # (files, where), and what is said of them
 
 
 def load_rows(source: Files | Hub | Tfds | Mixture, where: str = "data.source") -> dict[str, Rows]:
@@ -44,7 +45,7 @@ def load_rows(source: Files | Hub | Tfds | Mixture, where: str = "data.source") 
     return rows
 
 
-def load_files(files: Sequence[str], where: str) -> Rows:
+def load_files(files: Sequence[str], where: str, encoding: str | None = None, delimiter: str | None = None) -> Rows:
     """The rows of some files of one kind, or of folders and archives of texts or images, in order.
 
     What is no row stands in `bad` and is to be judged by the caller; what concerns a whole file is a DataError.
@@ -57,7 +58,14 @@ def load_files(files: Sequence[str], where: str) -> Rows:
             f"{', '.join(named)}, images in IDX form, or folders of texts or images, also packed "
             f"({', '.join(ENDINGS)})"
         )
-    rows = READERS[kinds[0]](files, where)
+    said: dict[str, Any] = {}
+    for name, value, those in (("encoding", encoding, ENCODED), ("delimiter", delimiter, SEPARATED)):
+        if value is not None:
+            if kinds[0] not in those:
+                setting = f"{where.rpartition('.')[0]}.{name}"
+                raise DataError(f"{setting}: is of files ending in {', '.join(those)}, not {kinds[0]}; leave it out")
+            said[name] = value
+    rows = READERS[kinds[0]](files, where, **said)
     if not len(rows) and not rows.bad:
         raise DataError(f"{where}: {', '.join(files)} holds no row; give files with some")
     return rows
@@ -74,7 +82,7 @@ def _ending(file: str) -> str:
 
 def _load_split(source: Files | Hub | Tfds, named: str | list[str], where: str) -> Rows:
     if isinstance(source, Files):
-        return load_files([named] if isinstance(named, str) else named, where)
+        return load_files([named] if isinstance(named, str) else named, where, source.encoding, source.delimiter)
     assert isinstance(named, str)
     if isinstance(source, Tfds):
         return load_tfds(source, named, where)
@@ -121,7 +129,7 @@ def _load_built(files: Sequence[str], where: str, builder: str) -> Rows:
 
 READERS: dict[str, Reader] = {
     ".csv": read_csv,
-    ".tsv": partial(read_csv, delimiter="\t"),
+    ".tsv": partial(read_csv, usual="\t"),
     ".jsonl": read_json,
     ".json": read_json,
     ".txt": read_lines,
@@ -133,7 +141,9 @@ READERS: dict[str, Reader] = {
     "idx": read_idx,
     "folder": read_folders,
 }
+SEPARATED = (".csv", ".tsv")
 PACKED = (".csv", ".tsv", ".jsonl", ".json", ".txt", *CONLL)  # which may be packed by gzip: `reviews.csv.gz`
+ENCODED = (*PACKED, "folder")
 
 
 def _load_hub(source: Hub, split: str, where: str) -> Dataset:

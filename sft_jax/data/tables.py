@@ -11,22 +11,27 @@ import pyarrow as pa
 
 from sft_jax.data.cells import Cells
 from sft_jax.data.gather import Gathered, blocks, shown
-from sft_jax.data.records import Problem, conll_records, csv_records, json_records, text_records
+from sft_jax.data.records import UTF8, Problem, conll_records, csv_records, json_records, text_records
 from sft_jax.data.rows import Rows
 from sft_jax.data.store import Store
 from sft_jax.errors import DataError
 
+OTHERS = (";", "\t", "|", ",")  # what separates the cells of files that are not separated as their ending says
 MOST_COLUMNS = 1000  # keys of all objects of a JSON file together
 
 
-def read_csv(files: Sequence[str], where: str, delimiter: str = ",") -> Rows:
+def read_csv(
+    files: Sequence[str], where: str, encoding: str = UTF8, delimiter: str | None = None, usual: str = ","
+) -> Rows:
     """The rows of files that have the same columns; the first line of each names them."""
     header: list[str] = []
     found, twice = _gathered(files, where), dict[str, str]()
 
     def records(number: int, file: str) -> Iterator[tuple[int, Any]]:
-        lines = csv_records(file, where, delimiter)
+        lines = csv_records(file, where, delimiter or usual, encoding)
         names = _header(next(lines, None), file, where)
+        if delimiter is None:
+            _check_separated(names, file, where)
         kept = _named_once(names, file, found, twice)
         columns = [names[i] for i in kept]
         header.extend(() if header else columns)
@@ -56,10 +61,17 @@ def read_csv(files: Sequence[str], where: str, delimiter: str = ",") -> Rows:
     return found.rows(table, cells=cells, unfit=twice)
 
 
-def read_json(files: Sequence[str], where: str) -> Rows:
-    """The rows of files with an object a line, or a list of objects; a column that an object lacks is None there."""
+def read_json(files: Sequence[str], where: str, encoding: str = UTF8) -> Rows:
+    """The rows of files of objects (`json_records`); a column that an object lacks is None there."""
     found, store = _gathered(files, where), Store(where)
-    for block in blocks(files, lambda number, file: json_records(file, where), found):
+
+    def records(number: int, file: str) -> Iterator[tuple[int, Any]]:
+        def numbered() -> None:
+            found.files[number] = f"{found.files[number].removesuffix('line')}row"
+
+        return json_records(file, where, encoding, numbered)
+
+    for block in blocks(files, records, found):
         names = dict.fromkeys(name for record in block for name in record)
         store.add({name: [record.get(name) for record in block] for name in names})
         if len(store.forms) > MOST_COLUMNS:
@@ -67,18 +79,18 @@ def read_json(files: Sequence[str], where: str) -> Rows:
     return found.rows(store.table(), written=frozenset(name for name, form in store.forms.items() if form.written))
 
 
-def read_lines(files: Sequence[str], where: str) -> Rows:
+def read_lines(files: Sequence[str], where: str, encoding: str = UTF8) -> Rows:
     """A row for each line, with the one column `text`."""
     found, store = _gathered(files, where), Store(where)
-    for block in blocks(files, lambda number, file: text_records(file, where), found):
+    for block in blocks(files, lambda number, file: text_records(file, where, encoding), found):
         store.add({"text": block})
     return found.rows(store.table())
 
 
-def read_conll(files: Sequence[str], where: str) -> Rows:
+def read_conll(files: Sequence[str], where: str, encoding: str = UTF8) -> Rows:
     """A row for each sentence: its words in the column `tokens`, their tags in the column `tags`."""
     found, store = _gathered(files, where), Store(where)
-    for block in blocks(files, lambda number, file: conll_records(file, where), found):
+    for block in blocks(files, lambda number, file: conll_records(file, where, encoding), found):
         store.add(dict(zip(("tokens", "tags"), zip(*block, strict=True), strict=True)))
     return found.rows(store.table())
 
@@ -96,6 +108,18 @@ def _header(first: tuple[int, Any] | None, file: str, where: str) -> list[str]:
     if not any(names):
         raise DataError(f"{where}: {file}, line {line}: names no column; give each column a name")
     return names
+
+
+def _check_separated(names: list[str], file: str, where: str) -> None:
+    """A header of one name that holds another mark between names is of a file that is separated by that mark."""
+    marks = [mark for mark in OTHERS if mark in names[0]] if len(names) == 1 else []
+    for mark in marks:
+        if all(part.strip() for part in names[0].split(mark)):
+            shown = {"\t": "tab"}.get(mark, mark)
+            raise DataError(
+                f"{where}: {file}, line 1: names one column, {names[0]!r:.60}; the file is separated by {mark!r}: "
+                f"set data.source.delimiter='{shown}'"
+            )
 
 
 def _named_once(names: list[str], file: str, found: Gathered, twice: dict[str, str]) -> list[int]:

@@ -91,6 +91,7 @@ def _task(
         targets=lambda rows: columns.read_one(rows, section.label, labels),
         classes=lambda targets: targets,
         label_counts=lambda targets: dict(zip(labels, often(targets, len(labels)).tolist(), strict=True)),
+        doubts=named.doubts,
         fit=fit,
         loss=loss,
         divergence=lambda one, other, batch: class_divergence(one, other, batch["weight"]),

@@ -1,5 +1,6 @@
 """What tasks with named labels share: names and numbers, weights by name, and their place in a `config.json`."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from sft_jax.errors import ConfigError, ModelError, did_you_mean, listing
 
 MOST_SHOWN = 10  # labels in one message
+FEW, MANY = 5, 100  # rows of a class that is hardly learned; classes that are seldom meant
 
 
 def given(names: Sequence[str], least: int) -> tuple[str, ...]:
@@ -30,6 +32,35 @@ def weights(named: str | Mapping[str, float] | None, labels: Sequence[str]) -> n
     if not found.any():
         raise ConfigError("task.class_weights: every label weighs 0, so there is nothing to learn; give one more")
     return found
+
+
+def doubts(counts: Mapping[str, int | float]) -> list[str]:
+    """What should be said of labels before they are learned, given how often each is among the training rows."""
+    found = []
+    alike: dict[str, list[str]] = {}
+    for name in counts:
+        alike.setdefault(_bare(name), []).append(name)
+    for names in (names for names in alike.values() if len(names) > 1):
+        shown = ", ".join(f"{name!r} ({counts[name]})" for name in names[:MOST_SHOWN])
+        found.append(
+            f"labels {shown} are alike but for case, blanks, punctuation or the form of a letter, and are classes of "
+            f"their own; write them alike, or name in task.labels those that are meant"
+        )
+    rare = [name for name, count in counts.items() if count < FEW]
+    if rare:
+        shown = ", ".join(f"{name!r} ({counts[name]})" for name in rare[:MOST_SHOWN])
+        more = f" and {len(rare) - MOST_SHOWN} more" if len(rare) > MOST_SHOWN else ""
+        found.append(f"labels with fewer than {FEW} training rows: {shown}{more}; such a class is hardly learned")
+    if len(counts) > MANY:
+        found.append(f"there are {len(counts)} labels; check that the column holds classes, and not texts or numbers")
+    return found
+
+
+def _bare(name: str) -> str:
+    """A name without what is easily written otherwise; signs that tell C from C++ and 1 from -1 stay."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    bare = "".join(c for n, c in enumerate(plain) if c.isalnum() or c in "+#" or (c == "-" and not n))
+    return bare or plain
 
 
 def names_in(config: Mapping[str, Any]) -> list[str]:

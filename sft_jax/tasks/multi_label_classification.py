@@ -106,6 +106,7 @@ def _task(section: MultiLabelClassification, labels: tuple[str, ...], weights: W
         targets=answers,
         classes=combinations,
         label_counts=lambda targets: dict(zip(labels, np.sum(targets, axis=0).tolist(), strict=True)),
+        doubts=named.doubts,
         encode=encode,
         fit=fit,
         loss=loss,

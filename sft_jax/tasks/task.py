@@ -135,6 +135,7 @@ class Task:
     baselines: Callable[[Examples, Examples], dict[str, float]]  # (train, test) -> headline metric
     decode: Callable[[np.ndarray, Examples], list[Record]]  # (kept, examples) -> a record for each row, in order
     to_hf: Callable[[], dict[str, Any]]  # what `config.json` says of the task
+    doubts: Callable[[Mapping[str, int | float]], list[str]] = lambda counts: []  # what to say of `label_counts`
     row_tables: Callable[[np.ndarray, Examples], dict[str, Table]] = lambda kept, examples: {}  # as `row_metrics`
     reader: Reader = TEXTS
     images: bool = False  # whether it reads images in place of texts

@@ -138,6 +138,7 @@ def _task(section: TokenClassification, labels: tuple[str, ...], scheme: str, we
         targets=lambda rows: _read_tags(rows, section, labels),
         classes=lambda targets: [0] * len(targets),
         label_counts=lambda targets: _label_counts(targets, labels),
+        doubts=named.doubts,
         encode=encode,
         fit=fit,
         loss=loss,

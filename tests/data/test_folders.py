@@ -81,7 +81,8 @@ def test_files_that_are_no_text_are_named(tmp_path, monkeypatch):
     home = write(tmp_path / "train", {**TEXTS, **odd, "pos/more/e.txt": "deeper"})
     expected = {
         "neg/a.png": "ends in .png, expected .txt",
-        "neg/b.txt": "not UTF-8 (byte 0xe9 at byte 4); save the file as UTF-8",
+        "neg/b.txt": "not UTF-8 (byte 0xe9 at byte 4); save the file as UTF-8, or set data.source.encoding (cp1252 "
+        "where Windows wrote it)",
         "pos/c.txt": "holds a NUL character; take it out",
         "pos/d.txt": "101 bytes; a text has at most 100",
     }

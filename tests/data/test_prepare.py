@@ -150,14 +150,14 @@ def test_bad_rows_of_all_splits_are_named_together():
         "  - row 5: text is ' ', expected a text",
     ]
     assert lines[6] == "data.source.test: 8 problems" and lines[-2] == "  - and 3 more"
-    assert lines[-1] == "mend the rows, or leave them out with data.bad_rows=drop"
+    assert lines[-1] == "mend the rows, or leave them out with data.bad_rows=drop data.most_bad=0.89"
 
 
 def test_bad_rows_are_dropped_and_counted():
     """C9: dropped rows are counted by reason and shown by place, what was never a row among them."""
     broken = (Bad("a.csv, line 7", "too many fields", "5 fields, expected 2"),)
     train = rows_of("data.source.train", ["", None, *"abcdefgh"], [0, 0, -1, *range(7)], bad=broken)
-    found, report = prepared({"train": train}, bad_rows="drop")
+    found, report = prepared({"train": train}, bad_rows="drop", most_bad=0.4)
     assert found["train"].texts == ([*"bcdefgh"],) and found["train"].targets == [*range(7)]
     assert len(found["train"].rows) == 7
     split = report.splits["train"]
@@ -172,17 +172,27 @@ def test_bad_rows_are_dropped_and_counted():
     [
         (
             [-1] * 6 + [0] * 4,
-            "data.source.train: 6 of 10 rows cannot be used, too many to drop; check columns and files: ",
+            "data.source.train: 6 of 10 rows cannot be used (unknown label: 6): ",
         ),
-        ([-1] * 10, "data.source.train: 10 of 10 rows cannot be used, too many to drop"),
+        ([-1] * 10, "data.source.train: 10 of 10 rows cannot be used (unknown label: 10): "),
     ],
 )
 def test_a_wrong_column_is_no_bad_row(labels, expected):
-    """C9: where more than half of a split would be dropped, it is the column or the file that is wrong."""
+    """C9: more than 5 % of a split are dropped only for those who ask for it; the reasons and the share are said."""
     with pytest.raises(DataError) as caught:
         prepared({"train": ([*"abcdefghij"], labels)}, bad_rows="drop")
     assert str(caught.value).startswith(expected) and "  - row 1: label is -1" in str(caught.value)
-    assert len(prepared({"train": ([*"abcdefghij"], [-1] * 5 + [0] * 5)}, bad_rows="drop")[0]["train"]) == 5
+    bad = labels.count(-1)
+    assert str(caught.value).endswith(
+        f"\nmore than data.most_bad=0.05; check columns and files, or set data.most_bad={bad / 10:g}"
+    )
+    with pytest.raises(DataError, match=f"or leave them out with data.bad_rows=drop data.most_bad={bad / 10:g}$"):
+        prepared({"train": ([*"abcdefghij"], labels)})
+    if bad < 10:
+        asked = prepared({"train": ([*"abcdefghij"], labels)}, bad_rows="drop", most_bad=bad / 10)
+        assert len(asked[0]["train"]) == 10 - bad
+    few = prepared({"train": ([f"text {n}" for n in range(40)], [-1, -1] + [0] * 38)}, bad_rows="drop")
+    assert len(few[0]["train"]) == 38, "as many as 5 % go without asking"
 
 
 def test_texts_are_cleaned_before_all_that_compares_them():
@@ -202,7 +212,7 @@ def test_texts_are_cleaned_before_all_that_compares_them():
 def test_first_rows_are_counted_among_those_that_can_be_used():
     """C26: `max_rows` keeps that many rows of each split, if there are so many; the others are counted."""
     splits = {"train": (["", *"abcde"], [0] * 6), "test": ([*"xyz"], [0] * 3)}
-    found, report = prepared(splits, max_rows=4, bad_rows="drop")
+    found, report = prepared(splits, max_rows=4, bad_rows="drop", most_bad=0.5)
     assert found["train"].texts == ([*"abcd"],) and len(found["test"]) == 3
     assert report.splits["train"].dropped == {"no text": 1, "beyond max_rows": 1} and adds_up(report)
     assert "beyond max_rows" not in report.splits["train"].examples

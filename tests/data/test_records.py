@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from sft_jax.config.data import Files
 from sft_jax.data import gather, records, store, tables
@@ -24,6 +26,7 @@ from sft_jax.data.prepare import read_texts
 from sft_jax.data.rows import Rows
 from sft_jax.data.sources import READERS, load_files, load_rows
 from sft_jax.errors import DataError
+from sft_jax.tasks.answer_columns import read_answers
 
 WHERE = "data.source.train"
 
@@ -89,7 +92,8 @@ def test_what_is_wrong_is_said(read):
     rows = read("a.csv", b'text,label\na,1,2\nb\xe9,1\n"c" d,1\n"e,1\n')
     assert [bad.text for bad in rows.bad] == [
         "cells: 3, expected 2 as in line 1",
-        "not UTF-8 (byte 0xe9 at character 2); save the file as UTF-8",
+        "not UTF-8 (byte 0xe9 at character 2); save the file as UTF-8, or set data.source.encoding (cp1252 where "
+        "Windows wrote it)",
         "a quote ends where neither a comma nor the line follows; double those inside",
         "a quote is opened and never closed; close it, or double it",
     ]
@@ -293,6 +297,107 @@ def test_too_many_columns_are_refused(monkeypatch, read):
     monkeypatch.setattr(tables, "MOST_COLUMNS", 20)
     with pytest.raises(DataError, match="more than 20 columns"):
         read("a.jsonl", "".join(json.dumps({f"key{i}": i}) + "\n" for i in range(30)))
+
+
+WHOLE = [{"text": "a b", "label": 0}, {"text": "c", "label": 1}]
+FRAME = pandas.DataFrame(WHOLE)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(FRAME.to_json(orient=orient) for orient in ("columns", "index", "split", "table", "records")),
+        json.dumps({"version": "1", "data": WHOLE}),
+        json.dumps({"data": WHOLE}, indent=2),
+        json.dumps({"text": ["a b", "c"], "label": [0, 1]}),
+        "\n".join(json.dumps(row, indent=2) for row in WHOLE),
+        "\ufeff" + json.dumps(WHOLE, indent=1),
+        "\ufeff" + FRAME.to_json(orient="records", lines=True),
+    ],
+    ids=lambda content: content[:25],
+)
+def test_rows_of_json_are_read_in_the_forms_that_others_write(content, read):
+    """T: a `.json` of one object is the rows in it, as pandas and `datasets` write them; objects may go over lines."""
+    rows = read("a.json", content)
+    assert not rows.bad and rows.column("text") == ["a b", "c"] and rows.column("label") == [0, 1]
+    assert len(set(places(rows))) == 2, "rows are called by one line"
+
+
+def test_one_object_of_json_may_be_a_row(read):
+    """T: an object that holds no rows is a row; one of lists that may be either is refused with what to write."""
+    chat = {"messages": [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c"}]}
+    for content in (json.dumps(chat), json.dumps(chat, indent=2)):
+        assert read("a.json", content).column("messages") == [chat["messages"]]
+    assert read("a.jsonl", json.dumps(chat, indent=2) + "\n" + json.dumps(chat)).column("messages")[1:] == [
+        chat["messages"]
+    ]
+    words = {"tokens": ["John", "lives"], "tags": ["B-PER", "O"]}
+    with pytest.raises(DataError, match=r"a.json is one object of lists, which may be one row or a list for each col"):
+        read("a.json", json.dumps(words))
+    assert read("a.jsonl", json.dumps(words)).column("tokens") == [words["tokens"]]
+
+
+def test_a_bad_object_of_a_list_costs_itself_alone(read):
+    """One object of a list that is no UTF-8 is named by its line; the others are rows."""
+    rows = read("a.json", b'[{"text": "a"},\n{"text":\n"b\xe9"},\n{"text": "c"}]')
+    assert rows.column("text") == ["a", "c"] and said(rows) == [("a.json, line 2", "broken UTF-8")]
+    assert "on line 3" in rows.bad[0].text
+
+
+def test_nested_squad_is_read_as_it_is(read):
+    """The official file of SQuAD is a row for each question, with its context and its answers."""
+    asked = [
+        {"id": "1", "question": "Who?", "answers": [{"text": "Bo", "answer_start": 0}], "is_impossible": False},
+        {"id": "2", "question": "When?", "answers": [], "is_impossible": True, "plausible_answers": []},
+    ]
+    data = [{"title": "T", "paragraphs": [{"context": "Bo is here.", "qas": asked}]}] * 2
+    rows = read("train-v2.0.json", json.dumps({"version": "v2.0", "data": data}))
+    assert rows.column("question") == ["Who?", "When?"] * 2 and set(rows.column("context")) == {"Bo is here."}
+    assert places(rows)[1] == "train-v2.0.json, row 2" and set(rows.column("title")) == {"T"}
+    found = read_answers(rows, "answers", "context", none=True)
+    assert found.values == [((0, "Bo"),), ()] * 2 and not found.bad
+    assert read("articles.json", json.dumps(data, indent=1)).column("id") == ["1", "2"] * 2
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le", "latin-1"])
+def test_files_in_other_encodings_are_read_or_told_what_they_are(encoding, tmp_path, monkeypatch):
+    """A file that is not UTF-8 is named with the setting that reads it, and is read with it, of each kind of text."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_bytes("text,label\ncafé,1\n".encode(encoding))
+    Path("a.jsonl").write_bytes('{"text": "café", "label": 1}\n'.encode(encoding))
+    Path("a.txt").write_bytes("café\n".encode(encoding))
+    for name in ("a.csv", "a.jsonl", "a.txt"):
+        try:
+            told = load_files([name], WHERE).bad[0].text
+        except DataError as error:
+            told = str(error)
+        wanted = "cp1252" if not encoding.startswith("utf-16") else f"data.source.encoding={encoding}"
+        assert "UTF-16" in told if name == "a.txt" and encoding == "utf-16-le" else wanted in told
+        assert load_files([name], WHERE, encoding).column("text") == ["café"]
+    with pytest.raises(DataError, match=r"^data.source.encoding: is of files ending in .csv, .*, not .npz; leave it"):
+        load_files(["a.npz"], WHERE, encoding)
+
+
+@pytest.mark.parametrize(("mark", "shown"), [(";", ";"), ("\t", "tab"), ("|", "|")])
+def test_other_delimiters_are_told_and_read(mark, shown, read):
+    """`;`, which is what Excel writes in half of Europe, is told by the header, and read with the setting."""
+    content = f"text{mark}label\na, b{mark}1\n"
+    with pytest.raises(DataError) as caught:
+        read("a.csv", content)
+    assert str(caught.value).endswith(f"set data.source.delimiter='{shown}'")
+    source = Files.model_validate({"kind": "files", "train": "a.csv", "delimiter": shown})
+    rows = load_rows(source)["train"]
+    assert rows.column("text") == ["a, b"] and rows.column("label") == [1]
+    assert read("b.csv", "text\na;b\n").column("text") == ["a;b"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("encoding", "nope"), ("encoding", "rot13"), ("delimiter", ";;"), ("delimiter", "")]
+)
+def test_settings_of_files_are_checked(key, value):
+    """An encoding that Python has not, and a delimiter of several characters, are mistakes of the configuration."""
+    with pytest.raises(ValidationError, match="give one such as"):
+        Files.model_validate({"kind": "files", "train": "a.csv", key: value})
 
 
 # Text, and what is common.

@@ -13,6 +13,7 @@ from sft_jax.data.rows import Rows, refuse
 from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import ConfigError, DataError, ModelError
 from sft_jax.tasks.classes import ClassCounts, balanced_weights
+from sft_jax.tasks.labels import doubts
 from sft_jax.tasks.metrics import BINS, Calibration
 from sft_jax.tasks.sequence_classification import restore
 from sft_jax.tasks.task import Ratio, Task, build_task, restore_task
@@ -382,3 +383,47 @@ def test_a_config_json_that_cannot_be_read_is_refused(config, message):
     with pytest.raises(ModelError) as caught:
         restore_task({"architectures": ["BertForSequenceClassification"], **config}, "here")
     assert message in str(caught.value)
+
+
+def test_labels_of_other_peoples_files_are_what_they_mean():
+    """A label is trimmed, a whole number that pandas wrote as a fraction is one, and a gap is a row without a label."""
+    task = task_of(labelled(["Billing", " Billing ", "Other", "Other "]))
+    assert task.labels == ("Billing", "Other")
+    rows = labelled([1.0, 2.0, None, float("nan")])
+    task = task_of(rows)
+    assert task.labels == ("1", "2") and numbers_of(task, labelled([2.0, 1])) == [1, 0]
+    message = message_of(lambda: numbers_of(task, rows))
+    assert "row 3: label is not there, expected a label" in message
+    assert "row 4: label is NaN, expected a label" in message or message.count("is not there") == 2
+    for empty in ("", "  "):
+        texts = labelled(["a", "b", empty])
+        assert task_of(texts).labels == ("a", "b"), "an empty label is no class"
+        assert "row 3: label is empty, expected a label" in message_of(
+            lambda rows=texts: numbers_of(task_of(rows), rows)
+        )
+
+
+def test_a_number_among_names_is_no_label():
+    """I: where most labels are names, a 1 in another row is not the second of them, and 5 is no class of its own."""
+    written = Dataset.from_dict({"text": ["a"] * 4, "label": ['"neg"', '"pos"', "1", "5"]})
+    rows = Rows(written, WHERE, written=frozenset({"label"}))
+    task = build_task(section(), {"train": rows})
+    found = task.targets(rows)
+    assert task.labels == ("neg", "pos") and found.values == [0, 1, None, None] and found.bad.keys() == {2, 3}
+
+
+def test_a_column_of_numbers_of_rows_is_no_label():
+    """`task.label=id` makes every row a class of its own, which is what is said, not that shares are too small."""
+    said = message_of(lambda: task_of(labelled(list(range(30)))))
+    assert said.startswith(
+        f"{WHERE}: column 'label' makes every row a class of its own, 30 in all; name another column"
+    )
+
+
+def test_what_is_odd_about_labels_is_said():
+    """Names that are alike, rare ones and very many are said by name before training; clean ones are not."""
+    found = doubts({"Billing": 400, "billing": 2, "N/A": 9, "NA": 8, "café": 7, "cafe\u0301": 7, "C": 9, "C++": 9})
+    assert len(found) == 4 and "'Billing' (400), 'billing' (2)" in found[0] and "'N/A' (9), 'NA' (8)" in found[1]
+    assert found[3] == "labels with fewer than 5 training rows: 'billing' (2); such a class is hardly learned"
+    assert doubts({"pos": 5, "neg": 5, "-1": 5, "1": 5, "+": 5, "-": 5}) == []
+    assert "there are 101 labels" in doubts({f"kind {n}": 5 for n in range(101)})[0]
