@@ -41,7 +41,26 @@ PLAIN = {
     "alora_invocation_tokens": None,
     "arrow_config": None,
     "use_qalora": False,
+    "megatron_config": None,
+    "velora_config": None,
+    "monteclora_config": None,
+    "kasa_config": None,
+    "use_bdlora": None,
 }
+# Beginnings of an adapter that leave the base as it is; the others take something from its kernels, which `peft` does
+# again when it loads one, or cannot do again.
+BEGINNINGS = ("gaussian", "eva", "orthogonal", "mica")
+# What is computed, by these names or by what the file of tensors holds.
+READ = (
+    "alpha_pattern", "exclude_modules", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha",
+    "modules_to_save", "peft_type", "r", "rank_pattern", "target_modules", "use_dora", "use_rslora",
+)  # fmt: skip
+# What changes nothing of a trained adapter: where it is from, how it was trained, and settings of beginnings.
+HARMLESS = (
+    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "fan_in_fan_out",
+    "inference_mode", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core", "peft_version",
+    "qalora_group_size", "revision", "runtime_config", "task_type",
+)  # fmt: skip
 # Endings of names in the file -> what they are here; of tables the matrices have names of their own.
 ENDINGS = {
     ".lora_A.weight": "a",
@@ -136,12 +155,19 @@ def read(directory: Path, table: Table, shapes: Mapping[str, tuple[int, ...]]) -
             continue  # PEFT's copy of a table, which is that of the base; of a tied head what the table is
         if ending and f"{bare.removesuffix(ending)}.weight" in rows:
             parts.setdefault(bare.removesuffix(ending), {})[ENDINGS[ending]] = tensor
+            if not _targeted(bare.removesuffix(ending), config):
+                problems.append(f"{name}: {CONFIG} does not name this layer as one with an adapter")
         elif not ending and bare in rows:
             wrong = [row.ours for row in rows[bare] if row.shape(tensor.shape) != shapes[row.ours]]
             problems += [f"{name}: shape {tensor.shape} does not fit {path}" for path in wrong]
             arrays |= {row.ours: take(row, tensor) for row in rows[bare] if not wrong}
         else:
             problems.append(f"{name}: the model has no such layer{did_you_mean(bare, rows)}")
+    problems += [
+        f"{module}: use_dora={bool(config.get('use_dora'))} in {CONFIG}, and the file of tensors says otherwise"
+        for module, held in parts.items()
+        if ("magnitude" in held) != bool(config.get("use_dora"))
+    ]
     plan = {}
     for module, held in parts.items():
         try:
@@ -227,11 +253,35 @@ def _check(config: Mapping[str, Any], where: str) -> None:
     for key, plain in PLAIN.items():
         if config.get(key) not in (None, plain):
             raise ModelError(f"{where}: {key}={config[key]!r:.60} is not supported; only {plain!r} is")
+    unknown = sorted(key for key in config if key not in (*READ, *HARMLESS, *PLAIN) and config[key])
+    if unknown:
+        said = f"{unknown[0]}={config[unknown[0]]!r:.60}"
+        raise ModelError(f"{where}: {said} is not known here; remove it if it is of training alone")
+    begun = config.get("init_lora_weights")
+    if type(begun) is not bool and begun is not None and str(begun).lower() not in BEGINNINGS:
+        raise ModelError(
+            f"{where}: init_lora_weights={begun!r:.60} changed the base when the adapter was begun, so that it does "
+            f"not belong to the base as it is; save it again with path_initial_model_for_weight_conversion of peft"
+        )
     alphas = config.get("alpha_pattern") or {}
     known = isinstance(alphas, dict) and all(name.replace(".", "").replace("_", "").isalnum() for name in alphas)
     numbers = [config.get("lora_alpha"), *(alphas.values() if isinstance(alphas, dict) else [])]
     if not known or not all(type(n) in (int, float) and 0 < n < 1e6 for n in numbers):
         raise ModelError(f"{where}: lora_alpha and alpha_pattern are {numbers!r:.60}, expected numbers by names")
+
+
+def _targeted(module: str, config: Mapping[str, Any]) -> bool:
+    """Whether a module is one that a configuration gives an adapter, where it names them; patterns are not run."""
+
+    def among(names: Any) -> bool:
+        return isinstance(names, list) and any(module == name or module.endswith(f".{name}") for name in names)
+
+    layers = config.get("layers_to_transform")
+    layers = [layers] if type(layers) is int else layers
+    numbers = [int(part) for part in module.split(".") if part.isdecimal()][:1]
+    chosen = not isinstance(layers, list) or not numbers or numbers[0] in layers
+    listed = not isinstance(config.get("target_modules"), list) or among(config["target_modules"])
+    return listed and chosen and not among(config.get("exclude_modules"))
 
 
 def _names(row: Row, table: Table) -> set[str]:

@@ -1,8 +1,8 @@
 """Sources and what they are answered with, in tokens of their own: the documents of an encoder-decoder.
 
 A target is read with the token that begins all answers before it, and written with the one that ends it, so each token
-has the one after it to be learned. A source that is too long loses its last tokens but keeps its end; a target loses
-its end too, since it does not end there. Holds numpy only.
+has the one after it to be learned. A source that is too long loses its last tokens, or its first if the tokenizer says
+so, but keeps its end; a target loses its end too, since it does not end there. Holds numpy only.
 """
 
 import json
@@ -29,7 +29,8 @@ def encode_pairs(
     """Documents of sources with their targets; from the tokenizer's cache where they are there."""
     if tokenizer.home is None:
         return _pairs(tokenizer, sources, targets, max_length, max_target_length)
-    described = json.dumps([sorted(tokenizer.special.items()), start(tokenizer), max_length, max_target_length])
+    lengths = [max_length, max_target_length, tokenizer.left]
+    described = json.dumps([sorted(tokenizer.special.items()), start(tokenizer), *lengths])
     sides = (side.to_str() for side in (tokenizer.fast, tokenizer.writer))
     name = cache.key([VERSION, tokenizers.__version__, *sides, described, *sources, *targets])
     found = cache.load(tokenizer.home, name)
@@ -48,7 +49,8 @@ def encode_sources(tokenizer: TextTokenizer, sources: Sequence[str], max_length:
     before, after = frame(tokenizer)
     room = max(max_length - len(before) - len(after), 1)
     found = [_bare(ids, before, after) for ids in _ids(tokenizer, sources)]
-    whole = [[*before, *ids[:room], *after] for ids in found]
+    kept = slice(-room, None) if tokenizer.left else slice(room)
+    whole = [[*before, *ids[kept], *after] for ids in found]
     return _documents({"input_ids": whole}, sum(len(ids) > room for ids in found))
 
 

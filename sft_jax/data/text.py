@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from sft_jax.data import cache
 from sft_jax.data.gguf import read_tokenizer
 from sft_jax.data.pieces import SOURCE, TARGET, Pieces, load_pieces
+from sft_jax.data.settings import BESIDE, Settled, by_pieces, settle, tidied
 from sft_jax.errors import ConfigError, ModelError, reason
 from sft_jax.gguf import is_gguf
 
@@ -46,10 +47,17 @@ class TextTokenizer:
     home: Path | None = None  # where its work is kept, so that it is not done twice
     targets: Pieces | None = None  # of what is written, where that has a tokenizer of its own
     answers: Mapping[str, Any] = field(default_factory=dict)  # what the model's files say of generation
+    left: bool = False  # texts that are too long lose their beginning, not their end
+    tidy: bool = False  # blanks before punctuation are taken out of what is decoded
 
     def id(self, name: str) -> int | None:
         """The id of a special token by its name, such as "eos_token"; None where there is none."""
         return self.fast.token_to_id(self.special[name]) if name in self.special else None
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What ids that were written say, without special tokens."""
+        found = self.writer.decode(ids, skip_special_tokens=True)
+        return tidied(found) if self.tidy else found
 
     @property
     def writer(self) -> Any:
@@ -71,13 +79,17 @@ def load_tokenizer(directory: Path) -> TextTokenizer:
     if is_gguf(directory):
         return TextTokenizer(*read_tokenizer(directory))
     try:
-        fast, targets = _read(directory)
-        described, config = _described(directory, fast), _object(directory / CONFIG)
+        settled, targets = _read(directory)
+        fast, config = settled.fast, _object(directory / CONFIG)
+        described = _described(directory, fast)
+    except ModelError as error:
+        raise ModelError(f"{directory}: {error}") from None
     except Exception as error:  # the tokenizer libraries raise bare Exception for broken files
         raise ModelError(
             f"{directory}: its tokenizer cannot be loaded ({reason(error)}); fetch {FAST} again, or save one there"
         ) from None
-    return TextTokenizer(fast, *described, targets=targets, answers={**config, **_said_of_answers(directory)})
+    how = {"answers": {**config, **_said_of_answers(directory)}, "left": settled.left, "tidy": settled.tidy}
+    return TextTokenizer(fast, *described, targets=targets, **how)
 
 
 def tokenizer_files(directory: Path) -> dict[str, bytes]:
@@ -121,7 +133,7 @@ def tokenize(tokenizer: TextTokenizer, texts: Sequence[str], pairs: Sequence[str
     if max_length <= special:
         raise ConfigError(f"data.max_length: {max_length} leaves no room beside {special} special tokens; raise it")
     worker.no_padding()
-    worker.enable_truncation(max_length)  # of a pair, the longer one is cut first
+    worker.enable_truncation(max_length, direction="left" if tokenizer.left else "right")  # the longer of a pair first
     if tokenizer.home is None:
         return _tokenized(worker, texts, pairs)
     name = cache.key(_origin(worker, texts, pairs, max_length))
@@ -175,13 +187,18 @@ def _said_of_answers(directory: Path) -> dict[str, Any]:
         raise ModelError(f"{file}: cannot be read ({reason(error)}); fetch it again, or remove it") from None
 
 
-def _read(directory: Path) -> tuple[Any, Pieces | None]:
-    """(the tokenizer of what is read, that of what is written where it is another one)."""
-    if (directory / FAST).is_file():
-        return Tokenizer.from_file(str(directory / FAST)), None
+def _read(directory: Path) -> tuple[Settled, Pieces | None]:
+    """(the tokenizer of what is read, as its settings have it, that of what is written where it is another one)."""
+    settings, config = _object(directory / SETTINGS), _object(directory / CONFIG)
+    pieces = (directory / SOURCE).is_file() and by_pieces(settings, config)
+    if (directory / FAST).is_file() and not pieces:
+        beside = {name: _object(directory / f"{name}.json") for name in BESIDE}
+        return settle(Tokenizer.from_file(str(directory / FAST)), settings, config, beside), None
+    left, tidy = settings.get("truncation_side") == "left", bool(settings.get("clean_up_tokenization_spaces"))
     if (directory / SOURCE).is_file():
-        return load_pieces(directory)
-    return _converted(directory), None
+        source, target = load_pieces(directory)
+        return Settled(source, left, tidy), target
+    return Settled(_converted(directory), left, tidy), None
 
 
 def _described(directory: Path, fast: Any) -> tuple[dict[str, str], str | None, dict[str, str]]:

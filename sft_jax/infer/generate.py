@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 
     def record(self, tokenizer: TextTokenizer) -> dict[str, Any]:
         """`{"answer": ..., "tokens": ..., "stopped": ..., "score": ...}`."""
-        text = tokenizer.writer.decode(self.ids, skip_special_tokens=True)
+        text = tokenizer.text(self.ids)
         return {"answer": text, "tokens": len(self.ids), "stopped": self.stopped, "score": round(self.score, 6)}
 
 

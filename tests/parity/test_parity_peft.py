@@ -1,7 +1,9 @@
 """Adapter directories in both directions with the `peft` library: equal logits of the same documents."""
 # ruff: noqa: E402
 
-from dataclasses import replace
+import json
+import warnings
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ peft = pytest.importorskip("peft", reason="the library whose directories are rea
 
 from sft_jax.adapt import merge
 from sft_jax.adapt.begin import begin
-from sft_jax.adapt.peft import read, write
+from sft_jax.adapt.peft import HARMLESS, PLAIN, READ, read, write
 from sft_jax.config.adapter import AdapterSection
 from sft_jax.errors import ModelError
 from sft_jax.models.family import build_model
@@ -148,6 +150,54 @@ def test_we_read_what_peft_writes(name: str, tmp_path: Path):
         build_model(config, pair.model.head, "", adapter=wrong), {**pair.params, **found.arrays}, pair, encoded
     )
     assert np.abs(apart - ours).max() > 1e-3  # control: another factor would be seen
+
+
+@pytest.mark.parametrize("begun", ["gaussian", "orthogonal", "mica", "eva", "pissa", "olora", "pissa_niter_2"])
+def test_how_an_adapter_was_begun(begun: str, tmp_path: Path):
+    """Fault B: an adapter that left the base as it was is what `peft` loads; one that changed it is refused by name."""
+    base = paired(reference_model("bert"), tmp_path / "base")
+    given = {"r": 4, "target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = peft.get_peft_model(reference_model("bert"), peft.LoraConfig(init_lora_weights=begun, **given))
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in wrapped.named_parameters():
+                if "lora_" in name:
+                    parameter.add_(0.2 * torch.randn(parameter.shape))
+        wrapped.save_pretrained(tmp_path / "adapter")
+        loaded = peft.PeftModel.from_pretrained(reference_model("bert"), tmp_path / "adapter").eval()
+    encoded = documents(base.reference, 4)
+    if begun.startswith(("pissa", "olora")):
+        with pytest.raises(ModelError, match=f"init_lora_weights='{begun}' changed the base"):
+            read(tmp_path / "adapter", base.model.table, base.model.template.shapes)
+        return
+    found = read(tmp_path / "adapter", base.model.table, base.model.template.shapes)
+    model = build_model(open_checkpoint(base.directory).config, base.model.head, "", adapter=found.plan)
+    ours = logits_of(model, {**base.params, **found.arrays}, base, encoded)
+    np.testing.assert_allclose(ours, torch_logits(loaded, encoded), rtol=1e-4, atol=1e-4)
+
+
+def test_every_field_of_peft_is_known(tmp_path: Path):
+    """Fault B: each field of the installed `LoraConfig` is computed, refused by name, or known to change nothing."""
+    names = {field.name for field in fields(peft.LoraConfig)}
+    assert names - {*READ, *HARMLESS, *PLAIN} == set()
+    pair = paired(reference_model("bert"), tmp_path / "base")
+    peft.get_peft_model(pair.reference, peft.LoraConfig(target_modules=["query"])).save_pretrained(tmp_path / "adapter")
+    written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    changes = {
+        **{name: {"a": 1} for name in PLAIN},
+        "use_magic": True,
+        "init_lora_weights": "lora_ga",
+        "use_dora": True,
+        "target_modules": ["value"],
+        "exclude_modules": ["query"],
+        "layers_to_transform": [1],
+    }
+    for name, value in changes.items():
+        (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({**written, name: value}))
+        with pytest.raises(ModelError, match=f"{name}=|does not name this layer"):
+            read(tmp_path / "adapter", pair.model.table, pair.model.template.shapes)
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path):
