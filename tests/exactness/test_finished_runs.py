@@ -223,7 +223,7 @@ def test_what_cannot_be_extended(files: Path, done: Path):
         prepare(settings(done, files / "model", files, *SHORT, "train.epochs=2", "optim.lr=1", "run.extend=true"))
     assert str(caught.value).splitlines()[1:] == ["  - optim.lr: 0.001 there, 1.0 now"]
     with pytest.raises(RunError, match=r"holds no run, and run\.extend goes on with one"):
-        prepare(settings(done.with_name("none"), files / "model", files, *SHORT, "run.extend=true"))
+        train(prepare(settings(done.with_name("none"), files / "model", files, *SHORT, "run.extend=true")))
     with pytest.raises(ConfigError, match="extend: goes on, and resume=restart does not"):
         settings(done, files / "model", files, "run.extend=true", "run.resume=restart")
 
