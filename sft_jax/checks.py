@@ -6,7 +6,7 @@ Each check looks at two or three of them and raises what the user can mend. Buil
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sft_jax import machine
+from sft_jax import machine, names
 from sft_jax.adapt.peft import read as read_adapter
 from sft_jax.config.adapter import AdapterSection
 from sft_jax.config.data import Augment, DataSection, Images
@@ -36,7 +36,8 @@ def determinism(section: RunSection, platform: str) -> None:
 def metric(name: str, task: Task, answers: int) -> None:
     """The metric that picks the best step must be one that evaluation gives (C18), which answers so many rows."""
     if name not in task.metric_names:
-        hint = did_you_mean(name, task.metric_names)
+        meant = names.metric(name, task.metric_names)
+        hint = did_you_mean(meant or name, task.metric_names)
         raise ConfigError(
             f"eval.best_metric: {task.kind} has no metric '{name}'{hint} (known: {', '.join(task.metric_names)})"
         )

@@ -1,6 +1,8 @@
 """The commands: each parses its arguments, calls what does the work, and prints. Heavy imports wait until needed."""
 
+import importlib.metadata
 import json
+import platform
 import re
 import shlex
 import shutil
@@ -16,7 +18,6 @@ from sft_jax.config.schema import Config
 from sft_jax.errors import ConfigError, DataError, Interrupted, did_you_mean
 
 app = typer.Typer(
-    help="Fine-tune pretrained Hugging Face checkpoints with labelled data, in JAX.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -25,6 +26,8 @@ config_app = typer.Typer(help="Look at configurations; starts nothing.", no_args
 app.add_typer(config_app, name="config")
 data_app = typer.Typer(help="Look at the rows of a configuration; trains nothing.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+model_app = typer.Typer(help="Look at pretrained models; loads no weights.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
 
 Words = Annotated[
     list[str],
@@ -38,6 +41,22 @@ Overrides = Annotated[
 At = Annotated[str, typer.Option("--at", help="Which checkpoint: best or latest.")]
 # What a command says of its own beginning, and must not say again to go on.
 ONCE = ("run.resume=never", "run.resume=restart", "run.resume_step=")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        jax, python = importlib.metadata.version("jax"), platform.python_version()
+        print(f"sft-jax {importlib.metadata.version('sft_jax')} (jax {jax}, Python {python})")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Fine-tune pretrained Hugging Face checkpoints with labelled data, in JAX."""
 
 
 @app.command()
@@ -158,6 +177,20 @@ def goodput(path: RunDir) -> None:
     console.show_table(Console(highlight=False, soft_wrap=True), str(path), ledger.table(found))
 
 
+@model_app.command("show")
+def model_show(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="As model.source: a directory, a name, an asset.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+) -> None:
+    """List the parameters of a model: the paths that patterns match, shapes, and names in the checkpoint."""
+    from sft_jax.models.show import parameters
+
+    rows = [("path", "shape", "in the checkpoint"), *parameters(source, revision)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:  # no table, which would be cut where a terminal is narrow
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
 @data_app.command("report")
 def data_report(
     words: Words,
@@ -235,16 +268,34 @@ def config_cp(name: str, out: Path) -> None:
         raise ConfigError(f"recipe '{name}': there is none{did_you_mean(name, found)} (known: {', '.join(found)})")
     if out.exists():
         raise ConfigError(f"{out}: is there already; give a new file")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(found[name], out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(found[name], out)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written ({error.strerror}); give another file") from None
     print(f"{out} is yours; run it with: sft-jax train {out}")
 
 
 def _read(words: list[str]) -> Config:
-    files = [w for w in words if "=" not in w]
+    files = [word for word in words if _is_file(word)]
     if not files:
         raise ConfigError("command line: no configuration file; give one, such as configs/quickstart.yaml")
-    return read_config(files, [w for w in words if "=" in w])
+    for file in map(Path, files):
+        if file.is_dir():
+            inside = file / "config.yaml"
+            hint = f"give {inside}" if inside.is_file() else "give a YAML file"
+            raise ConfigError(f"{file}: is a directory; {hint}")
+        if file.suffix == ".json" and (beside := file.with_name("config.yaml")).is_file():
+            raise ConfigError(f"{file}: is no configuration; give {beside}")
+    return read_config(files, [word for word in words if not _is_file(word)])
+
+
+def _is_file(word: str) -> bool:
+    """Whether a word of a command line is a file: one that is there, or a path that begins with no section's name."""
+    key, equals, _ = word.partition("=")
+    if not equals or Path(word).is_file():
+        return True
+    return "/" in key and key.partition(".")[0] not in Config.model_fields
 
 
 def _plan(config: Config, memory: int | None) -> None:
@@ -261,10 +312,10 @@ def _plan(config: Config, memory: int | None) -> None:
 
 def _bytes(text: str) -> int:
     """The bytes of a size such as `16GB` or `500 MB`."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B)\s*", text, re.IGNORECASE)
     if not found or float(found[1]) == 0:
         raise ConfigError(f"--memory: expected a size such as 16GB, got '{text}'")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index((found[2] or " ").upper()))
 
 
 def _stdin() -> list[str]:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
+from sft_jax import names
 from sft_jax.errors import ConfigError, listing
 
 _TOKEN = re.compile(r"\*\*/|/\*\*|\*\*|\*|\{([^{}]*)\}|/|[^*{}/]+|[{}]")
@@ -82,8 +83,15 @@ def first_match(patterns: Sequence[str], paths: Iterable[str], where: str) -> Ma
     return {q: next((i for i, p in enumerate(patterns) if matches(p, q)), None) for q in paths}
 
 
-def unmatched(pattern: str, paths: Sequence[str]) -> str:
-    """`'pattern' matches no parameter`, with the nearest paths there are."""
+def unmatched(pattern: str, paths: Sequence[str], what: str = "parameter") -> str:
+    """`'pattern' matches no parameter`, with what it may mean: ours for the module of another library, the nearest
+    paths, or all kinds of layers there are."""
+    known = names.layers(pattern, lambda found: any(matches(found, path) for path in paths))
+    if known:
+        return f"'{pattern}' matches no {what}; did you mean '{known}'?"
+    if what == "layer":
+        kinds = dict.fromkeys(re.sub(r"(?<=/)\d+(?=/)", "*", path) for path in paths)
+        return f"'{pattern}' matches no layer; there are {', '.join(kinds)}"
     close = difflib.get_close_matches(pattern.replace("*", "0"), paths, n=3, cutoff=0.3)
     near = f"; the nearest are {', '.join(close)}" if close else ""
-    return f"'{pattern}' matches no parameter{near}"
+    return f"'{pattern}' matches no {what}{near}; sft-jax model show lists them"

@@ -9,7 +9,7 @@ import sft_jax
 
 HOME = Path(sft_jax.__file__).parent
 RANKS = {
-    **dict.fromkeys(("errors", "paths", "archives", "assets", "gguf", "machine"), 0),
+    **dict.fromkeys(("errors", "names", "paths", "archives", "assets", "gguf", "machine"), 0),
     "config": 1,
     **dict.fromkeys(("mesh", "nn", "data", "weights"), 2),
     **dict.fromkeys(("models", "adapt"), 3),
@@ -25,7 +25,7 @@ RANKS = {
     "__main__": 13,
 }
 FLAX = {"nn", "models", "adapt"}  # the only rooms that may
-NO_JAX = {"errors", "paths", "archives", "assets", "gguf", "machine", "config", "data"}
+NO_JAX = {"errors", "names", "paths", "archives", "assets", "gguf", "machine", "config", "data"}
 FILES = {
     ".".join(("sft_jax", *file.relative_to(HOME).with_suffix("").parts)).removesuffix(".__init__"): file
     for file in HOME.rglob("*.py")

@@ -308,13 +308,12 @@ def test_resume_with_other_rows(begun, configure: Make, rows, tmp_path, tiny):
     """A directory is refused where the rows or the weights are not those that the run began with."""
     again = run.prepare(configure())
     file = Path(begun.run.dir) / "manifest.json"
-    for what in ("data", "weights"):
+    for what, name in (("data", "train"), ("weights", "model.safetensors")):
         manifest = json.loads(file.read_text())
-        other = {**manifest, what: {"train": "other"}}
+        other = {**manifest, what: {**manifest[what], name: {"sha256": "other"}}}
         file.write_text(json.dumps(other))
-        with pytest.raises(
-            RunError, match=rf"cannot go on; give another run.dir: 1 problem\n  - {what}: not what the run"
-        ):
+        where = "put back what it reads, or give another run"
+        with pytest.raises(RunError, match=rf"{where}: 1 problem\n  - {what}: {name} is not what the run"):
             jobs.begin_directory(again)
         file.write_text(json.dumps(manifest))
     jobs.begin_directory(again)
@@ -340,7 +339,7 @@ def test_open_a_run_with_an_odd_name(configure: Make, tmp_path):
     """The name of a run directory is a path, not YAML: no character of it means anything."""
     home = tmp_path / "2024: {a} #1"
     config = configure()
-    directory.begin(config, home, {})
+    directory.begin(config, home, {}, 14, 7)
     assert run.open_run(home).directory == home
 
 

@@ -250,6 +250,18 @@ def refusal(run: Run) -> str:
     return "\n".join(said)
 
 
+def lengthened(run: Run) -> bool:
+    """Whether a run that was to have an epoch less may go on in its directory as this one."""
+    run.directory.mkdir(parents=True, exist_ok=True)
+    shorter = run.config.train.model_copy(update={"epochs": run.config.train.epochs - 1})
+    (run.directory / "config.yaml").write_text(write_config(run.config.model_copy(update={"train": shorter})))
+    try:
+        directory.check(run.config, run.directory)
+    except RunError:
+        return False
+    return True
+
+
 def went_on(run: Run) -> int | None:
     """The step that a run with checkpoints of steps 1 and 2 goes on from."""
     checkpoints, toy = Checkpoints(run.directory / "checkpoints", 2), TrainState(jnp.int32(0), {}, ())
@@ -419,6 +431,7 @@ EFFECTS = {
     "RunSection.dir": Effect("elsewhere", lambda run: run.directory.name),
     "RunSection.resume": Effect("never", refusal),
     "RunSection.resume_step": Effect("1", went_on),
+    "RunSection.extend": Effect("true", lengthened),
     "RunSection.deterministic": Effect(
         "true", lambda run: machine.flags("cuda", (0, 12), deterministic=run.config.run.deterministic)
     ),

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from sft_jax import assets
+from sft_jax import assets, names
 from sft_jax.config.schema import Config, Seeds
 from sft_jax.config.section import Section
 from sft_jax.errors import ConfigError, did_you_mean, listing, reason
@@ -51,6 +51,12 @@ class _Loader(yaml.SafeLoader):
                 mark = node.value[position][0].start_mark
                 raise yaml.MarkedYAMLError(problem=f"'{key}' stands twice", problem_mark=mark)
         return super().construct_mapping(node, deep)
+
+
+class _Texts(_Loader):
+    """The same for lists of texts: every value is one, as it is written."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
 
 
 _Loader.add_implicit_resolver(
@@ -102,7 +108,7 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
 def read_settings(section: type[Section], where: str, words: Sequence[str]) -> Tree:
     """What `key=value` words say of the keys of one section; each is checked by itself, all problems in one message."""
     found: Tree = {}
-    problems = [problem for word in words if (problem := _override(found, word))]
+    problems = [problem for word in words if (problem := _override(found, word, section))]
     for key, value in found.items():
         if key not in section.model_fields:
             known = ", ".join(section.model_fields)
@@ -194,20 +200,82 @@ def _one_seed(tree: Tree) -> Tree:
     return {**tree, "seed": dict.fromkeys(Seeds.model_fields, seed)} if whole else tree
 
 
-def _override(tree: Tree, text: str) -> str | None:
+def _override(tree: Tree, text: str, root: type[Section] = Config) -> str | None:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         return f"override '{text}': expected key.path=value"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return f"override {text!r}: holds bytes that are no UTF-8; write it in UTF-8"
     node, parts = tree, key.strip().split(".")
     for part in parts[:-1]:
         if not isinstance(node.get(part), dict):
             node[part] = {}
         node = node[part]
     try:
-        node[parts[-1]] = parse_value(value)
+        node[parts[-1]] = _value(value, _kinds_of_value(parts, tree, root))
     except (yaml.YAMLError, RecursionError):
         return f"override '{text}': the value is not plain YAML; quote it"
     return None
+
+
+def _value(text: str, kinds: set[Any]) -> Any:
+    """What is given to a setting of these types: a text as it is written, anything else as YAML.
+
+    A text in quotes is what stands in them. A list of texts is written as YAML has it, `[a, b]`.
+    """
+    if str not in kinds and list not in kinds:
+        return parse_value(text)
+    try:
+        found = yaml.load(text, _Texts if list in kinds else _Loader)
+        if list in kinds and not isinstance(found, list):
+            found = parse_value(text)
+    except (yaml.YAMLError, RecursionError):
+        if str in kinds:
+            return text
+        raise
+    if str not in kinds:
+        return found
+    quoted = isinstance(found, str) and text.strip()[:1] in ("'", '"')
+    listed = isinstance(found, list) and list in kinds and not Path(text).exists()
+    # A number where a text is meant is the text: a commit such as 1234567.
+    other = type(found) in kinds - {str, list} and not isinstance(found, list)
+    return found if quoted or listed or other else text
+
+
+def _kinds_of_value(parts: Sequence[str], tree: Tree, root: type[Section]) -> set[Any]:
+    """The types that a setting may have: `str` also for words of a choice, `list` only for lists of texts."""
+    owners = _owners(parts, tree, root)
+    found = [section.model_fields[parts[-1]].annotation for section in owners if parts[-1] in section.model_fields]
+    if not found and len(parts) > 1:  # a key of what has keys of its own, such as `optim.options.b2`
+        above = _owners(parts[:-1], tree, root)
+        given = [section.model_fields[parts[-2]].annotation for section in above if parts[-2] in section.model_fields]
+        found = [typing.get_args(a)[1] for one in given for a in _parts_of(one) if typing.get_origin(a) is dict]
+    kinds: set[Any] = set()
+    for part in [part for annotation in found for part in _parts_of(annotation)]:
+        origin, inner = typing.get_origin(part), typing.get_args(part)
+        if origin is typing.Literal:
+            kinds |= {type(choice) for choice in inner}
+        elif origin is list:
+            kinds |= {list} if {str} == {*_parts_of(inner[0])} else {tuple}
+        elif origin is dict or sections_of(part):
+            kinds.add(dict)
+        else:
+            kinds.add(part)
+    return kinds
+
+
+def _parts_of(annotation: Any) -> Iterator[Any]:
+    """The types of a union, each without what is annotated to it."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        yield from _parts_of(inner[0])
+    elif origin in (typing.Union, types.UnionType):
+        for part in inner:
+            yield from _parts_of(part)
+    else:
+        yield annotation
 
 
 def _variables(tree: Tree) -> Iterator[str]:
@@ -287,10 +355,12 @@ def _complaint(details: ErrorDetails, path: Sequence[str], tree: Tree) -> str:
     if kind == "literal_error":
         expected = context["expected"]
         words = re.findall(r"'([^']*)'", expected)
-        return f"expected {expected}, got {given!r}{did_you_mean(str(given), words)}"
+        meant = names.value(str(given), words) or str(given)
+        return f"expected {expected}, got {given!r}{did_you_mean(meant, words)}"
     if kind == "union_tag_invalid":
         tags = re.findall(r"'([^']*)'", context["expected_tags"])
-        hint = did_you_mean(context["tag"], tags)
+        meant = (names.task(context["tag"]) if path == ["task"] else None) or names.value(context["tag"], tags)
+        hint = did_you_mean(meant or context["tag"], tags)
         return f"kind: expected one of {', '.join(tags)}, got '{context['tag']}'{hint}"
     if kind == "union_tag_not_found":
         return "kind: needed, but not given; say which of the known kinds this is"
@@ -313,7 +383,7 @@ def _unknown_key(path: Sequence[str], tree: Tree) -> str:
     if kinds:
         own = " or ".join(f"'{kind}'" for section in owners for kind in _kinds(section))
         return f"unknown key; it belongs to {' and '.join(map(repr, kinds))}, not to {own}{known}"
-    hint = did_you_mean(name, siblings)
+    hint = names.setting(name) or did_you_mean(name, siblings)
     if not hint:
         elsewhere = {key.rpartition(".")[2]: key for key, _, _ in known_keys()}
         hint = did_you_mean(name, elsewhere)
@@ -322,9 +392,9 @@ def _unknown_key(path: Sequence[str], tree: Tree) -> str:
     return f"unknown key{hint}{known}"
 
 
-def _owners(path: Sequence[str], tree: Tree) -> list[type[Section]]:
+def _owners(path: Sequence[str], tree: Tree, root: type[Section] = Config) -> list[type[Section]]:
     """The sections that the last key of a path may stand in; where there are several kinds, those of the tree's."""
-    found: list[type[Section]] = [Config]
+    found: list[type[Section]] = [root]
     node: Any = tree
     for part in path[:-1]:
         if part.isdigit() and not isinstance(node, dict):  # a place in a list

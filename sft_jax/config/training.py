@@ -169,7 +169,8 @@ class EvalSection(Section):
     batch_size: Positive = 128
     """Documents per evaluation batch."""
     best_metric: str | None = None
-    """Metric of the validation split that picks the best checkpoint; null takes the task's headline."""
+    """Metric that picks the best checkpoint: on the validation split, of equals the earlier; null takes the task's
+    headline."""
     best_mode: Literal["auto", "max", "min"] = "auto"
     """Whether more or less of it is better; `auto` knows for every metric there is."""
     patience: Positive | None = None

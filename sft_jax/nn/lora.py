@@ -42,7 +42,7 @@ class Adapter:
 def planned(section: AdapterSection, layers: Mapping[str, Any], tied: bool) -> dict[str, Adapter]:
     """The layers that a section's patterns fit, of those below the head, and what each is given."""
     known = [path for path in layers if path.split("/")[0] != HEAD]
-    problems = [unmatched(p, known).replace("parameter", "layer") for p in section.match if not _fitting(p, known)]
+    problems = [unmatched(p, known, "layer") for p in section.match if not _fitting(p, known)]
     if problems:
         above = next((p for p in section.match if _fitting(p, [path for path in layers if path not in known])), None)
         hint = ["the head has no adapter; it is trained whole if it is new or on labels"] if above else []

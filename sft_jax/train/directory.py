@@ -78,12 +78,8 @@ def _check_kind(config: Config, directory: Path) -> None:
         raise RunError(f"{directory}: is a file; give another run.dir")
     if config.run.resume == "never" and is_used(directory):
         raise RunError(f"{directory}: holds a run, and run.resume is never; give another run.dir")
-    for asked in (
-        "run.resume is must" if config.run.resume == "must" else "",
-        "run.extend" if config.run.extend else "",
-    ):
-        if asked and not is_used(directory):
-            raise RunError(f"{directory}: holds no run, and {asked} goes on with one; check run.dir")
+    if config.run.resume == "must" and not is_used(directory):
+        raise RunError(f"{directory}: holds no run, and run.resume is must; check run.dir")
     if (directory / "checkpoints").exists() and not (directory / "checkpoints").is_dir():
         raise RunError(f"{directory / 'checkpoints'}: is a file; move it away, or give another run.dir")
 
@@ -118,6 +114,8 @@ def begin(config: Config, directory: Path, manifest: Mapping[str, Any], steps: i
     """Write down what run this is, of how many steps, `epoch` of them an epoch; or check that it is the one that began
     here, with the same data and weights, and write down how many steps more it is to have."""
     if not is_used(directory):
+        if config.run.extend:
+            raise RunError(f"{directory}: holds no run, and run.extend goes on with one; check run.dir")
         directory.mkdir(parents=True, exist_ok=True, mode=0o750)
         write_json(directory / "manifest.json", manifest)
         write_whole(directory / "config.yaml", write_config(config))

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import optax
 
+from sft_jax import names
 from sft_jax.config.training import OptimSection, Penalty, Schedule, Unfreeze
 from sft_jax.errors import ConfigError, did_you_mean, listing, reason
 from sft_jax.paths import first_match, select
@@ -156,7 +157,7 @@ def first_step(unfreeze: Unfreeze, steps: int) -> int:
 def _named(section: OptimSection, rate: optax.Schedule) -> optax.GradientTransformation:
     known = {name: found for name in dir(optax) if (found := _arguments(name))}
     if section.name not in known:
-        hint = did_you_mean(section.name, known)
+        hint = did_you_mean(names.value(section.name, known) or section.name, known)
         raise ConfigError(f"optim.name: optax has no optimizer '{section.name}'{hint} (known: {', '.join(known)})")
     arguments = known[section.name]
     options = dict(section.options)

@@ -52,11 +52,14 @@ OVERRIDES = {
     ),
     "text for a number": (["train.batch_size=many"], "train.batch_size: expected a valid integer, got 'many'"),
     "fraction for a count": (["train.steps=1.5"], "train.steps: expected a valid integer"),
-    "number for a text": (["run.dir=2024"], "run.dir: expected a valid string, got 2024"),
+    "number for a text": (["run={dir: 2024}"], "run.dir: expected a valid string, got 2024"),
     "text for a section": (["train=8"], "train: expected keys below it, got 8"),
     "text for a source": (["data.source=here"], "data.source: expected keys below it, got 'here'"),
-    "section for files": (["data.source.train={a: 1}"], "data.source.train: expected a valid string or a valid list"),
-    "number in a list": (["train.freeze=[head/**, 1]"], "train.freeze.1: expected a valid string, got 1"),
+    "section for files": (
+        ["data.source={kind: files, train: {a: 1}}"],
+        "data.source.train: expected a valid string or a valid list",
+    ),
+    "number in a list": (["train={freeze: [head/**, 1]}"], "train.freeze.1: expected a valid string, got 1"),
     "list by number": (["optim.groups.0.lr_scale=2"], "optim.groups: expected a valid list"),
     "bad choice": (["optim.schedule.kind=linar"], "optim.schedule.kind: expected 'linear', 'cosine'"),
     "near choice": (["optim.schedule.kind=linar"], "got 'linar'; did you mean 'linear'?"),
@@ -115,7 +118,7 @@ OVERRIDES = {
     "no key": (["=5"], "override '=5': expected key.path=value"),
     "value that is not YAML": (["train.freeze=[head"], "override 'train.freeze=[head': the value is not plain YAML"),
     "value nested deep": (["train.freeze=" + "[" * 5000], "the value is not plain YAML; quote it"),
-    "tag in a value": (["run.dir=!!python/name:os.system"], "the value is not plain YAML; quote it"),
+    "tag in a value": (["optim.lr=!!python/name:os.system"], "the value is not plain YAML; quote it"),
     "variable": (["run.dir=${env:HF_TOKEN}"], "run.dir: '${...}' is not expanded; write the value, or give it as an"),
 }
 # Whole files, and what is said of them.

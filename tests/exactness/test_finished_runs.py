@@ -145,18 +145,17 @@ def test_a_run_that_is_done_keeps_its_summary(elsewhere: Path, summed_up: bool):
         assert after == before
     else:
         assert after["tokens_per_second"] == pytest.approx(before["tokens_per_second"], rel=1e-3)
-        assert after["seconds"]["train"] == pytest.approx(before["seconds"]["train"], abs=1.0)
-        assert after["seconds"]["total"] > after["seconds"]["train"] > 0
+        assert 0 < after["seconds"]["train"] < before["seconds"]["train"] + 1  # compiling is not in it here
+        assert after["seconds"]["total"] > after["seconds"]["train"]
     shown = Path("done/report.html").read_text()
     assert f"{after['tokens_per_second']:,.0f}" in shown
 
 
-def test_more_epochs_are_gone_on_with(files: Path, tmp_path: Path):
+def test_more_epochs_are_gone_on_with(files: Path, done: Path, tmp_path: Path):
     """Case 22: a run of one epoch that is done goes on to three by `run.extend`: the rows of each step are those of a
     run of three from the start, the learning rate is that of three from there on and is told, the manifest has it."""
-    base = (ONE_SHAPE, "optim.schedule.warmup=2")
-    train(prepare(settings(tmp_path / "run", files / "model", files, *base, "train.epochs=1")))
-    more = settings(tmp_path / "run", files / "model", files, *base, "train.epochs=3")
+    shutil.copytree(done, tmp_path / "run")
+    more = settings(tmp_path / "run", files / "model", files, ONE_SHAPE, "train.epochs=3")
     with pytest.raises(RunError) as caught:
         prepare(more)
     assert str(caught.value).splitlines() == [
@@ -164,7 +163,7 @@ def test_more_epochs_are_gone_on_with(files: Path, tmp_path: Path):
         "1 problem",
         "  - train.epochs: 1.0 there, 3.0 now",
     ]
-    extended = settings(tmp_path / "run", files / "model", files, *base, "train.epochs=3", "run.extend=true")
+    extended = settings(tmp_path / "run", files / "model", files, ONE_SHAPE, "train.epochs=3", "run.extend=true")
     told: list[str] = []
 
     class Told:
@@ -177,14 +176,14 @@ def test_more_epochs_are_gone_on_with(files: Path, tmp_path: Path):
     result = train(prepare(extended), Told())  # type: ignore[arg-type]
     assert result.steps == 15
     [line] = [text for text in told if text.startswith("extended")]
-    # Linear, 2 steps of warmup: step 5 of 5 is at 1e-3 * 1/3, step 6 of 15 at 1e-3 * 10/13.
+    # Linear: the fifth step of 5 is at a fifth of 1e-3, the sixth of 15 at ten fifteenths.
     assert line == (
-        "extended from 5 to 15 steps, goes on at step 6; the learning rate is 7.692e-04 there, as in a schedule of "
-        "15 steps, and was 3.333e-04 at the step before"
+        "extended from 5 to 15 steps, goes on at step 6; the learning rate is 6.667e-04 there, as in a schedule of "
+        "15 steps, and was 2.000e-04 at the step before"
     )
     rates = {e["step"]: e["lr"] for e in metrics_lines(tmp_path / "run") if e["kind"] == "train"}
-    assert rates[5] == pytest.approx(1e-3 / 3) and rates[6] == pytest.approx(1e-2 / 13)
-    whole = prepare(settings(tmp_path / "whole", files / "model", files, *base, "train.epochs=3"))
+    assert rates[5] == pytest.approx(1e-3 / 5) and rates[6] == pytest.approx(1e-2 / 15)
+    whole = prepare(settings(tmp_path / "whole", files / "model", files, ONE_SHAPE, "train.epochs=3"))
     mine = prepare(extended).batches
     for step in range(15):
         assert all(np.array_equal(mine[step][name], found) for name, found in whole.batches[step].items())
@@ -197,11 +196,11 @@ def test_more_epochs_are_gone_on_with(files: Path, tmp_path: Path):
     assert again.steps == 15 and again.summary == result.summary
 
 
-def test_what_was_extended_may_be_stopped(files: Path, tmp_path: Path):
+def test_what_was_extended_may_be_stopped(files: Path, done: Path, tmp_path: Path):
     """Case 22, C11: stopped at the first steps of an extension, and even before any, a run goes on bit for bit as one
     that was not stopped there."""
     for name in ("one", "other"):
-        train(prepare(settings(tmp_path / name, files / "model", files, *SHORT, "train.log_every=1")))
+        shutil.copytree(done, tmp_path / name)
     longer = ("train.epochs=2", "train.log_every=1", "run.extend=true")
     one, other = (settings(tmp_path / n, files / "model", files, ONE_SHAPE, *longer) for n in ("one", "other"))
     jobs.begin_directory(prepare(one))  # killed as soon as that was written down
@@ -224,7 +223,7 @@ def test_what_cannot_be_extended(files: Path, done: Path):
         prepare(settings(done, files / "model", files, *SHORT, "train.epochs=2", "optim.lr=1", "run.extend=true"))
     assert str(caught.value).splitlines()[1:] == ["  - optim.lr: 0.001 there, 1.0 now"]
     with pytest.raises(RunError, match=r"holds no run, and run\.extend goes on with one"):
-        prepare(settings(done.with_name("none"), files / "model", files, *SHORT, "run.extend=true"))
+        train(prepare(settings(done.with_name("none"), files / "model", files, *SHORT, "run.extend=true")))
     with pytest.raises(ConfigError, match="extend: goes on, and resume=restart does not"):
         settings(done, files / "model", files, "run.extend=true", "run.resume=restart")
 
