@@ -13,6 +13,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
+from io import BufferedReader
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,8 +74,8 @@ def json_records(file: str, where: str) -> Iterator[tuple[int, dict[str, Any] | 
         yield number, _problem([line], number) or _parsed(line)
 
 
-def text_records(file: str, where: str) -> Iterator[tuple[int, str | Problem]]:
-    """Each line, without its end; a line may be empty."""
+def text_records(file: str | BufferedReader, where: str) -> Iterator[tuple[int, str | Problem]]:
+    """Each line of a file or of an open stream, without its end; a line may be empty."""
     for number, line in enumerate(_lines(file, where), 1):
         yield number, _problem([line], number) or line.rstrip("\r\n")
 
@@ -110,13 +111,13 @@ def read_text(content: bytes) -> str | Problem:
     return Problem("NUL character", "holds a NUL character; take it out") if "\0" in text else text
 
 
-def _lines(file: str, where: str) -> Iterator[str]:
+def _lines(file: str | BufferedReader, where: str) -> Iterator[str]:
     """Lines with their ends, of which bytes that are not UTF-8 are surrogates; those too long are skipped."""
-    path = Path(file).expanduser()
+    path = Path(file).expanduser() if isinstance(file, str) else Path("stream")
     packed = path.suffix.lower() == ".gz"
     try:
         left = max(MOST_RATIO * path.stat().st_size, SMALL_BYTES) if packed else None
-        with gzip.open(path) if packed else open(path, "rb") as raw:
+        with _opened(file, path, packed=packed) as raw:
             if raw.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
                 raise DataError(f"{where}: {file} is UTF-16; save it as UTF-8")
             stream = io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="")
@@ -132,6 +133,12 @@ def _lines(file: str, where: str) -> Iterator[str]:
     except (OSError, EOFError, zlib.error) as error:
         why = getattr(error, "strerror", None) or reason(error)
         raise DataError(f"{where}: {file} cannot be read ({why}); check the path and the file") from None
+
+
+def _opened(file: str | BufferedReader, path: Path, *, packed: bool) -> Any:
+    if not isinstance(file, str):
+        return file
+    return gzip.open(path) if packed else open(path, "rb")
 
 
 def _less(left: int | None, count: int, file: str, where: str) -> int | None:
