@@ -5,15 +5,21 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sft_jax import machine
 from sft_jax.config.read import read_config, write_config
 from sft_jax.config.schema import Config
-from sft_jax.errors import ConfigError, DataError, Interrupted, did_you_mean
+from sft_jax.errors import ConfigError, DataError, Interrupted, did_you_mean, listing
+
+if TYPE_CHECKING:
+    from sft_jax.infer.records import Counted
 
 app = typer.Typer(
     help="Fine-tune pretrained Hugging Face checkpoints with labelled data, in JAX.",
@@ -34,6 +40,14 @@ RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="The run.dir of a tr
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[key=value ...]", help="Settings that may differ, such as mesh.data=1."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="How a model answers, such as num_beams=4; may be repeated."),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=COLUMN", help="A column of yours for one that is read, such as text=body."),
 ]
 At = Annotated[str, typer.Option("--at", help="Which checkpoint: best or latest.")]
 # What a command says of its own beginning, and must not say again to go on.
@@ -91,33 +105,72 @@ def evaluate(
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL_DIR", help="A directory that export wrote.")],
-    file: Annotated[
-        str | None, typer.Argument(help="CSV, TSV, JSONL, Parquet or text file; stdin if left out.")
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A directory that export wrote, a run, or a name of the hub.")
+    ],
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE...]", help="CSV, TSV, JSONL, Parquet or text files, images, a folder; stdin if left out."
+        ),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Add the logits at full precision.")] = False,
     score: Annotated[
         bool, typer.Option("--score", help="Of a model that answers: how likely it finds the texts.")
     ] = False,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="How a model answers, such as num_beams=4; may be repeated."),
-    ] = None,
+    settings: Settings = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=DIR", help="An adapter of this model; of several, rows name theirs as `adapter`."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of tokens at a time.")] = 32,
+    columns: Columns = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME,NAME", help="Columns of the input that records carry on; all for all of them."),
+    ] = None,
+    bad_rows: Annotated[
+        str,
+        typer.Option(
+            metavar="keep|drop|error", help="A row that cannot be read: its error in place, nothing, or stop."
+        ),
+    ] = "keep",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write .jsonl, .csv or .parquet, whole or not.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
-    """Label texts and images, tag words, answer questions: a JSON line for each row."""
+    """Label texts and images, tag words, answer questions: a JSON record for each line or row, in their order."""
     from sft_jax.infer.adapted import load_adapted
-    from sft_jax.infer.predict import load_predictor, read_inputs
+    from sft_jax.infer.inputs import stream_inputs
+    from sft_jax.infer.output import check_output, record_file
+    from sft_jax.infer.predict import load_predictor
+    from sft_jax.infer.records import ALL, Counted
 
-    predictor = load_adapted(model, adapter, settings or []) if adapter else load_predictor(model, settings or [])
-    lines = _stdin() if file is None else None
-    rows = read_inputs(file or "", predictor.task, lines)
-    for record in predictor(rows, batch_size, raw=raw, score=score):
-        print(json.dumps(record, ensure_ascii=False))
+    if out:
+        check_output(out, replace=force)
+    renamed, carried = _renamed(columns), [name for words in keep or [] for name in words.split(",")]
+    how = (settings or [], renamed)
+    predictor = load_adapted(model, adapter, *how) if adapter else load_predictor(model, *how)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # as JSON is, whatever the locale
+    person = not files and sys.stdin is not None and sys.stdin.isatty()
+    if person:
+        print("a text on each line, please; Ctrl-D ends", file=sys.stderr)
+    windows, counted = stream_inputs(files or [], predictor.task, _stdin(), at_once=person), Counted()
+    records = predictor.stream(
+        list(windows) if bad_rows == "error" else windows,
+        batch_size,
+        raw=raw,
+        score=score,
+        bad_rows=bad_rows,  # pyright: ignore[reportArgumentType]
+        keep=ALL if carried == [ALL] else carried,
+        counted=counted,
+    )
+    with nullcontext(_print) if out is None else record_file(out) as take:
+        for record in records:
+            take(record)
+    _say_counted(counted, predictor.longest, bad_rows, out)
 
 
 @app.command()
@@ -267,11 +320,47 @@ def _bytes(text: str) -> int:
     return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
 
 
-def _stdin() -> list[str]:
-    try:
-        return sys.stdin.read().split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"standard input: not UTF-8 at byte {error.start}; convert it, with iconv say") from None
+def _stdin() -> BufferedReader:
+    """Standard input as bytes, whatever the locale would make of them."""
+    from sft_jax.infer.inputs import opened
+
+    if sys.stdin is None:
+        return opened("")
+    return getattr(sys.stdin, "buffer", None) or opened(sys.stdin.read())
+
+
+def _print(record: Mapping[str, Any]) -> None:
+    """Print a record at once."""
+    print(json.dumps(record, ensure_ascii=False), flush=True)
+
+
+def _say_counted(counted: "Counted", longest: int, bad_rows: str, out: Path | None) -> None:
+    """Say on standard error what became of the records of an input; a DataError where none could be answered."""
+    said = []
+    if out:
+        said.append(f"{out} has {counted.records - (counted.bad if bad_rows == 'drop' else 0):,} records")
+    if counted.truncated:
+        said.append(f"{counted.truncated:,} of {counted.records:,} texts were cut to {longest:,} tokens: `truncated`")
+    if counted.bad and counted.bad < counted.records:
+        became = "were left out" if bad_rows == "drop" else "have an error in place of an answer"
+        first = counted.first[0]
+        said.append(f"{counted.bad:,} of {counted.records:,} {became}, such as {first.place}: {first.text}")
+    for line in said:
+        print(line, file=sys.stderr)
+    if counted.bad and counted.bad == counted.records:
+        shown = [f"{bad.place}: {bad.text}" for bad in counted.first]
+        raise DataError(listing("input: nothing could be answered", shown, counted.bad - len(shown)))
+
+
+def _renamed(words: list[str] | None) -> dict[str, str]:
+    """`--columns text=body,id=number` as a dictionary: what is read -> the column that stands for it."""
+    found: dict[str, str] = {}
+    for word in ",".join(words or []).split(",") if words else []:
+        name, equals, column = word.partition("=")
+        if not (equals and name and column) or name in found:
+            raise ConfigError(f"--columns {word}: expected NAME=COLUMN, such as text=body, each name once")
+        found[name] = column
+    return found
 
 
 def _recipes() -> dict[str, Path]:

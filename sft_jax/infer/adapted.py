@@ -34,6 +34,11 @@ class Adapted(Answers):
     task: Task  # that of the first adapter
     columns: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def longest(self) -> int:
+        """The most tokens that are read of a row."""
+        return max(predictor.longest for predictor in self.predictors.values())
+
     def read(self, rows: Rows) -> dict[int, Bad]:
         """What is wrong with rows, by their numbers."""
         places, bad = self._places(rows)

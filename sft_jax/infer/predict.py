@@ -53,6 +53,11 @@ class Predictor(Answers):
     room: int = NO_LIMIT  # tokens that a prompt may have beside its answer
     lock: Any = field(default_factory=RLock)  # tokenizers are set anew for each call
 
+    @property
+    def longest(self) -> int:
+        """The most tokens that are read of a row."""
+        return self._most(generates=self.generate is not None)
+
     def read(self, rows: Rows) -> dict[int, Bad]:
         """What is wrong with rows, by their numbers."""
         return self.task.read(rows)[1]

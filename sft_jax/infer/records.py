@@ -43,6 +43,11 @@ class Answers(ABC):
     task: Task
     columns: Mapping[str, str]  # what columns of the input stand for others
 
+    @property
+    @abstractmethod
+    def longest(self) -> int:
+        """The most tokens that are read of a row."""
+
     @abstractmethod
     def answered(self, rows: Rows, batch_size: int, *, raw: bool, score: bool, first: int) -> list[Record | Bad]:
         """The record of each row, or why it has none; the input has `first` records before them."""
