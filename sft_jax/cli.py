@@ -5,11 +5,11 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext, suppress
 from io import BufferedReader, TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -90,17 +90,61 @@ def train(
 
 @app.command()
 def evaluate(
-    path: RunDir,
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The run.dir of a training run; with --data also a model.")
+    ],
     overrides: Overrides = None,
-    split: Annotated[str, typer.Option(help="Which split: test or validation.")] = "test",
-    at: At = "best",
+    split: Annotated[str | None, typer.Option(help="Which split of the run: test (the default) or validation.")] = None,
+    at: Annotated[str | None, typer.Option("--at", help="Which checkpoint: best (the default) or latest.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Labelled rows in place of a split; may be repeated.")
+    ] = None,
+    columns: Columns = None,
+    bad_rows: Annotated[
+        str, typer.Option(metavar="error|drop", help="With --data: rows that cannot be scored stop, or are left out.")
+    ] = "error",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the scores as JSON as well.")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --data: write each row's, as .jsonl, .csv or .parquet.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
 ) -> None:
-    """Score the best step of a run on one of its splits."""
-    from sft_jax import console, jobs, run
+    """Score the best step of a run on one of its splits, or a finished model on a file of labelled rows."""
+    from sft_jax import console, jobs, run, scores
+    from sft_jax.infer.output import check_output, new_file, record_file
 
-    prepared = run.open_run(path, overrides or [])
-    scores, step = jobs.evaluate(prepared, split, at)
-    console.show_evaluation(console.start().console, split, step, scores)
+    if out:
+        check_output(out, replace=force, endings=(".json",))
+    if data is None:
+        given = {"--columns": columns, "--predictions": predictions, "--bad-rows": bad_rows != "error"}
+        if wrong := [name for name, value in given.items() if value]:
+            raise ConfigError(f"{', '.join(wrong)}: is for --data; give that as well, or leave it out")
+        prepared = run.open_run(path, overrides or [])
+        found, step = jobs.evaluate(prepared, split or "test", at or "best")
+        title, plain = f"{split or 'test'} at step {step}", found.plain()
+    else:
+        given = {"--split": split, "--at": at, **dict.fromkeys(overrides or [], True)}
+        if wrong := [name for name, value in given.items() if value]:
+            raise ConfigError(f"{', '.join(wrong)}: is for a split of a run; leave it out, or --data")
+        if bad_rows not in ("error", "drop"):
+            raise ConfigError(f"--bad-rows: expected error or drop, got '{bad_rows}'")
+        if predictions:
+            check_output(predictions, replace=force)
+        scored = scores.score_files(str(path), data, _renamed(columns), drop=bad_rows == "drop")
+        found, title, plain = scored.scores, f"{', '.join(data)}, {len(scored.rows):,} rows", scored.plain()
+        if scored.bad:
+            first = scored.bad[0]
+            print(f"{len(scored.bad):,} rows were left out, such as {first.place}: {first.text}", file=sys.stderr)
+        if predictions:
+            with record_file(predictions) as take:
+                for record in scored.records():
+                    take(record)
+    console.show_evaluation(console.start().console, title, found)
+    if out:
+        with new_file(out) as fresh:
+            fresh.write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @app.command()
@@ -152,8 +196,7 @@ def predict(
     renamed, carried = _renamed(columns), [name for words in keep or [] for name in words.split(",")]
     how = (settings or [], renamed)
     predictor = load_adapted(model, adapter, *how) if adapter else load_predictor(model, *how)
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # as JSON is, whatever the locale
+    _in_utf8()
     person = not files and sys.stdin is not None and sys.stdin.isatty()
     if person:
         print("a text on each line, please; Ctrl-D ends", file=sys.stderr)
@@ -174,15 +217,39 @@ def predict(
 
 
 @app.command()
+def chat(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A directory that export wrote, a run, or a hub name.")],
+    adapter: Annotated[str | None, typer.Option(metavar="DIR", help="An adapter of this model.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told before all else.")] = None,
+    settings: Settings = None,
+) -> None:
+    """Talk with a model in the terminal, or a line a turn from a pipe; /reset forgets, /quit or Ctrl-D ends."""
+    from sft_jax.data.records import text_records
+    from sft_jax.infer.adapted import load_adapted
+    from sft_jax.infer.chat import converse
+    from sft_jax.infer.predict import load_predictor
+
+    how: dict[str, Any] = {"settings": settings or [], "chats": True}
+    loaded = load_adapted(model, [f"chat={adapter}"], **how) if adapter else load_predictor(model, **how)
+    _in_utf8()
+    if sys.stdin is not None and sys.stdin.isatty():
+        print("/reset forgets what was said, /quit or Ctrl-D ends", file=sys.stderr)
+        lines = _typed()
+    else:
+        found = text_records(_stdin(), "input")
+        lines = (text if isinstance(text, str) else _refuse(line, text.text) for line, text in found)
+    converse(loaded, lines, lambda text: print(text, flush=True), lambda text: print(text, file=sys.stderr), system)
+
+
+@app.command()
 def export(path: RunDir, out: Annotated[Path, typer.Argument(help="A new directory.")], at: At = "best") -> None:
     """Write the best step of a run as a Hugging Face directory."""
-    from sft_jax import jobs, publish, run
+    from sft_jax import console, jobs, publish, run
 
     found = run.open_run(path)
     beside = f", its adapter in {publish.adapter_directory(out)}" if found.model.adapters else ""
     step = jobs.export(found, out, at)
-    predict = f"sft-jax predict {out}"
-    tried = f"{predict} picture.jpg" if found.task.images else f"echo 'some text' | {predict}"
+    tried = console.to_try(found, str(out))
     print(f"step {step} of {path} is in {out}{beside}; try: {tried}")
 
 
@@ -318,6 +385,26 @@ def _bytes(text: str) -> int:
     if not found or float(found[1]) == 0:
         raise ConfigError(f"--memory: expected a size such as 16GB, got '{text}'")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
+
+
+def _typed() -> Iterator[str]:
+    """What a person types, until Ctrl-D."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  # lets lines be edited and found again
+    with suppress(EOFError):
+        while True:
+            yield input("> ")
+    print()
+
+
+def _refuse(line: int, text: str) -> NoReturn:
+    raise DataError(f"input: line {line}: {text}")
+
+
+def _in_utf8() -> None:
+    """What is printed is UTF-8, as JSON is, whatever the locale."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
 
 
 def _stdin() -> BufferedReader:

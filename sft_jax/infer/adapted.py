@@ -12,11 +12,11 @@ from sft_jax import assets
 from sft_jax.adapt.peft import Found, read
 from sft_jax.data.rows import Bad, Rows
 from sft_jax.errors import ConfigError, DataError, ModelError, did_you_mean
-from sft_jax.infer.predict import Predictor, find_model, make_predictor
+from sft_jax.infer.predict import Predictor, find_model, loaded_as, make_predictor, say_remarks, section_of
 from sft_jax.infer.records import Answers
-from sft_jax.models.family import Model, build_model
+from sft_jax.models.family import Model, build_model, settled
 from sft_jax.nn.template import Params
-from sft_jax.tasks.task import Record, Task, restore_task
+from sft_jax.tasks.task import Record, Task, build_task
 from sft_jax.weights.files import CONFIG, Checkpoint, find, open_checkpoint, read_config
 from sft_jax.weights.table import match, take
 
@@ -90,6 +90,8 @@ def load_adapted(
     adapters: Sequence[str],
     settings: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
+    *,
+    chats: bool = False,
 ) -> Adapted:
     """The model in a directory, in memory once, with adapters `NAME=DIRECTORY`; all else as in `load_predictor`."""
     checkpoint, shared, found = open_checkpoint(find_model(source)), {}, {}
@@ -97,7 +99,7 @@ def load_adapted(
         name, equals, directory = given.partition("=")
         if not (equals and name and directory) or name in found:
             raise ConfigError(f"--adapter {given}: expected NAME=DIRECTORY, each name once")
-        found[name] = _load(checkpoint, find(assets.resolve(directory)), shared, settings, columns)
+        found[name] = _load(checkpoint, find(assets.resolve(directory)), shared, settings, columns or {}, chats=chats)
     return Adapted(found, next(iter(found.values())).task, columns or {})
 
 
@@ -106,17 +108,22 @@ def _load(
     directory: Path,
     shared: dict[tuple[str, str], Array],
     settings: Sequence[str],
-    columns: Mapping[str, str] | None,
+    columns: Mapping[str, str],
+    *,
+    chats: bool,
 ) -> Predictor:
     """What answers by one adapter; arrays of the base that others have loaded are taken from them."""
     ours = (directory / CONFIG).is_file()  # PEFT's own have none, and are for the task of the base
     config = read_config(directory) if ours else checkpoint.config
-    task = restore_task(config, str(directory), columns)
+    task = build_task(section_of(config, str(directory), columns, chats=chats), {})
+    checkpoint = settled(checkpoint, task.head)
+    say_remarks(checkpoint)
     plain = build_model(checkpoint.config, task.head, str(checkpoint.directory))
     found = read(directory, plain.table, plain.template.shapes)
     model = build_model(checkpoint.config, task.head, str(checkpoint.directory), adapter=found.plan)
     params = _params(checkpoint, model, found, shared, str(directory))
-    return make_predictor(config, directory if ours else checkpoint.directory, task, model, params, settings, columns)
+    loaded = loaded_as(config, directory if ours else checkpoint.directory, task, model, params)
+    return make_predictor(loaded, settings, columns)
 
 
 def _params(

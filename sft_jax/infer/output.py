@@ -8,7 +8,7 @@ import csv
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -34,10 +34,11 @@ TYPES = {
 Kinds = dict[str, set[Any]]  # column -> what its values are
 
 
-def check_output(out: Path, *, replace: bool) -> None:
+def check_output(out: Path, *, replace: bool, endings: Sequence[str] | None = None) -> None:
     """Raise ConfigError where no file of this name can be written, before anything is computed for it."""
-    if out.suffix.lower() not in WRITERS:
-        raise ConfigError(f"{out}: ends in '{out.suffix}'; give a name that ends in {', '.join(WRITERS)}")
+    endings = endings or [*WRITERS]
+    if out.suffix.lower() not in endings:
+        raise ConfigError(f"{out}: ends in '{out.suffix}'; give a name that ends in {', '.join(endings)}")
     if out.is_dir() or (out.exists() and not replace):
         raise ConfigError(f"{out}: is there already; give another name, or --force to write over it")
     if not out.parent.is_dir():
@@ -47,9 +48,9 @@ def check_output(out: Path, *, replace: bool) -> None:
 @contextmanager
 def record_file(out: Path) -> Iterator[Callable[[Record], None]]:
     """What takes the records of a file, which is there once all went well."""
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
-        lines, fresh = Path(work) / "records.jsonl", Path(work) / "fresh"
-        kinds: Kinds = {}
+    kinds: Kinds = {}
+    with new_file(out) as fresh:
+        lines = fresh.with_name("records.jsonl")
         with open(lines, "w", encoding="utf-8", errors="backslashreplace") as sink:
 
             def take(record: Record) -> None:
@@ -60,7 +61,14 @@ def record_file(out: Path) -> Iterator[Callable[[Record], None]]:
             yield take
         with open(lines, encoding="utf-8") as source:
             WRITERS[out.suffix.lower()](source, kinds, fresh)
-        os.replace(fresh, out)
+
+
+@contextmanager
+def new_file(out: Path) -> Iterator[Path]:
+    """A name to write to, in a directory of its own, whose file takes the place of `out` when all went well."""
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
+        yield Path(work) / "fresh"
+        os.replace(Path(work) / "fresh", out)
 
 
 def _write_lines(source: TextIO, kinds: Kinds, out: Path) -> None:

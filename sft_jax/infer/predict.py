@@ -1,5 +1,6 @@
 """Offline prediction from an exported directory, by the same tokenisation and arithmetic as training."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,10 +28,10 @@ from sft_jax.infer.generate import Generator
 from sft_jax.infer.inputs import of_texts, read_inputs
 from sft_jax.infer.lengths import declared, fewer_rows, sizes
 from sft_jax.infer.records import TRUNCATED, Answers
-from sft_jax.models.family import NO_LIMIT, Model, build_model, load_model
+from sft_jax.models.family import NO_LIMIT, Model, build_model, load_model, settled
 from sft_jax.nn.template import Params
-from sft_jax.tasks.task import Examples, Record, Task, Texts, restore_task, written
-from sft_jax.weights.files import CONFIG, find, open_checkpoint, read_json
+from sft_jax.tasks.task import Examples, Record, Task, Texts, build_task, renamed, restore_section, written
+from sft_jax.weights.files import CONFIG, Checkpoint, find, open_checkpoint, read_json
 
 __all__ = ["Predictor", "load_predictor", "make_predictor", "of_texts", "read_inputs"]
 CONTEXTS = 384  # tokens of a window of a context, of a model of others: as their pipeline has it
@@ -147,15 +148,37 @@ class Predictor(Answers):
         return kept
 
 
-def load_predictor(source: str, settings: Sequence[str] = (), columns: Mapping[str, str] | None = None) -> Predictor:
+class Loaded(NamedTuple):
+    """A model in memory, with its task and what reads its inputs."""
+
+    task: Task
+    model: Model
+    params: Params  # float32
+    tokenizer: Any
+    max_length: int
+    clean: Clean
+
+
+def load_predictor(
+    source: str, settings: Sequence[str] = (), columns: Mapping[str, str] | None = None, *, chats: bool = False
+) -> Predictor:
     """The model in a directory that `export` wrote, or any of the supported ones with a head of a known task.
 
     A run directory stands for the model that it exported. `settings` such as `num_beams=4` say otherwise than the
-    export how answers are written; `columns` such as `{"text": "body"}` which columns of the input are read instead.
+    export how answers are written; `columns` such as `{"text": "body"}` which columns of the input are read instead;
+    `chats` that conversations are answered, also by a decoder of others that has a template for them.
     """
-    directory = find_model(source)
+    names = columns or {}
+    loaded = load_model_of(find_model(source), lambda config, where: section_of(config, where, names, chats=chats))
+    return make_predictor(loaded, settings, names)
+
+
+def load_model_of(directory: Path, section: Callable[[Mapping[str, Any], str], Any]) -> Loaded:
+    """The model in a directory, for the task of the section that is made of its `config.json`."""
     checkpoint = open_checkpoint(directory)
-    task = restore_task(checkpoint.config, str(directory), columns)
+    task = build_task(section(checkpoint.config, str(directory)), {})
+    checkpoint = settled(checkpoint, task.head)
+    say_remarks(checkpoint)
     model = build_model(checkpoint.config, task.head, str(directory))
     matched, arrays = load_model(model, checkpoint)
     if matched.initialised:
@@ -163,7 +186,33 @@ def load_predictor(source: str, settings: Sequence[str] = (), columns: Mapping[s
             f"{directory}: holds no head for {task.kind} ({', '.join(matched.initialised)} missing); fine-tune it first"
         )
     params = {path: jax.numpy.asarray(array, jax.numpy.float32) for path, array in arrays.items()}
-    return make_predictor(checkpoint.config, directory, task, model, params, settings, columns)
+    return loaded_as(checkpoint.config, directory, task, model, params)
+
+
+def say_remarks(checkpoint: Checkpoint) -> None:
+    """Tell what a checkpoint says twice and differently."""
+    for remark in checkpoint.remarks:
+        print(f"{checkpoint.directory}: {remark}", file=sys.stderr)
+
+
+def loaded_as(config: Mapping[str, Any], directory: Path, task: Task, model: Model, params: Params) -> Loaded:
+    """A model with these parameters; what reads its inputs is that of a directory and its `config.json`."""
+    rules = _rules(written(config).get("clean", {}), str(directory))
+    return Loaded(task, model, params, task.reader.load(directory), _longest(config, directory, task, model), rules)
+
+
+def section_of(config: Mapping[str, Any], where: str, columns: Mapping[str, str], *, chats: bool) -> Any:
+    """The section of the task of a `config.json`, with other columns, and for conversations if so asked."""
+    ours = written(config)
+    if chats and ours and (ours.get("kind"), ours.get("format")) != ("causal_lm", "chat"):
+        kind = f"{ours.get('kind')}, format {ours['format']}" if "format" in ours else ours.get("kind")
+        raise ConfigError(f"{where}: was trained for {kind}, not to chat; ask it by sft-jax predict")
+    section = restore_section(config, where)
+    if chats and not ours:
+        if section.kind != "causal_lm":
+            raise ConfigError(f"{where}: is for {section.kind}, not to chat; ask it by sft-jax predict")
+        section = section.model_copy(update={"format": "chat"})
+    return renamed(section, columns)
 
 
 def find_model(source: str) -> Path:
@@ -179,32 +228,23 @@ def find_model(source: str) -> Path:
     return find(assets.resolve(source))
 
 
-def make_predictor(
-    config: Mapping[str, Any],
-    directory: Path,
-    task: Task,
-    model: Model,
-    params: Params,
-    settings: Sequence[str],
-    columns: Mapping[str, str] | None = None,
-) -> Predictor:
-    """What answers by these parameters; tokenizer and settings are those of a directory and its `config.json`."""
+def make_predictor(loaded: Loaded, settings: Sequence[str], columns: Mapping[str, str]) -> Predictor:
+    """What answers by a model in memory; settings and columns as in `load_predictor`."""
+    task, model, params, tokenizer = loaded[:4]
     forward = jax.jit(lambda params, batch: task.keep(model.template.bind(params)(batch), batch))
-    tokenizer, section = task.reader.load(directory), _generation(task, settings)
+    section = _generation(task, settings)
     generator = Generator(model, section, tuple(task.stops(tokenizer)), task.rules(tokenizer)) if section else None
-    room = NO_LIMIT
     if generator:
         generator.check(1)
-        room = generator.room
     return Predictor(
         task=task,
         tokenizer=tokenizer,
-        max_length=_longest(config, directory, task, model),
-        clean=_rules(written(config).get("clean", {}), str(directory)),
+        max_length=loaded.max_length,
+        clean=loaded.clean,
         forward=lambda batch: forward(params, batch),
         generate=partial(generator, params) if generator else None,
-        columns=columns or {},
-        room=room,
+        columns=columns,
+        room=generator.room if generator else NO_LIMIT,
     )
 
 

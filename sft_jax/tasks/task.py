@@ -185,13 +185,9 @@ def build_task(section: Any, rows: Mapping[str, Rows]) -> Task:
     return _file(section.kind).build(section, rows)
 
 
-def restore_task(config: Mapping[str, Any], where: str, columns: Mapping[str, str] | None = None) -> Task:
-    """The task that a model was trained for, by its `config.json`; by its class and problem if others trained it.
-
-    `columns` says which columns of the input are read in place of those that were trained on; "id" is of no task.
-    """
-    section = restore_section(config, where)
-    return build_task(renamed(section, {a: b for a, b in (columns or {}).items() if a != "id"}), {})
+def restore_task(config: Mapping[str, Any], where: str) -> Task:
+    """The task that a model was trained for, by its `config.json`; by its class and problem if others trained it."""
+    return build_task(restore_section(config, where), {})
 
 
 def restore_section(config: Mapping[str, Any], where: str) -> Any:
@@ -211,7 +207,8 @@ def restore_section(config: Mapping[str, Any], where: str) -> Any:
 
 
 def renamed(section: Any, columns: Mapping[str, str]) -> Any:
-    """A section that reads other columns in place of some of its own."""
+    """A section that reads other columns in place of some of its own; `id`, which names rows, is of no task."""
+    columns = {name: column for name, column in columns.items() if name != "id"}
     known = build_task(section, {}).columns
     problems = [f"{name}{did_you_mean(name, known)}" for name in columns if name not in known]
     if problems:
