@@ -411,9 +411,10 @@ def _stdin() -> BufferedReader:
     """Standard input as bytes, whatever the locale would make of them."""
     from sft_jax.infer.inputs import opened
 
-    if sys.stdin is None:
-        return opened("")
-    return getattr(sys.stdin, "buffer", None) or opened(sys.stdin.read())
+    buffer = getattr(sys.stdin, "buffer", None)
+    if isinstance(buffer, BufferedReader):
+        return buffer
+    return opened("" if sys.stdin is None else sys.stdin.read())
 
 
 def _print(record: Mapping[str, Any]) -> None:

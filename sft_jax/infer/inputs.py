@@ -52,12 +52,11 @@ def read_inputs(file: str, task: Task, lines: Sequence[str] | None = None) -> Ro
     is no row stands in `bad`.
     """
     if lines is not None:
-        return next(_of_lines({"line": opened("\n".join(lines))}, task, None), of_texts(task, []))
+        return next(_of_lines([("line", opened("\n".join(lines)))], task, None), of_texts(task, []))
     if (rows := _of_images([file], task)) is not None:
         return rows
     if _by_line([file]):
-        sources = {f"{shown([file])[0]}, line": file}
-        return next(_of_lines(sources, task, None, as_json=_says_json(file)), of_texts(task, []))
+        return next(_of_lines([(_by_name([file])[0], file)], task, None, as_json=_says_json(file)), of_texts(task, []))
     return _of_folder(task, file) if is_folder(file) else load_files([file], WHERE)
 
 
@@ -71,8 +70,7 @@ def stream_inputs(
     if (rows := _of_images(files, task)) is not None:
         yield from windows(rows)
     elif not files or _by_line(files):
-        names = [f"{name}, line" for name in shown(files)]
-        sources = dict(zip(names, files, strict=True)) if files else {"line": stdin}
+        sources = [*zip(_by_name(files), files, strict=True)] if files else [("line", stdin)]
         as_json = True if files and all(map(_says_json, files)) else None
         size = 1 if at_once and not files else FIRST
         for block in _of_lines(sources, task, size, as_json=as_json, grows=not at_once):
@@ -155,13 +153,18 @@ def _by_line(files: Sequence[str]) -> bool:
     return len(endings) > 0 and (endings <= {*LINES} or endings == {JSON_LINES}) and not any(map(is_folder, files))
 
 
+def _by_name(files: Sequence[str]) -> list[str]:
+    """What is said before the number of a line of each file."""
+    return [f"{name}, line" for name in shown(files)]
+
+
 def _says_json(file: str) -> bool | None:
     """Whether the name of a file says that its lines are JSON; None where it does not."""
     return True if Path(file).suffix.lower() == JSON_LINES else None
 
 
 def _of_lines(
-    sources: Mapping[str, str | BufferedReader],
+    sources: Sequence[tuple[str, str | BufferedReader]],
     task: Task,
     size: int | None,
     *,
@@ -169,9 +172,9 @@ def _of_lines(
     grows: bool = True,
 ) -> Iterator[Rows]:
     """The rows of lines, so many at a time or all at once; JSON objects if it is not said and most of them are."""
-    names = tuple(sources)
+    names = tuple(name for name, _ in sources)
     lines = chain.from_iterable(
-        ((number, *found) for found in text_records(source, WHERE)) for number, source in enumerate(sources.values())
+        ((number, *found) for found in text_records(source, WHERE)) for number, (_, source) in enumerate(sources)
     )
     while block := list(islice(lines, size)):
         if as_json is None:

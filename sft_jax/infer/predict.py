@@ -234,8 +234,6 @@ def make_predictor(loaded: Loaded, settings: Sequence[str], columns: Mapping[str
     forward = jax.jit(lambda params, batch: task.keep(model.template.bind(params)(batch), batch))
     section = _generation(task, settings)
     generator = Generator(model, section, tuple(task.stops(tokenizer)), task.rules(tokenizer)) if section else None
-    if generator:
-        generator.check(1)
     return Predictor(
         task=task,
         tokenizer=tokenizer,
@@ -244,7 +242,7 @@ def make_predictor(loaded: Loaded, settings: Sequence[str], columns: Mapping[str
         forward=lambda batch: forward(params, batch),
         generate=partial(generator, params) if generator else None,
         columns=columns,
-        room=generator.room if generator else NO_LIMIT,
+        room=max(generator.room, 1) if generator else NO_LIMIT,
     )
 
 
