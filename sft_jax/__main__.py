@@ -4,7 +4,7 @@ import sys
 
 from sft_jax import machine
 
-COMPUTING = {"train", "evaluate", "predict"}
+COMPUTING = {"train", "evaluate", "predict", "chat"}
 
 
 def main() -> None:

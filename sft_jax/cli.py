@@ -7,15 +7,21 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext, suppress
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from sft_jax import machine
 from sft_jax.config.read import read_config, write_config
 from sft_jax.config.schema import Config
-from sft_jax.errors import ConfigError, DataError, Interrupted, did_you_mean
+from sft_jax.errors import ConfigError, DataError, Interrupted, did_you_mean, listing
+
+if TYPE_CHECKING:
+    from sft_jax.infer.records import Counted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,6 +43,14 @@ RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="The run.dir of a tr
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[key=value ...]", help="Settings that may differ, such as mesh.data=1."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="How a model answers, such as num_beams=4; may be repeated."),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=COLUMN", help="A column of yours for one that is read, such as text=body."),
 ]
 At = Annotated[str, typer.Option("--at", help="Which checkpoint: best or latest.")]
 # What a command says of its own beginning, and must not say again to go on.
@@ -95,60 +109,166 @@ def train(
 
 @app.command()
 def evaluate(
-    path: RunDir,
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The run.dir of a training run; with --data also a model.")
+    ],
     overrides: Overrides = None,
-    split: Annotated[str, typer.Option(help="Which split: test or validation.")] = "test",
-    at: At = "best",
+    split: Annotated[str | None, typer.Option(help="Which split of the run: test (the default) or validation.")] = None,
+    at: Annotated[str | None, typer.Option("--at", help="Which checkpoint: best (the default) or latest.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Labelled rows in place of a split; may be repeated.")
+    ] = None,
+    columns: Columns = None,
+    bad_rows: Annotated[
+        str, typer.Option(metavar="error|drop", help="With --data: rows that cannot be scored stop, or are left out.")
+    ] = "error",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the scores as JSON as well.")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --data: write each row's, as .jsonl, .csv or .parquet.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
 ) -> None:
-    """Score the best step of a run on one of its splits."""
-    from sft_jax import console, jobs, run
+    """Score the best step of a run on one of its splits, or a finished model on a file of labelled rows."""
+    from sft_jax import console, jobs, run, scores
+    from sft_jax.infer.output import check_output, new_file, record_file
 
-    prepared = run.open_run(path, overrides or [])
-    scores, step = jobs.evaluate(prepared, split, at)
-    console.show_evaluation(console.start().console, split, step, scores)
+    if out:
+        check_output(out, replace=force, endings=(".json",))
+    if data is None:
+        given = {"--columns": columns, "--predictions": predictions, "--bad-rows": bad_rows != "error"}
+        if wrong := [name for name, value in given.items() if value]:
+            raise ConfigError(f"{', '.join(wrong)}: is for --data; give that as well, or leave it out")
+        prepared = run.open_run(path, overrides or [])
+        found, step = jobs.evaluate(prepared, split or "test", at or "best")
+        title, plain = f"{split or 'test'} at step {step}", found.plain()
+    else:
+        given = {"--split": split, "--at": at, **dict.fromkeys(overrides or [], True)}
+        if wrong := [name for name, value in given.items() if value]:
+            raise ConfigError(f"{', '.join(wrong)}: is for a split of a run; leave it out, or --data")
+        if bad_rows not in ("error", "drop"):
+            raise ConfigError(f"--bad-rows: expected error or drop, got '{bad_rows}'")
+        if predictions:
+            check_output(predictions, replace=force)
+        scored = scores.score_files(str(path), data, _renamed(columns), drop=bad_rows == "drop")
+        found, title, plain = scored.scores, f"{', '.join(data)}, {len(scored.rows):,} rows", scored.plain()
+        if scored.bad:
+            first = scored.bad[0]
+            print(f"{len(scored.bad):,} rows were left out, such as {first.place}: {first.text}", file=sys.stderr)
+        if predictions:
+            with record_file(predictions) as take:
+                for record in scored.records():
+                    take(record)
+    console.show_evaluation(console.start().console, title, found)
+    if out:
+        with new_file(out) as fresh:
+            fresh.write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL_DIR", help="A directory that export wrote.")],
-    file: Annotated[
-        str | None, typer.Argument(help="CSV, TSV, JSONL, Parquet or text file; stdin if left out.")
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A directory that export wrote, a run, or a name of the hub.")
+    ],
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE...]", help="CSV, TSV, JSONL, Parquet or text files, images, a folder; stdin if left out."
+        ),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Add the logits at full precision.")] = False,
     score: Annotated[
         bool, typer.Option("--score", help="Of a model that answers: how likely it finds the texts.")
     ] = False,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="How a model answers, such as num_beams=4; may be repeated."),
-    ] = None,
+    settings: Settings = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=DIR", help="An adapter of this model; of several, rows name theirs as `adapter`."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of tokens at a time.")] = 32,
+    columns: Columns = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME,NAME", help="Columns of the input that records carry on; all for all of them."),
+    ] = None,
+    bad_rows: Annotated[
+        str,
+        typer.Option(
+            metavar="keep|drop|error", help="A row that cannot be read: its error in place, nothing, or stop."
+        ),
+    ] = "keep",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write .jsonl, .csv or .parquet, whole or not.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
-    """Label texts and images, tag words, answer questions: a JSON line for each row."""
+    """Label texts and images, tag words, answer questions: a JSON record for each line or row, in their order."""
     from sft_jax.infer.adapted import load_adapted
-    from sft_jax.infer.predict import load_predictor, read_inputs
+    from sft_jax.infer.inputs import stream_inputs
+    from sft_jax.infer.output import check_output, record_file
+    from sft_jax.infer.predict import load_predictor
+    from sft_jax.infer.records import ALL, Counted
 
-    predictor = load_adapted(model, adapter, settings or []) if adapter else load_predictor(model, settings or [])
-    lines = _stdin() if file is None else None
-    rows = read_inputs(file or "", predictor.task, lines)
-    for record in predictor(rows, batch_size, raw=raw, score=score):
-        print(json.dumps(record, ensure_ascii=False))
+    if out:
+        check_output(out, replace=force)
+    renamed, carried = _renamed(columns), [name for words in keep or [] for name in words.split(",")]
+    how = (settings or [], renamed)
+    predictor = load_adapted(model, adapter, *how) if adapter else load_predictor(model, *how)
+    _in_utf8()
+    person = not files and sys.stdin is not None and sys.stdin.isatty()
+    if person:
+        print("a text on each line, please; Ctrl-D ends", file=sys.stderr)
+    windows, counted = stream_inputs(files or [], predictor.task, _stdin(), at_once=person), Counted()
+    records = predictor.stream(
+        list(windows) if bad_rows == "error" else windows,
+        batch_size,
+        raw=raw,
+        score=score,
+        bad_rows=bad_rows,  # pyright: ignore[reportArgumentType]
+        keep=ALL if carried == [ALL] else carried,
+        counted=counted,
+    )
+    with nullcontext(_print) if out is None else record_file(out) as take:
+        for record in records:
+            take(record)
+    _say_counted(counted, predictor.longest, bad_rows, out)
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A directory that export wrote, a run, or a hub name.")],
+    adapter: Annotated[str | None, typer.Option(metavar="DIR", help="An adapter of this model.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told before all else.")] = None,
+    settings: Settings = None,
+) -> None:
+    """Talk with a model in the terminal, or a line a turn from a pipe; /reset forgets, /quit or Ctrl-D ends."""
+    from sft_jax.data.records import text_records
+    from sft_jax.infer.adapted import load_adapted
+    from sft_jax.infer.chat import converse
+    from sft_jax.infer.predict import load_predictor
+
+    how: dict[str, Any] = {"settings": settings or [], "chats": True}
+    loaded = load_adapted(model, [f"chat={adapter}"], **how) if adapter else load_predictor(model, **how)
+    _in_utf8()
+    if sys.stdin is not None and sys.stdin.isatty():
+        print("/reset forgets what was said, /quit or Ctrl-D ends", file=sys.stderr)
+        lines = _typed()
+    else:
+        found = text_records(_stdin(), "input")
+        lines = (text if isinstance(text, str) else _refuse(line, text.text) for line, text in found)
+    converse(loaded, lines, lambda text: print(text, flush=True), lambda text: print(text, file=sys.stderr), system)
 
 
 @app.command()
 def export(path: RunDir, out: Annotated[Path, typer.Argument(help="A new directory.")], at: At = "best") -> None:
     """Write the best step of a run as a Hugging Face directory."""
-    from sft_jax import jobs, publish, run
+    from sft_jax import console, jobs, publish, run
 
     found = run.open_run(path)
     beside = f", its adapter in {publish.adapter_directory(out)}" if found.model.adapters else ""
     step = jobs.export(found, out, at)
-    predict = f"sft-jax predict {out}"
-    tried = f"{predict} picture.jpg" if found.task.images else f"echo 'some text' | {predict}"
+    tried = console.to_try(found, str(out))
     print(f"step {step} of {path} is in {out}{beside}; try: {tried}")
 
 
@@ -318,11 +438,68 @@ def _bytes(text: str) -> int:
     return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index((found[2] or " ").upper()))
 
 
-def _stdin() -> list[str]:
-    try:
-        return sys.stdin.read().split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"standard input: not UTF-8 at byte {error.start}; convert it, with iconv say") from None
+def _typed() -> Iterator[str]:
+    """What a person types, until Ctrl-D."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  # lets lines be edited and found again
+    with suppress(EOFError):
+        while True:
+            yield input("> ")
+    print()
+
+
+def _refuse(line: int, text: str) -> NoReturn:
+    raise DataError(f"input: line {line}: {text}")
+
+
+def _in_utf8() -> None:
+    """What is printed is UTF-8, as JSON is, whatever the locale."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+
+
+def _stdin() -> BufferedReader:
+    """Standard input as bytes, whatever the locale would make of them."""
+    from sft_jax.infer.inputs import opened
+
+    buffer = getattr(sys.stdin, "buffer", None)
+    if isinstance(buffer, BufferedReader):
+        return buffer
+    return opened("" if sys.stdin is None else sys.stdin.read())
+
+
+def _print(record: Mapping[str, Any]) -> None:
+    """Print a record at once."""
+    print(json.dumps(record, ensure_ascii=False), flush=True)
+
+
+def _say_counted(counted: "Counted", longest: int, bad_rows: str, out: Path | None) -> None:
+    """Say on standard error what became of the records of an input; a DataError where none could be answered."""
+    said = []
+    if out:
+        said.append(f"{out} has {counted.records - (counted.bad if bad_rows == 'drop' else 0):,} records")
+    if counted.truncated:
+        said.append(f"{counted.truncated:,} of {counted.records:,} texts were cut to {longest:,} tokens: `truncated`")
+    if counted.bad and counted.bad < counted.records:
+        became = "were left out" if bad_rows == "drop" else "have an error in place of an answer"
+        first = counted.first[0]
+        said.append(f"{counted.bad:,} of {counted.records:,} {became}, such as {first.place}: {first.text}")
+    for line in said:
+        print(line, file=sys.stderr)
+    if counted.bad and counted.bad == counted.records:
+        shown = [f"{bad.place}: {bad.text}" for bad in counted.first]
+        raise DataError(listing("input: nothing could be answered", shown, counted.bad - len(shown)))
+
+
+def _renamed(words: list[str] | None) -> dict[str, str]:
+    """`--columns text=body,id=number` as a dictionary: what is read -> the column that stands for it."""
+    found: dict[str, str] = {}
+    for word in ",".join(words or []).split(",") if words else []:
+        name, equals, column = word.partition("=")
+        if not (equals and name and column) or name in found:
+            raise ConfigError(f"--columns {word}: expected NAME=COLUMN, such as text=body, each name once")
+        found[name] = column
+    return found
 
 
 def _recipes() -> dict[str, Path]:

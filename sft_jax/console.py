@@ -1,5 +1,7 @@
 """What a person sees before and after training: tables and facts of a run. Reads runs and results, changes nothing."""
 
+import shlex
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,16 +12,20 @@ from rich.table import Table
 from rich.text import Text
 
 from sft_jax.data.report import DataReport
+from sft_jax.data.rows import plain
 from sft_jax.estimate import Candidate, Estimate
 from sft_jax.export import in_python
-from sft_jax.jobs import Result, Scores
+from sft_jax.jobs import Result
 from sft_jax.report.compare import Comparison
 from sft_jax.report.tables import figure
 from sft_jax.run import Run, plan
+from sft_jax.scores import Scores
 from sft_jax.tasks.task import Audit
 from sft_jax.train.report import Screen, shown, size
 from sft_jax.train.state import abstract_frozen
 from sft_jax.weights.files import count
+
+EXAMPLE, EXAMPLES = 60, 50  # characters of a text that is shown to be typed, and rows that it is looked for in
 
 
 def start() -> Screen:
@@ -83,15 +89,18 @@ def show_result(console: Console, run: Run, result: Result) -> None:
         "peak memory": f"{summary['peak_memory_bytes'] / 1e9:.2f} GB",
     }
     show_facts(console, "Done", facts)
-    model = result.directory / "model"
+    model = shlex.quote(str(result.directory / "model"))
+    file = "pictures/" if run.task.images else "rows.jsonl" if _is_chat(run) else "rows.csv"
     show_facts(
         console,
         "Next",
         {
             "see the report": f"open {result.directory / 'report.html'} in a browser",
-            "predict": _to_predict(run, f"sft-jax predict {model}"),
-            "score again": f"sft-jax evaluate {result.directory}",
-            "in Python": in_python(run.task, str(model)),
+            "try it": to_try(run, str(result.directory / "model")),
+            "score again": f"sft-jax evaluate {shlex.quote(str(result.directory))}",
+            "on a file": f"sft-jax predict {model} {file} -o predicted.csv",
+            "on new labels": f"sft-jax evaluate {model} --data {file}",
+            "in Python": in_python(run.task, str(result.directory / "model")),
         },
     )
 
@@ -123,28 +132,64 @@ def show_smaller(console: Console, candidates: Iterable[Candidate], limit: int) 
     show_table(console, "what would help", rows)
 
 
-def _to_predict(run: Run, command: str) -> str:
-    if run.task.images:
+def to_try(run: Run, model: str) -> str:
+    """A command that asks the exported model of a run for something, of the run's own rows where that can be typed."""
+    task, command = run.task, f"sft-jax predict {shlex.quote(model)}"
+    if _is_chat(run):
+        return f"sft-jax chat {shlex.quote(model)}"
+    if task.images:
         return f"{command} picture.jpg"
-    alone = len(run.task.texts) == 1  # else a line says not which column it is of
-    return f"echo 'What a delightful film.' | {command}" if alone else f"{command} rows.jsonl"
+    if len(task.texts) > 1:  # a line says not which column it is of
+        return f"{command} rows.jsonl"
+    prepared = run.rows.get("test", run.rows["train"])
+    shown = (" ".join(plain(text).split()) for text in prepared.texts[0][:EXAMPLES])
+    fitting = (textwrap.shorten(text, EXAMPLE, placeholder="") for text in shown if text.isprintable())
+    text = next((text for text in fitting if text and not text.startswith(("-", "{"))), "some text")
+    return f"echo {shlex.quote(text)} | {command}"
 
 
-def show_evaluation(console: Console, split: str, step: int, scores: Scores) -> None:
-    """Every metric of a split, those of its groups, and the task's own tables."""
+def _is_chat(run: Run) -> bool:
+    return getattr(run.config.task, "format", "") == "chat"
+
+
+def show_evaluation(console: Console, title: str, scores: Scores) -> None:
+    """Every metric of labelled rows, those of their groups, and the task's own tables."""
     rows = [["metric", "value"], *([name, f"{value:.4f}"] for name, value in scores.metrics.items())]
-    show_table(console, f"{split} at step {step}", rows)
+    show_table(console, title, rows)
     show_tables(console, scores)
 
 
 def show_tables(console: Console, scores: Scores) -> None:
     """The task's own tables of a split, and the metrics of its groups."""
     for title, table in scores.tables.items():
-        show_table(console, title, table)
+        show_wide(console, title, table)
     if scores.groups:
         names = shown(scores.metrics)
         rows = [[group, *(f"{found[name]:.4f}" for name in names)] for group, found in scores.groups.items()]
-        show_table(console, "by group", [["group", *names], *rows])
+        show_wide(console, "by group", [["group", *names], *rows])
+
+
+def show_wide(console: Console, title: str, rows: Sequence[Sequence[Any]]) -> None:
+    """A table that no heading is cut of: names that stand on both sides are numbered, columns go on below."""
+    table = [[str(cell) for cell in row] for row in rows]
+    if _width(table) > console.width and table[0][1:] == [row[0] for row in table[1:]]:
+        numbers = range(1, len(table))
+        named = [[f"{number} {row[0]}", *row[1:]] for number, row in zip(numbers, table[1:], strict=True)]
+        table = [[table[0][0], *map(str, numbers)], *named]
+    columns = [list(column) for column in zip(*table, strict=True)]
+    parts: list[list[list[str]]] = []
+    for column in columns[1:]:
+        wider = [*zip(*columns[:1], *(parts[-1] if parts else []), column, strict=True)]
+        if parts and _width(wider) <= console.width:
+            parts[-1].append(column)
+        else:
+            parts.append([column])
+    begin = 1
+    for part in parts or [[]]:
+        end = begin + len(part) - 1
+        at = f"{title}, columns {begin} to {end} of {len(columns) - 1}" if len(parts) > 1 else title
+        show_table(console, at, [list(row) for row in zip(columns[0], *part, strict=True)])
+        begin = end + 1
 
 
 def show_comparison(console: Console, found: Comparison) -> None:
@@ -162,8 +207,9 @@ def show_table(console: Console, title: str, rows: Sequence[Sequence[Any]]) -> N
     """A table whose first row is the heading; what looks like markup in names of labels is none."""
     heading, *rest = ([escape(str(cell)) for cell in row] for row in rows)
     table = Table(*heading, title=escape(title), title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    for number, column in enumerate(table.columns):
+        column.justify = "right" if number else "left"
+        column.overflow = "fold"  # a name is never cut
     for row in rest:
         table.add_row(*row)
     console.print(table)

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from sft_jax.report.predictions import FILE as PREDICTIONS
 from sft_jax.report.predictions import write_predictions
 from sft_jax.report.review import summarise
 from sft_jax.run import Run, eval_program, initial, plan, restore, train_program
-from sft_jax.tasks.task import Table
+from sft_jax.scores import Scores, scores_of
 from sft_jax.train import directory, optim, step
 from sft_jax.train.checkpoint import Checkpoints, Progress
 from sft_jax.train.evaluate import evaluate as evaluate_split
@@ -47,21 +47,6 @@ Answering = Callable[[Params], Answered]
 
 def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a split came to."""
-
-    metrics: dict[str, float]
-    groups: dict[str, dict[str, float]]  # group -> metrics; those that have no row are left out
-    tables: dict[str, Table]
-    kept: np.ndarray  # what the task keeps of the outputs, [documents, k] or [tokens, k]
-    answers: list[str] = field(default_factory=list)  # in words, to the first rows that were answered so
-
-    def values(self) -> dict[str, Any]:
-        """The metrics as an event carries them, groups and all."""
-        return {**self.metrics, **({"groups": self.groups} if self.groups else {})}
 
 
 @dataclass(frozen=True)
@@ -175,16 +160,7 @@ def score(
     """What the run's task says of these parameters on one of its splits, and of what they answered there."""
     task, examples = run.task, run.examples(split)
     found = evaluate_split(program, params, frozen, run.evals[split], run.put, run.config.data.prefetch, task.grain)
-    groups = {}
-    for number, (name, counts) in enumerate(zip(run.groups, found.groups, strict=True)):
-        members = np.flatnonzero(examples.documents["group"] == number)
-        if len(members):
-            picked = members if task.grain == "document" else examples.encoded.places(members)
-            groups[name] = {**task.metrics(counts), **task.row_metrics(found.kept[picked], examples.select(members))}
-    of_answers = answered.metrics if answered else {}
-    metrics = {**task.metrics(found.counts), **task.row_metrics(found.kept, examples), **of_answers}
-    tables = {**task.tables(found.counts), **task.row_tables(found.kept, examples)}
-    return Scores(metrics, groups, tables, found.kept, answered.answers if answered else [])
+    return scores_of(task, found, examples, run.groups, answered)
 
 
 def _scored(run: Run, split: str, program: step.Program, params: Params, frozen: Params) -> Scores:

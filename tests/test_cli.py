@@ -41,12 +41,15 @@ class Said(NamedTuple):
     err: str
 
 
-def sft_jax_command(*words: object, stdin: str = "") -> Said:
-    """Run `sft-jax` with these words in this process."""
+def sft_jax_command(*words: object, stdin: str | bytes = "") -> Said:
+    """Run `sft-jax` with these words in this process; bytes of standard input as the C locale reads them."""
     out, err, code = io.StringIO(), io.StringIO(), 0
+    given = io.StringIO(stdin) if isinstance(stdin, str) else io.BytesIO(stdin)
+    if isinstance(given, io.BytesIO):
+        given = io.TextIOWrapper(io.BufferedReader(given), "ascii", errors="surrogateescape")
     with (
         mock.patch.object(sys, "argv", ["sft-jax", *map(str, words)]),
-        mock.patch.object(sys, "stdin", io.StringIO(stdin)),
+        mock.patch.object(sys, "stdin", given),
         mock.patch.dict(os.environ, {machine.RELAUNCHED: "1"}),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
@@ -162,7 +165,11 @@ def test_predict(trained: Said, home, tmp_path):
     model, texts = home / "run" / "model", [*WORDS[:9], "bara “quoted”, with a comma"]
     typed = sft_jax_command("predict", model, stdin="\n".join([*texts, "", "  "]))
     assert typed.code == 0, typed.err
-    found = records(typed.out)
+    *found, empty, blank = records(typed.out)
+    assert (empty, blank) == tuple({"line": len(texts) + n, "error": "no text: a blank line"} for n in (1, 2))
+    assert "2 of 12 have an error in place of an answer, such as line 11: a blank line" in typed.err
+    typed = sft_jax_command("predict", model, stdin="\n".join(texts))
+    assert records(typed.out) == found and typed.err == ""
     assert len(found) == len(texts) and all(set(record) == {"label", "scores"} for record in found)
     assert all(record["label"] == max(record["scores"], key=record["scores"].get) for record in found)
     assert len({json.dumps(record) for record in found}) > 1, "the same for every text"
@@ -185,8 +192,84 @@ def test_predict(trained: Said, home, tmp_path):
 
 
 def test_predict_nothing(trained: Said, home):
-    """No text gives no record and no error."""
-    assert sft_jax_command("predict", home / "run" / "model", stdin="\n \n") == (0, "", "")
+    """No line gives no record and no error; where no line can be answered, their records say so and it is an error."""
+    assert sft_jax_command("predict", home / "run" / "model", stdin="") == (0, "", "")
+    said = sft_jax_command("predict", home / "run" / "model", stdin="\n \n")
+    assert said.code == 65 and [record["line"] for record in records(said.out)] == [1, 2]
+    assert said.err.startswith("input: nothing could be answered: 2 problems\n  - line 1: a blank line")
+
+
+def test_predict_into_a_file(trained: Said, home, tmp_path):
+    """A run stands for its model; records go into a file whole, with columns carried on; what was cut is said."""
+    with open(tmp_path / "rows.csv", "w", newline="") as sink:
+        csv.writer(sink).writerows([["ticket", "body"], [911, "bara"], [112, ""], [3, "cela " * 40]])
+    words = ["predict", home / "run", tmp_path / "rows.csv", "--columns", "text=body", "--keep", "ticket"]
+    said = sft_jax_command(*words, "-o", tmp_path / "out.csv")
+    assert (said.code, said.out) == (0, ""), said.err
+    with open(tmp_path / "out.csv", newline="") as source:
+        found = [*csv.DictReader(source)]
+    assert [row["ticket"] for row in found] == ["911", "112", "3"] and found[1]["line"] == "3"
+    assert found[1]["error"].startswith("no text") and [row["truncated"] for row in found] == ["", "", "true"]
+    for part in ("out.csv has 3 records", "1 of 3 texts were cut to 16 tokens", "1 of 3 have an error in place of an"):
+        assert part in said.err
+    again = sft_jax_command(*words, "-o", tmp_path / "out.csv")
+    assert again.code == 2 and "is there already; give another name, or --force" in again.err
+    left = sft_jax_command(*words, "-o", tmp_path / "out.csv", "--force", "--bad-rows", "drop")
+    assert left.code == 0 and "out.csv has 2 records" in left.err and "were left out" in left.err
+    stopped = sft_jax_command(*words, "--bad-rows", "error")
+    assert (stopped.code, stopped.out) == (65, "") and "rows.csv, line 3: body is" in stopped.err
+
+
+def test_bytes_of_no_text_under_any_locale(trained: Said, home):
+    """S (case 42): a byte that is not UTF-8, which the locale of containers makes a surrogate of, has its line."""
+    good, bad = records(sft_jax_command("predict", home / "run" / "model", stdin=b"bara\nx\xff\n").out)
+    assert good["label"] and bad["line"] == 2 and "not UTF-8 (byte 0xff at character 2)" in bad["error"]
+
+
+def test_evaluate_a_file(trained: Said, home, tmp_path):
+    """Newcomer 1: the scores of a run's own test rows, as a file, are those of its evaluation, tables and all."""
+    own = sft_jax_command("evaluate", home / "run", "-o", tmp_path / "own.json")
+    assert own.code == 0, own.err
+    rows = [row.split(",") for row in (home / "test.csv").read_text().splitlines()[1:]]
+    file = tmp_path / "new.csv"
+    with open(file, "w", newline="") as sink:
+        csv.writer(sink).writerows(
+            [["id", "body", "kind"], *([n, text, ["bad", "good"][int(k)]] for n, (text, k) in enumerate(rows))]
+        )
+    words = ["evaluate", home / "run", "--data", file, "--columns", "text=body,label=kind"]
+    said = sft_jax_command(*words, "-o", tmp_path / "new.json", "--predictions", tmp_path / "new.jsonl")
+    assert said.code == 0 and f"{len(rows)} rows" in said.out and "confusion matrix" in said.out, said.err
+    found, expected = (json.loads((tmp_path / name).read_text()) for name in ("new.json", "own.json"))
+    assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-5)
+    assert found["tables"] == expected["tables"] and found["rows"] == len(rows)
+    predicted = records((tmp_path / "new.jsonl").read_text())
+    right = sum(record["truth"] == record["label"] for record in predicted) / len(rows)
+    assert (
+        right == pytest.approx(expected["metrics"]["accuracy"]) and predicted[3]["id"] == 3 == predicted[3]["line"] - 2
+    )
+    model = sft_jax_command("evaluate", home / "run" / "model", *words[2:])
+    assert model.out == said.out
+
+    with open(file, "a") as sink:
+        sink.write("9,bara,goood\n")
+    unknown = sft_jax_command(*words)
+    assert unknown.code == 65 and f"new.csv, line {len(rows) + 2}: " in unknown.err and "'goood'" in unknown.err
+    left = sft_jax_command(*words, "--bad-rows", "drop")
+    assert left.code == 0 and "1 rows were left out, such as" in left.err
+    for more in (["--split", "test"], ["mesh.data=1"], ["--at", "best"]):
+        assert "is for a split of a run" in sft_jax_command(*words, *more).err
+    assert "is for --data" in sft_jax_command("evaluate", home / "run", "--columns", "text=body").err
+
+
+def test_what_to_try_next(trained: Said, home):
+    """Newcomer 1: what is shown to be typed is a text of the run's own rows, quoted, and it works as it stands."""
+    command = re.search(r"try it +(echo .*)$", trained.out, re.M)
+    assert command
+    echo, text, *rest = shlex.split(command[1])
+    assert echo == "echo" and rest == ["|", "sft-jax", "predict", str(home / "run" / "model")]
+    assert text and text in (home / "test.csv").read_text() and len(text) <= 60
+    assert len(records(sft_jax_command(*rest[2:], stdin=f"{text}\n").out)) == 1
+    assert re.search(r"on new labels +sft-jax evaluate .*/model --data rows\.csv$", trained.out, re.M)
 
 
 def test_predict_errors(trained: Said, home, tmp_path):
@@ -336,6 +419,7 @@ def test_help():
             "train",
             "evaluate",
             "predict",
+            "chat",
             "export",
             "convert",
             "goodput",

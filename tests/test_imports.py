@@ -17,7 +17,7 @@ RANKS = {
     "train": 5,
     **dict.fromkeys(("checks", "infer", "export", "convert", "report", "study"), 6),
     "inputs": 7,
-    "run": 8,
+    **dict.fromkeys(("run", "scores"), 8),
     **dict.fromkeys(("heads", "grid", "estimate", "publish"), 9),
     "jobs": 10,
     "console": 11,

@@ -375,12 +375,16 @@ def test_predict_from_what_cannot_be_read(tmp_path):
     source = write_model(tmp_path / "model", {"architectures": ["BertForSequenceClassification"]}, head=2)
     predictor = load_predictor(str(source))
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    for name in ("nowhere.txt", "nowhere.csv", "latin.txt"):
+    for name in ("nowhere.txt", "nowhere.csv"):
         with pytest.raises(DataError, match=f"{name}.*cannot be read"):
             read_inputs(str(tmp_path / name), predictor.task)
-    with pytest.raises(DataError, match=r"input: not JSON lines .*; give a text or a JSON object on each line"):
-        read_inputs("", predictor.task, ['{"text": "bara"}', '{"text": '])
-    with pytest.raises(DataError, match="input: no column 'text'; the rows have: sentence"):
+    with pytest.raises(
+        DataError, match=r"latin\.txt, line 1: not UTF-8 \(byte 0xe9 at character 4\); save the file as"
+    ):
+        list(predictor(read_inputs(str(tmp_path / "latin.txt"), predictor.task)))
+    with pytest.raises(DataError, match=r"input: 1 problem\n  - line 2: not JSON .*; mend the line"):
+        list(predictor(read_inputs("", predictor.task, ['{"text": "bara"}', '{"text": '])))
+    with pytest.raises(DataError, match=r"input: no column 'text'; the rows have: sentence; .*--columns text=OTHER"):
         list(predictor(read_inputs("", predictor.task, ['{"sentence": "bara"}'])))
 
 

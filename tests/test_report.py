@@ -199,6 +199,26 @@ def test_tables_show_names_as_they_are():
     assert all(name in shown.getvalue() for name in ("[/b] of [red]", "[bold]", "[/red]", "[1]"))
 
 
+@pytest.mark.parametrize(
+    "names", [["Billing", "Delivery", "Refunds", "Other things"], [f"label {n}" for n in range(40)]]
+)
+def test_wide_tables_cut_no_name(names):
+    """Newcomer 1: a confusion matrix that is wider than the terminal has numbers for names, and goes on below; each
+    name and each count is there, and no line is too long."""
+    shown = io.StringIO()
+    counts = [[1000 * row + column for column in range(len(names))] for row in range(len(names))]
+    table = [["truth \\ predicted", *names], *([name, *row] for name, row in zip(names, counts, strict=True))]
+    console.show_wide(Console(file=shown, width=60), "confusion matrix", table)
+    text = shown.getvalue()
+    assert "…" not in text and max(map(len, text.splitlines())) <= 60
+    for number, (name, row) in enumerate(zip(names, counts, strict=True), 1):
+        assert f"{number} {name}" in text
+        assert set(map(str, row)) <= {*re.findall(r"\d+", text)}
+    narrow = io.StringIO()
+    console.show_wide(Console(file=narrow, width=60), "per class", [["label", "F1"], ["a", 0.5]])
+    assert "columns" not in narrow.getvalue() and ("columns 1 to" in text) == (len(names) > 4)
+
+
 # The meter.
 
 

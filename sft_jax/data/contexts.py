@@ -65,7 +65,7 @@ def _windows(
     worker: Tokenizer, questions: Sequence[str], contexts: Sequence[str], max_length: int, stride: int, cut: bool
 ) -> Encoded:
     with in_use():
-        pairs, rows = _fitting(worker, questions, contexts, max_length, stride, cut)
+        pairs, rows, shortened = _fitting(worker, questions, contexts, max_length, stride, cut)
         worker.enable_truncation(max_length, stride=stride, strategy="only_second")
         every = [[found, *found.overflowing] for found in worker.encode_batch(pairs)]
     flat = [window for windows in every for window in windows]
@@ -80,25 +80,28 @@ def _windows(
     types[sequence == 1] = types[(sequence == 1) & ~again].max(initial=0)
     whole = {"input_ids": _joined([window.ids for window in flat]), "token_type_ids": types}
     beside = {"begin": np.ascontiguousarray(begin), "end": np.ascontiguousarray(end)}
-    return Encoded(whole, offsets, {}, rows=of, beside=beside, lost=_lost(len(questions) - len(rows)))
+    lost = _lost(len(questions) - len(rows))
+    return Encoded(whole, offsets, {}, shortened, rows=of, beside=beside, lost=lost)
 
 
 def _fitting(
     worker: Tokenizer, questions: Sequence[str], contexts: Sequence[str], max_length: int, stride: int, cut: bool
-) -> tuple[list[Any], list[int]]:
-    """(questions with their contexts, the row of each): those that leave room for a window, or need none."""
+) -> tuple[list[Any], list[int], int]:
+    """(questions with their contexts, the row of each, how many were cut): those that leave room for a window, or need
+    none."""
     room = max_length - worker.num_special_tokens_to_add(True) - stride  # in a window, beside what overlaps
-    pairs, rows = [], []
+    pairs, rows, shortened = [], [], 0
     asked = worker.encode_batch(list(questions), add_special_tokens=False)
     for row, (question, context, tokens) in enumerate(zip(questions, contexts, asked, strict=True)):
         if len(tokens) >= room and len(worker.encode(question, context)) > max_length:
             if not cut:
                 continue
+            shortened += 1
             shorter = (question[: tokens.offsets[count - 1][1]] for count in range(room - 1, 0, -1))
             question = next((text for text in shorter if len(worker.encode(text, add_special_tokens=False)) < room), "")
         pairs.append((question, context))
         rows.append(row)
-    return pairs, rows
+    return pairs, rows, shortened
 
 
 def _joined(parts: Sequence[Sequence[int]]) -> np.ndarray:

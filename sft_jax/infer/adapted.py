@@ -1,20 +1,22 @@
 """Several adapters on one base: rows say which of them answers."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from sft_jax import assets
 from sft_jax.adapt.peft import Found, read
-from sft_jax.data.rows import Bad, Rows, refuse
+from sft_jax.data.rows import Bad, Rows
 from sft_jax.errors import ConfigError, DataError, ModelError, did_you_mean
-from sft_jax.infer.predict import Predictor, make_predictor, of_texts, say_remarks
+from sft_jax.infer.predict import Predictor, find_model, loaded_as, make_predictor, say_remarks, section_of
+from sft_jax.infer.records import Answers
 from sft_jax.models.family import Model, build_model, settled
 from sft_jax.nn.template import Params
-from sft_jax.tasks.task import Record, Task, restore_task
+from sft_jax.tasks.task import Record, Task, build_task
 from sft_jax.weights.files import CONFIG, Checkpoint, find, open_checkpoint, read_config
 from sft_jax.weights.table import match, take
 
@@ -22,83 +24,106 @@ COLUMN = "adapter"
 
 
 @dataclass(frozen=True)
-class Adapted:
-    """A base with adapters, each with the task that it was trained for: rows in, records out."""
+class Adapted(Answers):
+    """A base with adapters, each with the task that it was trained for: rows in, records out; see `Answers`.
+
+    Rows are answered by the adapter that their field `adapter` names, which may be left out where there is but one.
+    """
 
     predictors: dict[str, Predictor]
+    task: Task  # that of the first adapter
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def task(self) -> Task:
-        """That of the first adapter."""
-        return next(iter(self.predictors.values())).task
+    def longest(self) -> int:
+        """The most tokens that are read of a row."""
+        return max(predictor.longest for predictor in self.predictors.values())
 
-    def __call__(
-        self, rows: Rows | Sequence[str], batch_size: int = 32, *, raw: bool = False, score: bool = False
-    ) -> Iterator[Record]:
-        """A record for each row (or text), in order, by the adapter that its field `adapter` names; one may be left
-        out where there is but one."""
-        rows = rows if isinstance(rows, Rows) else of_texts(self.task, rows)
-        chosen = np.array(self._chosen(rows), dtype=object)
-        places = {name: np.flatnonzero(chosen == name) for name in self.predictors}
-        answers = {
-            name: self.predictors[name].numbered(rows.select(places[name]), batch_size, raw=raw, score=score)
-            for name in self.predictors
-            if len(places[name])
-        }
-        following = {name: next(found, None) for name, found in answers.items()}
-        for row, name in enumerate(chosen):
-            while (found := following[name]) is not None and places[name][found[0]] == row:
-                yield found[1]
-                following[name] = next(answers[name], None)
+    def read(self, rows: Rows) -> dict[int, Bad]:
+        """What is wrong with rows, by their numbers."""
+        places, bad = self._places(rows)
+        for name, own in places.items():
+            found = self.predictors[name].read(rows.select(own)) if len(own) else {}
+            bad |= {int(own[row]): one for row, one in found.items()}
+        return bad
 
-    def _chosen(self, rows: Rows) -> list[str]:
-        """The adapter of each row."""
+    def answered(self, rows: Rows, batch_size: int, *, raw: bool, score: bool, first: int) -> list[Record | Bad]:
+        """The record of each row, or why it has none."""
+        places, bad = self._places(rows)
+        found: dict[int, Record | Bad] = dict(bad)
+        for name, own in places.items():
+            if len(own):
+                how = {"raw": raw, "score": score, "first": first}
+                records = self.predictors[name].answered(rows.select(own), batch_size, **how)
+                found |= dict(zip(own.tolist(), records, strict=True))
+        return [found[row] for row in range(len(rows))]
+
+    def warm_up(self, longest: int | None = None, batch_size: int = 1) -> int:
+        """As `Predictor.warm_up`, of each adapter."""
+        return sum(predictor.warm_up(longest, batch_size) for predictor in self.predictors.values())
+
+    def _places(self, rows: Rows) -> tuple[dict[str, np.ndarray], dict[int, Bad]]:
+        """(the rows of each adapter, those that name none that there is)."""
         known = ", ".join(self.predictors)
         if COLUMN not in rows.names:
             if len(self.predictors) > 1:
                 raise DataError(
                     f"{rows.where}: no column '{COLUMN}', and there are several: {known}; name one in each row"
                 )
-            return [*self.predictors] * len(rows)
+            return {name: np.arange(len(rows)) for name in self.predictors}, {}
         names = rows.column(COLUMN)
-        bad = [
-            Bad(
+        bad = {
+            row: Bad(
                 rows.place(row),
                 "unknown adapter",
                 f"adapter {n!r:.60}{did_you_mean(str(n), self.predictors)} (known: {known})",
             )
             for row, n in enumerate(names)
             if n not in self.predictors
-        ]
-        refuse(rows.where, bad)
-        return names
+        }
+        chosen = np.array(names, dtype=object)
+        return {name: np.flatnonzero(chosen == name) for name in self.predictors}, bad
 
 
-def load_adapted(source: str, adapters: Sequence[str], settings: Sequence[str] = ()) -> Adapted:
-    """The model in a directory, in memory once, with adapters `NAME=DIRECTORY`; settings as in `load_predictor`."""
-    checkpoint, shared, found = open_checkpoint(find(source)), {}, {}
+def load_adapted(
+    source: str,
+    adapters: Sequence[str],
+    settings: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+    *,
+    chats: bool = False,
+) -> Adapted:
+    """The model in a directory, in memory once, with adapters `NAME=DIRECTORY`; all else as in `load_predictor`."""
+    checkpoint, shared, found = open_checkpoint(find_model(source)), {}, {}
     for given in adapters:
         name, equals, directory = given.partition("=")
         if not (equals and name and directory) or name in found:
             raise ConfigError(f"--adapter {given}: expected NAME=DIRECTORY, each name once")
-        found[name] = _load(checkpoint, find(directory), shared, settings)
-    return Adapted(found)
+        found[name] = _load(checkpoint, find(assets.resolve(directory)), shared, settings, columns or {}, chats=chats)
+    return Adapted(found, next(iter(found.values())).task, columns or {})
 
 
 def _load(
-    checkpoint: Checkpoint, directory: Path, shared: dict[tuple[str, str], Array], settings: Sequence[str]
+    checkpoint: Checkpoint,
+    directory: Path,
+    shared: dict[tuple[str, str], Array],
+    settings: Sequence[str],
+    columns: Mapping[str, str],
+    *,
+    chats: bool,
 ) -> Predictor:
     """What answers by one adapter; arrays of the base that others have loaded are taken from them."""
     ours = (directory / CONFIG).is_file()  # PEFT's own have none, and are for the task of the base
     config = read_config(directory) if ours else checkpoint.config
-    task = restore_task(config, str(directory))
+    task = build_task(section_of(config, str(directory), columns, chats=chats), {})
     checkpoint = settled(checkpoint, task.head)
     say_remarks(checkpoint)
     plain = build_model(checkpoint.config, task.head, str(checkpoint.directory))
     found = read(directory, plain.table, plain.template.shapes)
     model = build_model(checkpoint.config, task.head, str(checkpoint.directory), adapter=found.plan)
     params = _params(checkpoint, model, found, shared, str(directory))
-    return make_predictor(config, directory if ours else checkpoint.directory, task, model, params, settings)
+    loaded = loaded_as(config, directory if ours else checkpoint.directory, task, model, params)
+    return make_predictor(loaded, settings, columns)
 
 
 def _params(

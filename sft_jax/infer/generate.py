@@ -18,6 +18,8 @@ from sft_jax.config.generation import ANYTHING, Generation, Rules
 from sft_jax.data.batch import Encoded, thresholds, up_to
 from sft_jax.data.text import TextTokenizer
 from sft_jax.errors import ConfigError
+from sft_jax.infer.lengths import more_rows
+from sft_jax.infer.lengths import sizes as declared_sizes
 from sft_jax.infer.search import Found, search
 from sft_jax.mesh import to_host
 from sft_jax.models.family import NO_LIMIT, Model
@@ -51,11 +53,27 @@ class Generator:
     rules: Rules = ANYTHING  # which tokens may stand where besides
     dtype: Any = jnp.float32  # of the arithmetic
 
-    def __call__(self, params: Params, prompts: Encoded, batch_size: int) -> Iterator[Answer]:
-        """An answer to each prompt, in order."""
+    def __call__(
+        self,
+        params: Params,
+        prompts: Encoded,
+        batch_size: int,
+        *,
+        numbers: np.ndarray | None = None,
+        most: int | None = None,
+    ) -> Iterator[Answer]:
+        """An answer to each prompt, in order; `numbers` are those of the prompts among all that are ever asked.
+
+        Shapes are read off the prompts; where prompts of at most so many tokens are asked again and again (`most`),
+        they are those that are declared for all of them.
+        """
         self.check(int(prompts.lengths.max()))
-        sizes = thresholds([up_to(int(size), MULTIPLE) for size in prompts.lengths], BUCKETS)
         rows = min(batch_size, len(prompts))
+        if most is None:
+            sizes = thresholds([up_to(int(size), MULTIPLE) for size in prompts.lengths], BUCKETS)
+        else:
+            sizes, rows = declared_sizes(most), more_rows(rows, batch_size)
+        numbers = np.arange(len(prompts)) if numbers is None else numbers
         # A window of prompts at a time, so that answers do not wait for all others; shapes are those of all.
         for first in range(0, len(prompts), WINDOW * rows):
             order = first + np.argsort(prompts.lengths[first : first + WINDOW * rows], kind="stable")
@@ -63,9 +81,15 @@ class Generator:
             for begin in range(0, len(order), rows):
                 batch = order[begin : begin + rows]
                 size = next(size for size in sizes if size >= prompts.lengths[batch].max())
-                answers = to_host(self._answers(params, *_laid_out(prompts, batch, rows, size)))
+                answers = to_host(self._answers(params, *_laid_out(prompts, batch, rows, size, numbers)))
                 found |= {prompt: self._read(answers, row) for row, prompt in enumerate(batch.tolist())}
             yield from (found[prompt] for prompt in sorted(found))
+
+    @property
+    def room(self) -> int:
+        """Tokens that a prompt may have, so that there is room for its answer."""
+        own = "decoder_input_ids" in self.model.limits
+        return self.model.max_length - (0 if own else self.section.max_new_tokens)
 
     def check(self, prompt: int) -> None:
         """Raise ConfigError where a prompt of so many tokens or its answer is too long for the model's positions."""
@@ -98,7 +122,7 @@ class Generator:
 
 
 def _laid_out(
-    prompts: Encoded, batch: Sequence[int] | np.ndarray, rows: int, size: int
+    prompts: Encoded, batch: Sequence[int] | np.ndarray, rows: int, size: int, numbers: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(tokens [rows, size], lengths, numbers) of these prompts; rows without one repeat the first."""
     chosen = np.resize(np.asarray(batch), rows)
@@ -106,4 +130,4 @@ def _laid_out(
     ids = np.zeros((rows, size), np.int32)
     for row, prompt in enumerate(chosen):
         ids[row, : prompts.lengths[prompt]] = prompts.tokens["input_ids"][prompts.places([prompt])]
-    return ids, prompts.lengths[chosen].astype(np.int32), chosen.astype(np.int32)
+    return ids, prompts.lengths[chosen].astype(np.int32), numbers[chosen].astype(np.int32)

@@ -201,7 +201,8 @@ def _read_targets(section: CausalLM, rows: Rows) -> Targets:
 def _conversations(section: CausalLM, rows: Rows) -> Iterator[chat.Conversation | Bad]:
     """What each row says, or what is wrong with it."""
     messages = rows.column(section.messages)
-    tools = rows.column(section.tools) if section.tools else [None] * len(messages)
+    has_tools = section.tools is not None and section.tools in rows.names  # a prompt may do without
+    tools = rows.column(section.tools) if has_tools else [None] * len(messages)
     for row, pair in enumerate(zip(messages, tools, strict=True)):
         try:
             yield chat.read_conversation(*pair)

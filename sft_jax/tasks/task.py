@@ -20,7 +20,7 @@ from sft_jax.config.generation import ANYTHING, Generation, Rules
 from sft_jax.data.batch import Encoded, Grain
 from sft_jax.data.rows import Bad, Rows
 from sft_jax.data.text import load_tokenizer, tokenizer_files
-from sft_jax.errors import ModelError, listing
+from sft_jax.errors import ConfigError, ModelError, did_you_mean, listing
 from sft_jax.models.family import Head
 from sft_jax.tasks.labels import names_in
 
@@ -188,6 +188,11 @@ def build_task(section: Any, rows: Mapping[str, Rows]) -> Task:
 
 def restore_task(config: Mapping[str, Any], where: str) -> Task:
     """The task that a model was trained for, by its `config.json`; by its class and problem if others trained it."""
+    return build_task(restore_section(config, where), {})
+
+
+def restore_section(config: Mapping[str, Any], where: str) -> Any:
+    """The section of the task that a `config.json` tells of."""
     kind = str(written(config).get("kind") or _foreign_kind(config))
     if kind not in TASKS:
         raise ModelError(
@@ -199,7 +204,30 @@ def restore_task(config: Mapping[str, Any], where: str) -> Task:
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise ModelError(listing(f"{where}: config.json: sft_jax_task; export the model again", problems)) from None
-    return build_task(section, {})
+    return section
+
+
+def renamed(section: Any, columns: Mapping[str, str]) -> Any:
+    """A section that reads other columns in place of some of its own; `id`, which names rows, is of no task."""
+    columns = {name: column for name, column in columns.items() if name != "id"}
+    known = build_task(section, {}).columns
+    problems = [f"{name}{did_you_mean(name, known)}" for name in columns if name not in known]
+    if problems:
+        raise ConfigError(
+            f"--columns: the model reads {', '.join(known)}, not {', '.join(problems)}; name one of those"
+        )
+    fields = {name: getattr(section, name) for name, field in type(section).model_fields.items() if _is_column(field)}
+    changed = {
+        name: [columns.get(one, one) for one in value] if isinstance(value, list) else columns.get(value, value)
+        for name, value in fields.items()
+        if value is not None
+    }
+    return section.model_copy(update=changed)
+
+
+def _is_column(field: Any) -> bool:
+    """Whether an option of a task names a column, as its documentation says."""
+    return (field.description or "").startswith("Column")
 
 
 def written(config: Mapping[str, Any]) -> Mapping[str, Any]:

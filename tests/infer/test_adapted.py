@@ -64,7 +64,7 @@ def test_mistakes_are_named(trained, tiny: Path):
     with pytest.raises(DataError, match="there are several: one, two"):
         list(loaded(TEXTS))
     rows = read_inputs("", loaded.task, [json.dumps({"text": "bara", "adapter": "onw"})])
-    with pytest.raises(DataError, match=r"row 1: adapter 'onw'.*'one'"):
+    with pytest.raises(DataError, match=r"line 1: adapter 'onw'.*'one'"):
         list(loaded(rows))
     with pytest.raises(ConfigError, match="expected NAME=DIRECTORY"):
         load_adapted(str(tiny), [str(trained["one"] / "adapter")])

@@ -7,7 +7,7 @@ import pytest
 
 from sft_jax.config.tasks import SequenceClassification
 from sft_jax.errors import DataError
-from sft_jax.infer.predict import read_inputs
+from sft_jax.infer.inputs import read_inputs, windows
 from sft_jax.tasks.task import build_task
 
 ODD = ["naïve café", "漢字 かな", "🎉 party", "a\u2028b", "c\x85d", "e\x0bf", "NA", "null", "None", '"quoted"', "007"]
@@ -31,10 +31,14 @@ def test_lines_are_texts(task):
     assert read_inputs("", task, ODD).column("sentence") == ODD
 
 
-def test_blank_lines_are_no_inputs(task):
-    """Empty lines and lines of spaces, such as after the last line break, are passed over."""
-    assert read_inputs("", task, ["one", "", "  \t", "two", ""]).column("sentence") == ["one", "two"]
-    assert len(read_inputs("", task, [])) == len(read_inputs("", task, ["", " "])) == 0
+def test_blank_lines_have_their_places(task):
+    """S: empty lines and lines of spaces are no rows, and stand between them; a line break at the end makes no line."""
+    rows = read_inputs("", task, ["one", "", "  \t", "two", ""])
+    assert rows.column("sentence") == ["one", "two"] and [rows.place(row) for row in (0, 1)] == ["line 1", "line 4"]
+    (window,) = windows(rows)
+    assert [one if isinstance(one, int) else one.place for one in window.order] == [0, "line 2", "line 3", 1]
+    assert len(read_inputs("", task, [])) == 0 and not [*windows(read_inputs("", task, []))]
+    assert [bad.place for bad in read_inputs("", task, ["", " "]).bad] == ["line 1", "line 2"]
 
 
 def test_json_lines_are_rows(task):
@@ -51,13 +55,18 @@ def test_a_brace_among_texts_is_a_text(task):
 
 
 @pytest.mark.parametrize("line", ['{"sentence": "a"', "{braces} of a text"])
-def test_broken_json_lines_are_one_clear_line(line, task):
-    """Lines that look like JSON and are not get named, with both forms that are understood."""
-    with pytest.raises(DataError) as caught:
-        read_inputs("", task, [line])
-    message = str(caught.value)
-    assert message.startswith("input: not JSON lines (") and "\n" not in message
-    assert message.endswith("; give a text or a JSON object on each line")
+def test_broken_json_lines_are_named(line, task):
+    """Lines that look like JSON and are not are no rows, and their neighbours are."""
+    rows = read_inputs("", task, ['{"sentence": "b"}', line])
+    assert rows.column("sentence") == ["b"]
+    (bad,) = rows.bad
+    assert (bad.place, bad.reason) == ("line 2", "broken JSON") and bad.text.endswith("; mend the line")
+
+
+def test_one_stray_line_makes_no_texts_of_json_lines(task):
+    """Lines of which most are JSON objects are rows, and what is none among them is said, not taken for a text."""
+    rows = read_inputs("", task, ['{"sentence": "a"}', "oops", '{"sentence": "b"}'])
+    assert rows.column("sentence") == ["a", "b"] and [bad.place for bad in rows.bad] == ["line 2"]
 
 
 @pytest.mark.parametrize("name", ["texts.txt", "TEXTS.TXT", "texts"])
@@ -90,15 +99,15 @@ def test_tables_are_rows(task, tmp_path):
         ]
 
 
-@pytest.mark.parametrize("content", [None, b"caf\xe9\n"])
-def test_a_text_file_that_cannot_be_read_is_one_clear_line(content, task, tmp_path):
-    """A missing file, or one that is not UTF-8, is named in one line."""
+def test_a_text_file_that_cannot_be_read_is_named(task, tmp_path):
+    """S: a missing file is one clear line, and a byte that is not UTF-8 costs the line that it is in."""
     file = tmp_path / "texts.txt"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match=r"texts\.txt cannot be read \(No such file or directory\); check"):
         read_inputs(str(file), task)
-    assert str(caught.value).startswith(f"{file}: cannot be read as UTF-8 text (") and "\n" not in str(caught.value)
+    file.write_bytes(b"one\ncaf\xe9\ntwo")
+    rows = read_inputs(str(file), task)
+    assert rows.column("sentence") == ["one", "two"]
+    assert [bad.place.rpartition("/")[2] for bad in rows.bad] == ["texts.txt, line 2"]
 
 
 def test_a_file_of_an_unknown_kind_is_refused(task, tmp_path):

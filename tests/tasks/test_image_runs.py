@@ -185,13 +185,14 @@ def test_predictions(run, home):
         assert record["label"] == max(record["scores"], key=record["scores"].__getitem__)
     bare = [{"label": record["label"], "scores": pytest.approx(record["scores"], abs=1e-5)} for record in whole]
     assert predicted(files[2]) == [{"id": files[2].name, **bare[2]}]
-    assert predicted(lines=[str(file) for file in files]) == bare
+    named = [{"id": str(file), **record} for file, record in zip(files, bare, strict=True)]
+    assert predicted(lines=[str(file) for file in files]) == named == list(predictor(files))
     labelled = predicted(folder.parent)
     assert [record["id"] for record in labelled][-len(files) :] == [f"red/{file.name}" for file in files]
     assert [{k: v for k, v in record.items() if k != "id"} for record in labelled][-len(files) :] == bare
     (home / "rows.jsonl").write_text("".join(json.dumps({"image": str(file)}) + "\n" for file in files))
     assert predicted(home / "rows.jsonl") == bare
-    with pytest.raises(DataError, match=r"row 1: image '/nowhere\.png' cannot be read"):
+    with pytest.raises(DataError, match=r"line 1: image '/nowhere\.png' cannot be read"):
         predicted(lines=["/nowhere.png"])
 
 
