@@ -1,11 +1,15 @@
 """What this process asks of, and knows about, the machine: environment, caches, memory, age. Imports nothing heavy."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
+import io
 import os
 import platform
 import resource
+import stat
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -30,6 +34,8 @@ ENVIRONMENT = {
 # Large pages where the program asks for much memory: fresh buffers of a training step on a CPU cost a third of its
 # time in page faults without. Read by glibc as the process starts, hence the relaunch.
 HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+# Where libraries keep what can be made again, by their own names; below the user's home if nothing is said.
+CACHES = ("HF_HOME", "MPLCONFIGDIR")
 # jax's own names: where compiled programs are kept, which are worth it, and whether any are.
 PROGRAMS, WORTH, KEEP = (
     "JAX_COMPILATION_CACHE_DIR",
@@ -126,14 +132,44 @@ def quiet() -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.umask(os.umask(0o022) | 0o022)
+    if not has_home() and "XDG_CACHE_HOME" not in os.environ:
+        with contextlib.suppress(OSError):  # libraries would make a directory called ~ where the command is given
+            for name in CACHES:
+                os.environ.setdefault(name, str(cache_home() / name.lower()))
+
+
+def speak_utf8() -> None:
+    """Read and write UTF-8 on the standard streams, whatever the locale: records are, as files are.
+
+    A byte of the input that is not UTF-8 is an error when it is read; what cannot be written is written as its code.
+    """
+    for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):  # not what tests and notebooks put in its place, nor none at all
+            stream.reconfigure(encoding="utf-8", errors=errors)
+
+
+def has_home() -> bool:
+    """Whether `~` stands for a directory; not so without HOME, of a user id that no list of users has."""
+    return os.path.expanduser("~") != "~"
 
 
 def cache_home() -> Path:
-    """Where is kept what can be made again: `$SFT_JAX_CACHE`, else `sft_jax` in the user's cache directory."""
+    """Where is kept what can be made again: `$SFT_JAX_CACHE`, else `sft_jax` in the user's cache directory.
+
+    Of a user without a home, as in a container, it is a private directory beside other temporary files.
+    """
     base = os.environ.get("SFT_JAX_CACHE")
     if base:
         return Path(base).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sft_jax"
+    base = os.environ.get("XDG_CACHE_HOME")
+    if base or has_home():
+        return Path(base or "~/.cache").expanduser() / "sft_jax"
+    home = Path(tempfile.gettempdir()) / f"sft_jax-{os.geteuid()}"
+    home.mkdir(mode=0o700, exist_ok=True)
+    found = home.lstat()  # whoever made it first might be somebody else, and what is read there is trusted
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise ConfigError(f"{home}: is not a directory of yours alone; set SFT_JAX_CACHE to one that is")
+    return home
 
 
 def keep_programs() -> None:
@@ -145,8 +181,8 @@ def keep_programs() -> None:
     named = os.environ.get(PROGRAMS)
     if os.environ.get(KEEP, "").lower() in ("0", "false", "f", "no", "n", "off") or "://" in (named or ""):
         return
-    home = Path(named) if named else cache_home() / "programs"
     try:
+        home = Path(named) if named else cache_home() / "programs"
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
         return

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from bounds import in_double, widened
 
 from sft_jax.config.read import read_config
 from sft_jax.config.schema import Config
@@ -112,15 +114,17 @@ class Steps:
     weights: np.ndarray  # [steps]
 
 
-def take_steps(run: Run, count: int) -> Steps:
-    """The first steps of a run with its own program, without a loop around it."""
-    state, frozen = initial(run)
-    program = train_program(run, state, frozen)
-    found = []
-    for number in range(count):
-        batch = run.batches[number]
-        state, metrics = program.compile(batch)(state, frozen, run.put(batch))
-        found.append(jax.device_get(metrics))
+def take_steps(run: Run, count: int, *, double: bool = False) -> Steps:
+    """The first steps of a run with its own program, without a loop around it; `double`: all of it in float64."""
+    given = initial(run)
+    with in_double() if double else nullcontext():
+        state, frozen = widened(given) if double else given
+        program = train_program(run, state, frozen)
+        found = []
+        for number in range(count):
+            batch = widened(run.batches[number]) if double else run.batches[number]
+            state, metrics = program.compile(batch)(state, frozen, run.put(batch))
+            found.append(jax.device_get(metrics))
     losses = [float(m["loss"].total) / float(m["loss"].weight) for m in found]
     norms = [float(m["grad_norm"]) for m in found]
     return Steps(state, np.array(losses), np.array(norms), np.array([float(m["loss"].weight) for m in found]))
@@ -146,30 +150,33 @@ def with_optimizer(run: Run, optimizer: optax.GradientTransformation) -> Run:
 
 
 def gradient(run: Run, step: int) -> dict[str, np.ndarray]:
-    """The gradient of one step at the initial parameters, as the run's own program computes it."""
+    """The gradient of one step at the initial parameters, as the run's own program computes it in float64."""
     run = with_optimizer(run, keeping_gradients())
-    state, frozen = initial(run)
-    batch = run.batches[step]
-    state, _ = train_program(run, state, frozen).compile(batch)(state, frozen, run.put(batch))
-    return jax.device_get(state.opt)
+    given = initial(run)
+    with in_double():
+        (state, frozen), batch = widened(given), widened(run.batches[step])
+        state, _ = train_program(run, state, frozen).compile(batch)(state, frozen, run.put(batch))
+        return jax.device_get(state.opt)
 
 
 def gradient_by_hand(run: Run, numbers: Sequence[int]) -> dict[str, np.ndarray]:
-    """The sum of the gradients of some training documents, one document at a time, added up in float64.
+    """The sum of the gradients of some training documents, one document at a time, in float64.
 
     Neither the task's loss nor the run's layout has a part in it.
     """
-    state, frozen = initial(run)
+    given = initial(run)
     template, encoded = run.model.template, run.data["train"]
+    with in_double():
+        state, frozen = widened(given)
 
-    def loss(params: Any, batch: Any) -> Any:
-        logits = template.bind({**params, **frozen})(batch)[0, 0]
-        return -jax.nn.log_softmax(logits)[batch["label"][0, 0]]
+        def loss(params: Any, batch: Any) -> Any:
+            logits = template.bind({**params, **frozen})(batch)[0, 0]
+            return -jax.nn.log_softmax(logits)[batch["label"][0, 0]]
 
-    one = jax.jit(jax.grad(loss))
-    shape = Shape(1, run.batches.shapes[-1].length, 1)
-    found = [jax.device_get(one(state.params, collate(encoded, [[int(d)]], shape))) for d in numbers]
-    return {path: sum(g[path].astype(np.float64) for g in found) for path in state.params}
+        one = jax.jit(jax.grad(loss))
+        shape = Shape(1, run.batches.shapes[-1].length, 1)
+        found = [jax.device_get(one(state.params, widened(collate(encoded, [[int(d)]], shape)))) for d in numbers]
+    return {path: sum(g[path] for g in found) for path in state.params}
 
 
 def distance(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> float:

@@ -3,12 +3,13 @@
 import csv
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from bounds import SAME, in_double, widened
 from conftest import WORDS
 from exact_runs import settings, small_model
 from scipy import stats
@@ -77,8 +78,10 @@ def one_by_one(ready) -> Callable[[str], Answers]:
             params, encoded = initial(run)[0].params, run.data["validation"]
             shape = Shape(1, run.evals["validation"].shape.length, 1)
             forward = jax.jit(lambda params, batch: run.model.template.bind(params)(batch)[0, 0])
-            outputs = [forward(params, collate(encoded, [[row]], shape)) for row in range(len(encoded))]
-            found[kind] = np.array(outputs, np.float64), encoded.documents["label"]
+            with in_double():
+                batches = [widened(collate(encoded, [[row]], shape)) for row in range(len(encoded))]
+                outputs = np.array([forward(widened(params), batch) for batch in batches])
+            found[kind] = outputs, encoded.documents["label"]
         return found[kind]
 
     return answers
@@ -139,10 +142,24 @@ def of_numbers(outputs: np.ndarray, label: np.ndarray) -> dict[str, float]:
 BY_LIBRARY = dict(zip(TASKS, (of_classes, of_labels, of_numbers), strict=True))
 
 
+@dataclass(frozen=True)
+class _Widened(EvalBatches):
+    """The same batches in float64."""
+
+    def __getitem__(self, number: int):
+        return widened(super().__getitem__(number))
+
+
 def scores_of(run: Run) -> Scores:
-    """The scores of the validation split at the initial parameters."""
-    state, frozen = initial(run)
-    return score(run, "validation", eval_program(run, state.params, frozen), state.params, frozen)
+    """The scores of the validation split at the initial parameters, by the run's own program in float64.
+
+    So nothing hangs on rounding: a group of five rows may have a correlation near 0, which is a difference of sums.
+    """
+    batches, given = run.evals["validation"], initial(run)
+    run = replace(run, evals={"validation": _Widened(batches.encoded, batches.rows, batches.shape)})
+    with in_double():
+        state, frozen = widened(given)
+        return score(run, "validation", eval_program(run, state.params, frozen), state.params, frozen)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -154,20 +171,20 @@ def test_metrics_are_those_of_single_predictions(ready, one_by_one, kind: str, l
     batches = run.evals["validation"]
     assert len(batches) > 1 and sum((b["weight"] == 0).sum() for b in map(batches.__getitem__, range(len(batches)))) > 0
     found = scores_of(run)
-    np.testing.assert_allclose(found.kept, outputs, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(found.kept, outputs, rtol=SAME, atol=SAME)
 
     wanted = BY_LIBRARY[kind](outputs, label)
     assert {*wanted, "loss"} == set(run.task.metric_names) == set(found.metrics)
-    assert {name: found.metrics[name] for name in wanted} == pytest.approx(wanted, rel=2e-5, abs=1e-6)
-    whole = {"label": label[:, None], "weight": np.ones((ROWS, 1), np.float32)}
-    loss = run.task.loss(outputs.astype(np.float32)[:, None], whole)
-    assert found.metrics["loss"] == pytest.approx(float(loss.value), rel=2e-5)
+    assert {name: found.metrics[name] for name in wanted} == pytest.approx(wanted, rel=SAME, abs=SAME)
+    with in_double():
+        loss = float(run.task.loss(outputs[:, None], {"label": label[:, None], "weight": np.ones((ROWS, 1))}).value)
+    assert found.metrics["loss"] == pytest.approx(loss, rel=SAME)
 
     colours = np.array(run.rows["validation"].rows.column("colour"))
     assert sorted(found.groups) == sorted(set(colours)) and len(found.groups) == len(GROUPS)
     for name, metrics in found.groups.items():
         wanted = BY_LIBRARY[kind](outputs[colours == name], label[colours == name])
-        assert {n: metrics[n] for n in wanted} == pytest.approx(wanted, rel=2e-5, abs=1e-6), name
+        assert {n: metrics[n] for n in wanted} == pytest.approx(wanted, rel=SAME, abs=SAME), name
 
 
 @dataclass(frozen=True)

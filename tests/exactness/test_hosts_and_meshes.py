@@ -72,7 +72,11 @@ def story(tmp_path_factory: pytest.TempPathFactory, rows: Path) -> Story:
     saved, _ = restore(prepare(make("hosts")), Checkpoints(work / "hosts" / "checkpoints", 2), STOP)
     _through_a_grid(make("grid", *GRID), work / "hosts" / "checkpoints", work / "in", saved)
     (work / "config.yaml").write_text(write_config(make("hosts", "mesh.data=-1")), encoding="utf-8")
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # one device a process
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # one device a process
+        "PYTHONPATH": str(Path(__file__).parents[1]),  # as pytest has it for us
+    }
     command = [sys.executable, str(Path(__file__).with_name("host_worker.py")), work / "config.yaml", work]
     launched = subprocess.run(
         [ROOT / "launch" / "local.sh", "2", *command],
