@@ -24,13 +24,8 @@ from chats import (
     write_bytes_tokenizer,
 )
 
-<<<<<<< HEAD
 from sft_jax.data import chat, turns
-from sft_jax.data.answers import encode_passages, encode_prompts
-=======
-from sft_jax.data import chat
 from sft_jax.data.answers import encode_passages, encode_prompts, with_lost
->>>>>>> 509d3fb (Rows of conversations are read in a room of their own: weights by message, part and row, forms of others, columns told by name and said)
 from sft_jax.data.batch import Encoded
 from sft_jax.data.chat import Conversation, write_conversation
 from sft_jax.data.conversations import read_conversation
