@@ -12,8 +12,11 @@ from sft_jax.config.adapter import AdapterSection
 from sft_jax.config.data import Augment, DataSection, Images
 from sft_jax.config.schema import ModelSection, RunSection
 from sft_jax.config.training import TrainSection
+from sft_jax.data.answers import AS_ASKED, CUT, WEIGHTLESS
 from sft_jax.data.batch import Encoded
 from sft_jax.data.clean import RULES
+from sft_jax.data.prepare import Prepared
+from sft_jax.data.rows import MOST_SHOWN
 from sft_jax.data.text import TextTokenizer
 from sft_jax.errors import ConfigError, DataError, ModelError, did_you_mean, listing
 from sft_jax.models.family import NO_LIMIT, Model
@@ -63,17 +66,46 @@ def changes(section: DataSection, task: Task) -> None:
         raise ConfigError(f"data.augment: {task.kind} needs tokens where they are; leave it out")
 
 
-def documents(data: Mapping[str, Encoded], rows: Mapping[str, Any]) -> None:
-    """Most rows of each split must have become documents (C9)."""
+def documents(data: Mapping[str, Encoded], rows: Mapping[str, Prepared], *, drop: bool) -> None:
+    """Most rows of each split must have become documents (C9), and all that nobody asked to leave out, unless rows that
+    cannot be used are to be dropped."""
     for split, encoded in data.items():
         lost = sum(encoded.lost.values())
         if not len(encoded) or lost > MOST_LOST * (lost + len(encoded)):
             reasons = ", ".join(f"{reason}: {count}" for reason, count in encoded.lost.items())
             few = f"only {len(encoded)}" if len(encoded) else "none"
+            shown = [line for lines in lost_places(encoded, rows[split]).values() for line in lines]
             raise DataError(
-                f"data.{split}: of {len(rows[split])} rows {few} made a document ({reasons}); raise max_length, or "
-                f"give other rows"
+                listing(
+                    f"data.{split}: of {len(rows[split])} rows {few} made a document ({reasons})", shown[:MOST_SHOWN]
+                )
+                + f"\n{_remedy(encoded)}"
             )
+        wrong = {why: count for why, count in encoded.lost.items() if why in encoded.lost_rows and why not in AS_ASKED}
+        if wrong and not drop:
+            places = lost_places(encoded, rows[split])
+            shown = [f"{place}: {why}" for why in wrong for place in places[why]]
+            more = sum(wrong.values()) - len(shown[:MOST_SHOWN])
+            what = f"data.{split}: {sum(wrong.values())} of {len(rows[split])} rows become no documents"
+            raise DataError(
+                listing(what, shown[:MOST_SHOWN], more=more)
+                + f"\n{_remedy(encoded)}; or leave these rows out with data.bad_rows=drop"
+            )
+
+
+def lost_places(encoded: Encoded, rows: Prepared) -> dict[str, list[str]]:
+    """Where the first of the rows stand that became no documents, by the reason."""
+    return {why: [rows.rows.place(row) for row in found] for why, found in encoded.lost_rows.items()}
+
+
+def _remedy(encoded: Encoded) -> str:
+    """What helps against what most rows were lost for."""
+    most = max(encoded.lost, key=lambda why: encoded.lost[why], default=CUT)
+    if most == WEIGHTLESS:
+        return "give rows or answers a weight above 0"
+    if most in encoded.lost_rows and most != CUT:
+        return "mend the rows, name another template by task.template, or learn last answers alone by task.loss_on=last"
+    return "raise max_length, or give other rows"
 
 
 def audit(task: Task, train: Examples, tokenizer: TextTokenizer) -> Audit | None:

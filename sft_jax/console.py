@@ -36,7 +36,7 @@ def start() -> Screen:
 def show_run(console: Console, run: Run) -> None:
     """What was loaded, what there is to learn from, and how it will be trained."""
     show_facts(console, "Model", _model(run))
-    show_data(console, run.report)
+    show_rows(console, run.report)
     show_facts(console, "Data", _data(run))
     if run.audit:
         show_audit(console, run.audit)
@@ -45,6 +45,13 @@ def show_run(console: Console, run: Run) -> None:
 
 
 def show_data(console: Console, report: DataReport) -> None:
+    """What became of the rows, how they were read, and what is supervised of them."""
+    show_rows(console, report)
+    if report.notes:
+        show_facts(console, "Supervised", report.notes)
+
+
+def show_rows(console: Console, report: DataReport) -> None:
     """What became of the rows, and what there is to say of them."""
     show_table(console, "Rows", _rows(report))
     findings = _findings(report)
@@ -289,7 +296,8 @@ def _data(run: Run) -> dict[str, str]:
     layout, shapes = run.config.data.layout.kind, run.batches.shapes
     tokens = run.report.splits["train"].tokens
     padding = tokens.padding_share if tokens else 0.0
-    facts = {"columns": f"{', '.join(run.task.columns)} read; {', '.join(unused) or 'none'} not used"}
+    told = {"format": run.task.told} if run.task.told else {}
+    facts = {**told, "columns": f"{', '.join(run.task.columns)} read; {', '.join(unused) or 'none'} not used"}
     if run.task.images:
         return facts
     return facts | {

@@ -58,7 +58,18 @@ def report_data(config: Config) -> DataReport:
     task, rows, report = read_rows(config)
     tokenizer = task.reader.load(find(assets.resolve(config.model.source), config.model.revision, weights=False))
     data = encode(config, task, rows, tokenizer)
-    return with_tokens(report, data, *make_batches(config, mesh, rows, data, tokenizer))
+    found = task.fit(data["train"]).audit(
+        Examples(data["train"], rows["train"].texts, rows["train"].targets), tokenizer
+    )
+    notes = noted(task, found)
+    return with_tokens(replace(report, notes=notes), rows, data, *make_batches(config, mesh, rows, data, tokenizer))
+
+
+def noted(task: Task, audit: Audit | None) -> dict[str, str]:
+    """What is to be said of how rows were read, and of what is supervised of them."""
+    told = {"format": task.told} if task.told else {}
+    wrong = {"problems": "; ".join(audit.problems)} if audit and audit.problems else {}
+    return {**told, **(audit.facts if audit else {}), **wrong}
 
 
 def read_rows(config: Config) -> tuple[Task, dict[str, Prepared], DataReport]:
@@ -83,7 +94,7 @@ def encode(config: Config, task: Task, rows: Mapping[str, Prepared], tokenizer: 
     worker = replace(tokenizer, home=_cache(config, "tokens"))
     length = config.data.max_length
     found = {split: task.encode(part.texts, part.targets, worker, length) for split, part in rows.items()}
-    checks.documents(found, rows)
+    checks.documents(found, rows, drop=config.data.bad_rows == "drop")
     return found
 
 
@@ -132,11 +143,16 @@ def make_batches(
 
 
 def with_tokens(
-    report: DataReport, data: Mapping[str, Encoded], batches: TrainBatches, evals: Mapping[str, EvalBatches]
+    report: DataReport,
+    rows: Mapping[str, Prepared],
+    data: Mapping[str, Encoded],
+    batches: TrainBatches,
+    evals: Mapping[str, EvalBatches],
 ) -> DataReport:
-    """A data report that counts tokens and padding too."""
+    """A data report that counts tokens and padding too, and says where rows stand that became no documents."""
     padding = {split: padding_share(found) for split, found in {"train": batches, **evals}.items()}
-    return report.with_tokens(data, padding)
+    lost = {split: checks.lost_places(found, rows[split]) for split, found in data.items()}
+    return report.with_tokens(data, padding, lost)
 
 
 def _local(source: Any) -> Any:

@@ -272,12 +272,18 @@ def answers_to(run: Run, split: str) -> Answering | None:
         run.task,
         run.tokenizer,
         run.rows.get(split),
+        _answerable(run, split),
         data.max_length,
         run.dtype,
         scored=section.answers,
         shown=section.samples if split == "validation" else 0,
         batch_size=section.batch_size,
     )
+
+
+def _answerable(run: Run, split: str) -> list[int]:
+    """The rows of a split that became documents, in order."""
+    return np.unique(run.data[split].rows).tolist() if split in run.data else []
 
 
 def _validated(
@@ -409,5 +415,6 @@ def _baselines(run: Run) -> dict[str, float]:
     """The headline metric of what needs no pretrained model, on the rows of this run that have it of the model."""
     test = run.examples("test")
     if run.task.headline in run.task.answer_metric_names:
-        test = test.select(np.flatnonzero(test.encoded.rows < run.config.eval.answers))
+        answered = _answerable(run, "test")[: run.config.eval.answers]
+        test = test.select(np.flatnonzero(np.isin(test.encoded.rows, answered)))
     return run.task.baselines(run.examples("train"), test)

@@ -21,7 +21,7 @@ from sft_jax.config.schema import Config, RunSection
 from sft_jax.data.batch import Batch
 from sft_jax.data.loader import EvalBatches, Stacked, TrainBatches, prefetch
 from sft_jax.errors import RunError
-from sft_jax.inputs import Inputs, best_metric, encode, grouped, make_batches, read_rows, with_tokens
+from sft_jax.inputs import Inputs, best_metric, encode, grouped, make_batches, noted, read_rows, with_tokens
 from sft_jax.models.family import Model, build_model, load_model, settled
 from sft_jax.nn.devices import Over
 from sft_jax.nn.kernels import Hardware
@@ -132,6 +132,7 @@ def prepare(config: Config, *, anywhere: bool = False) -> Run:
     checks.head(task, matched.loaded, checkpoint.config)
     if config.adapter:
         checks.adapter_source(config.adapter, model, task)
+    report = replace(report, notes=noted(task, audit))
     inputs = Inputs(task, rows, data, groups, checkpoint, tokenizer, report, audit)
     return _laid_out(config, mesh, inputs, model, matched)
 
@@ -166,7 +167,7 @@ def _laid_out(config: Config, mesh: Mesh, inputs: Inputs, model: Model, matched:
     checks.profile(config.train, batches.steps)
     optimizer = build_optimizer(config, model, batches.steps)
     placement = place(mesh, model.template, model.axes, frozen, beginning(optimizer, config.train))
-    counted = replace(inputs, report=with_tokens(inputs.report, data, batches, evals))
+    counted = replace(inputs, report=with_tokens(inputs.report, inputs.rows, data, batches, evals))
     return Run(
         **counted.inputs(),
         config=config,

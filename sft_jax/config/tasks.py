@@ -1,7 +1,7 @@
 """What is learned from the rows: a section for each task, told apart by `kind`."""
 
 from datetime import date
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -155,18 +155,37 @@ class CausalLM(Section):
     """The next token of each text, of answers to prompts, or of what an assistant says in conversations."""
 
     kind: Literal["causal_lm"]
-    format: Literal["text", "completion", "chat"] = "text"
-    """Texts as they are, a prompt with its completion, or messages by the chat template of the tokenizer."""
+    format: Literal["auto", "text", "completion", "chat", "tokens", "segments"] = "auto"
+    """Texts as they are, a prompt with its completion, messages by the chat template of the tokenizer, tokens by their
+    numbers, or a text in segments that are learned or not; `auto` tells by the columns, and what it tells is said."""
     text: str = "text"
-    """Column that holds the text (`text`)."""
+    """Column that holds the text (`text`), the segments (`segments`) or the tokens (`tokens`); the last two are also
+    found under `segments` and `input_ids`."""
     prompt: str = "prompt"
-    """Column that holds the prompt (`completion`)."""
+    """Column that holds the prompt (`completion`); of a chat without messages, what the user says, or messages."""
     completion: str = "completion"
-    """Column that holds what follows the prompt (`completion`)."""
+    """Column that holds what follows the prompt (`completion`); of a chat without messages, the answer, or messages."""
     messages: str = "messages"
-    """Column that holds the messages, objects with `role` and `content`, the last one an assistant's (`chat`)."""
+    """Column that holds the messages, objects with `role` and `content`, or `from` and `value` (`chat`); also found
+    under `conversations`."""
     tools: str | None = None
-    """Column that holds the tools that the assistant may call (`chat`)."""
+    """Column that holds the tools that the assistant may call (`chat`); null: `tools` or `functions` where rows have
+    it, "": none."""
+    system: str | None = None
+    """Column that holds what the system says before all (`chat`); null: `system` or `system_prompt` where rows have it,
+    "": none."""
+    input: str | None = None
+    """Column that holds what belongs to an instruction, as of alpaca; null: `input` beside `instruction`, "": none."""
+    history: str | None = None
+    """Column that holds earlier pairs of a question and an answer, as of alpaca (`chat`); null: `history` beside
+    `instruction`, "": none."""
+    learned: str | None = None
+    """Column that says which tokens are learned (`tokens`), labels with -100 or a mask of 0 and 1; null: `labels`,
+    `completion_mask`, `assistant_masks` or `loss_mask` where rows have it, "": all are."""
+    weight: str | None = None
+    """Column that holds how much a row counts for, a number from 0; what counts 0 is left out, and said."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """What the chat template is given besides, such as `enable_thinking`; a column of this name says it by row."""
     loss_on: Literal["answers", "last", "all"] = "answers"
     """Completions and all turns of the assistant, the last turn only, or every token; a plain text is an answer."""
     mask: list[Literal["reasoning", "scaffold"]] = []

@@ -9,6 +9,7 @@ document predicts nothing. Holds numpy only.
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,12 +17,16 @@ import tokenizers
 
 from sft_jax.data import cache
 from sft_jax.data.batch import Encoded
+from sft_jax.data.rows import MOST_SHOWN
 from sft_jax.data.text import TextTokenizer, in_use
 
-VERSION = "3"  # of what is kept; another one, and what is in caches is not found any more
+VERSION = "4"  # of what is kept; another one, and what is in caches is not found any more
 CUT = "cut before its answer"
 SEAM = "answers are asked for by other tokens than they are trained after"
 COUNTED = "counted"
+WEIGHTLESS = "all its answers weigh 0"
+AS_ASKED = (CUT, WEIGHTLESS)  # what is lost because a configuration or a row says so; all else is wrong with a row
+KINDS = {"input_ids": np.int32, "label": np.int32, "token_weight": np.float32}
 
 
 class Passage(NamedTuple):
@@ -76,17 +81,52 @@ def encode_passages(
             truncated += len(ids) > max_length
             places = [begin for begin, _ in answers] if seams is None else seams
             asked += [_asked(found, text, seam, begins, ends, added) for seam in places if seam]
-    lost = {CUT: len(passages) - len(kept)} if len(kept) < len(passages) else {}
+    missing = np.setdiff1d(np.arange(len(passages)), kept)
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids, _, _ in parts], dtype=np.int64)])
-    kinds = {"input_ids": np.int32, "label": np.int32, "token_weight": np.float32}
     tokens = {
         name: np.concatenate([np.zeros(0, kind), *(part[k] for part in parts)])
-        for k, (name, kind) in enumerate(kinds.items())
+        for k, (name, kind) in enumerate(KINDS.items())
     }
     of = np.arange(len(passages)) if rows is None else np.asarray(rows, np.int64)
     otherwise = _otherwise(tokenizer, asked)
     noted = {SEAM: otherwise} if otherwise else {}
-    return Encoded(tokens, offsets, {}, truncated, rows=of[kept], lost=lost, noted=noted)
+    found = Encoded(tokens, offsets, {}, truncated, rows=of[kept], noted=noted)
+    return with_lost(found, {CUT: of[missing].tolist()})
+
+
+def encode_numbers(
+    numbers: Sequence[Sequence[int]], max_length: int, weights: Sequence[Sequence[float] | None] | None = None
+) -> Encoded:
+    """Documents of tokens as they are given, each with its weight (None: 1 each), cut on the right as passages are."""
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    kept: list[int] = []
+    light: list[int] = []
+    for row, given in enumerate(numbers):
+        ids = np.asarray(given, np.int32)
+        own = None if weights is None else weights[row]
+        learned = np.ones(len(ids), np.float32) if own is None else np.asarray(own, np.float32)
+        if learned[1:max_length].any() or weights is None:
+            label = np.append(ids[1:max_length], 0).astype(np.int32)
+            parts.append((ids[:max_length], label, np.append(learned[1:max_length], np.float32(0))))
+            kept.append(row)
+        elif not learned[1:].any():
+            light.append(row)
+    tokens = {
+        name: np.concatenate([np.zeros(0, kind), *(part[k] for part in parts)])
+        for k, (name, kind) in enumerate(KINDS.items())
+    }
+    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids, _, _ in parts], dtype=np.int64)])
+    cut = [row for row in range(len(numbers)) if row not in {*kept, *light}]
+    truncated = sum(len(numbers[row]) > max_length for row in kept)
+    found = Encoded(tokens, offsets, {}, truncated, rows=np.asarray(kept, np.int64))
+    return with_lost(found, {CUT: cut, WEIGHTLESS: light})
+
+
+def with_lost(encoded: Encoded, lost: Mapping[str, Sequence[int]]) -> Encoded:
+    """The same documents, with the rows besides that became none, by the reason."""
+    counts = {why: len(rows) for why, rows in lost.items() if rows}
+    first = {why: list(rows[:MOST_SHOWN]) for why, rows in lost.items() if rows}
+    return replace(encoded, lost={**counts, **encoded.lost}, lost_rows={**first, **encoded.lost_rows})
 
 
 def encode_prompts(tokenizer: TextTokenizer, texts: Sequence[str], max_length: int, *, framed: bool) -> Encoded:
@@ -222,13 +262,13 @@ def cached(tokenizer: TextTokenizer, origin: Iterable[str], make: Callable[[], E
     found = cache.load(tokenizer.home, name)
     if found is None:
         encoded = make()
-        counted = np.frombuffer(json.dumps([encoded.lost, encoded.noted]).encode(), np.uint8)
+        counted = np.frombuffer(json.dumps([encoded.lost, encoded.lost_rows, encoded.noted]).encode(), np.uint8)
         more = {"offsets": encoded.offsets, "rows": encoded.rows, "truncated": np.asarray(encoded.truncated)}
         cache.store(tokenizer.home, name, {**encoded.tokens, **more, COUNTED: counted})
         return encoded
     offsets, rows, truncated, counted = (found.pop(key) for key in ("offsets", "rows", "truncated", COUNTED))
-    lost, noted = json.loads(counted.tobytes())
-    return Encoded(found, offsets, {}, int(truncated), rows=rows, lost=lost, noted=noted)
+    lost, first, noted = json.loads(counted.tobytes())
+    return Encoded(found, offsets, {}, int(truncated), rows=rows, lost=lost, lost_rows=first, noted=noted)
 
 
 def _encoded(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[tokenizers.Encoding]:

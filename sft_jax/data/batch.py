@@ -83,6 +83,7 @@ class Encoded:
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [documents], ascending; see below
     beside: dict[str, np.ndarray] = field(default_factory=dict)  # [tokens of all documents, ...] that no batch has
     lost: dict[str, int] = field(default_factory=dict)  # why a row became no document -> how many
+    lost_rows: dict[str, list[int]] = field(default_factory=dict)  # why -> the first of those rows
     noted: dict[str, int] = field(default_factory=dict)  # what is to be said of those there are -> of how many
     lazy: Mapping[str, Lazy] = field(default_factory=dict)  # what is made of documents when a batch is
     target: "Encoded | None" = None  # what each document is answered with, in tokens of its own

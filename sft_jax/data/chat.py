@@ -1,13 +1,12 @@
-"""Conversations: read from rows, written by a tokenizer's template, and the parts of them that are answers.
+"""Conversations: written by a tokenizer's template, and the parts of them that are answers.
 
 What an answer is is found by rendering (`data/turns.py`): the text up to it, with the template's words that ask for
 one, and the text with it. A template may write earlier turns in another way once there are later ones (reasoning is
 often left out); then a conversation becomes several documents, each with exactly what a model sees when it is to give
-the answers in it. Knows no task and holds no jax.
+the answers in it. What a row says is read in `conversations.py`. Knows no task and holds no jax.
 """
 
 import json
-from collections import Counter
 from collections.abc import Collection, Sequence
 from datetime import date
 from typing import Any, NamedTuple
@@ -50,29 +49,6 @@ class Conversation(NamedTuple):
         return self.messages[-1] if self.messages and self.messages[-1]["role"] == ASSISTANT else None
 
 
-def read_conversation(messages: Any, tools: Any = None) -> Conversation:
-    """A conversation as a row has it, lists or their JSON; raises ValueError that says what was expected.
-
-    A text that is no JSON is what a user says: all that a conversation to be answered needs. What is null in a message
-    is left out: tables of many rows put it there for every key that some row has.
-    """
-    if isinstance(messages, str) and messages.strip() and not messages.lstrip().startswith(("[", "{")):
-        messages = [{"role": "user", "content": messages}]
-    listed, offered = _opened(messages), _opened(tools)
-    if not isinstance(listed, list) or not listed:
-        raise ValueError("expected a list of messages")
-    for number, message in enumerate(listed, 1):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or not message["role"]:
-            raise ValueError(f"message {number} has no role; expected {{'role': 'user', 'content': '…'}}")
-        if not any(value for key, value in message.items() if key != "role") and message["role"] == ASSISTANT:
-            raise ValueError(f"message {number} is the assistant's and empty")
-    if offered is not None and not isinstance(offered, list):
-        raise ValueError("expected a list of tools")
-    found = Conversation([_without_null(message) for message in listed], _without_null(offered) or None)
-    write_conversation(found)  # or it holds what is no JSON
-    return found
-
-
 def write_conversation(conversation: Conversation) -> str:
     """The one JSON text of a conversation: equal for equal ones, and what is shown of it."""
     more = {name: value for name, value in conversation._asdict().items() if value is not None}
@@ -95,7 +71,7 @@ class Written(NamedTuple):
 
     passages: list[Passage]
     rows: list[int]  # which conversation each is of
-    lost: dict[str, int]  # why others became none -> how many
+    lost: dict[str, list[int]]  # why others became none -> which
     noted: dict[str, int]  # what is to be said of those that did -> of how many
 
 
@@ -119,10 +95,10 @@ def passages(
     ]
     found: list[Passage] = []
     rows: list[int] = []
-    lost: Counter[str] = Counter()
+    lost: dict[str, list[int]] = {}
     for row, made in enumerate(_settled(tokenizer, conversations, steps, today)):
         if isinstance(made, str):
-            lost[made] += 1
+            lost.setdefault(made, []).append(row)
         else:
             found += made
             rows += [row] * len(made)
@@ -217,27 +193,12 @@ def _templates(tokenizer: TextTokenizer) -> dict[str, str]:
     return found
 
 
-def _told_apart(lost: Counter[str]) -> dict[str, int]:
+def _told_apart(lost: dict[str, list[int]]) -> dict[str, list[int]]:
     """The commonest reasons, and the others together."""
-    first = dict(lost.most_common(MOST_REASONS))
-    rest = lost.total() - sum(first.values())
+    often = sorted(lost, key=lambda why: -len(lost[why]))
+    first = {why: lost[why] for why in often[:MOST_REASONS]}
+    rest = sorted(row for why in often[MOST_REASONS:] for row in lost[why])
     return {**first, f"{REFUSED}: other reasons": rest} if rest else first
-
-
-def _opened(value: Any) -> Any:
-    """A value, or what its JSON says where it is a text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value) if value.strip() else None
-    except ValueError:
-        raise ValueError("expected a list, or its JSON") from None
-
-
-def _without_null(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_null(found) for key, found in value.items() if found is not None}
-    return [_without_null(found) for found in value] if isinstance(value, list) else value
 
 
 def _json(value: Any) -> str:

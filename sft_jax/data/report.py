@@ -4,7 +4,7 @@ For each split, the rows that were read are those that are used, those that went
 dropped, by reason. Rows that stay can be trouble too: duplicates, conflicts and leaks are counted wherever they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ class Tokens:
     truncated: int  # documents that were cut to `data.max_length`
     truncated_share: float
     padding_share: float  # filler among the tokens of the batches
-    supervised: int  # documents that have a part in the loss
+    supervised: int | None  # of them, those that have a part in the loss; None where documents have labels of their own
     lost: dict[str, int]  # why others were left out -> how many
 
 
@@ -50,13 +50,23 @@ class DataReport:
 
     splits: dict[str, SplitReport]
     warnings: list[str] = field(default_factory=list)  # what a person should look at before training
+    notes: dict[str, str] = field(default_factory=dict)  # how rows were read, and what is supervised of them
 
-    def with_tokens(self, data: Mapping[str, Encoded], padding: Mapping[str, float]) -> "DataReport":
-        """The report with what the encoded splits are in tokens; `padding` is their share of filler."""
-        splits = {
-            split: replace(found, tokens=_tokens(data[split], padding[split])) if split in data else found
-            for split, found in self.splits.items()
-        }
+    def with_tokens(
+        self,
+        data: Mapping[str, Encoded],
+        padding: Mapping[str, float],
+        lost: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    ) -> "DataReport":
+        """The report with what the encoded splits are in tokens; `padding` is their share of filler, and `lost` says by
+        reason where rows stand that became no documents."""
+        splits = {}
+        for split, found in self.splits.items():
+            if split in data:
+                places = {why: list(shown) for why, shown in (lost or {}).get(split, {}).items()}
+                tokens = _tokens(data[split], padding[split])
+                found = replace(found, tokens=tokens, examples={**found.examples, **places})
+            splits[split] = found
         return replace(self, splits=splits)
 
     def plain(self) -> dict[str, Any]:
@@ -73,6 +83,12 @@ def _tokens(encoded: Encoded, padding: float) -> Tokens:
         truncated=encoded.truncated,
         truncated_share=encoded.truncated / len(encoded),
         padding_share=padding,
-        supervised=len(encoded),
+        supervised=_supervised(encoded),
         lost=encoded.lost,
     )
+
+
+def _supervised(encoded: Encoded) -> int | None:
+    """How many tokens, of targets where there are some, weigh more than 0."""
+    weights = (encoded.target or encoded).tokens.get("token_weight")
+    return None if weights is None else int((weights > 0).sum())

@@ -162,6 +162,15 @@ def environment(today: str | None) -> jinja2.sandbox.ImmutableSandboxedEnvironme
     return made
 
 
+def words(template: str) -> frozenset[str]:
+    """The names and texts in the code of a template, among which are all keys that it reads; runs nothing of it."""
+    try:
+        found = [(kind, text) for _, kind, text in environment(None).lex(template)]
+    except jinja2.TemplateError:
+        return frozenset()  # which is said where it is rendered
+    return frozenset(text.strip("'\"") for kind, text in found if kind in ("name", "string"))
+
+
 class _Forbidden(Exception):
     """What a template must not have without a word of the user."""
 

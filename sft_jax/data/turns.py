@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from sft_jax.data.answers import Passage
+from sft_jax.data.answers import WEIGHTLESS, Passage
 from sft_jax.data.templates import REASONING, Refused, View, shared
 
 Learned = Literal["answers", "last", "all"]
@@ -32,7 +32,6 @@ BEYOND = "the template takes too much of it"
 OTHERWISE = "the template asks for its answer otherwise than it writes it"
 NOTHING = "the template writes nothing of its answer"
 TOOLLESS = "conversations of which the template does not write the tools"
-WEIGHTLESS = "all its answers weigh 0"
 UNFOUND = "a part with a weight is not in the text that the template writes"
 ASKED = "answers are trained after the text that asks for them, which the template writes otherwise later"
 CALLS = ("tool_calls", "function_call")

@@ -1,6 +1,6 @@
 """Answers in evaluation: the first rows of a split, answered by what is being trained, shown and scored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ def answering(
     task: Task,
     tokenizer: Any,
     rows: Prepared | None,
+    usable: Sequence[int],
     max_length: int,
     dtype: Any,
     *,
@@ -32,21 +33,27 @@ def answering(
     shown: int,
     batch_size: int,
 ) -> Callable[[Params], Answered] | None:
-    """What answers rows, of a task that answers in words: so many to be scored, if it does that, and to be shown."""
+    """What answers rows, of a task that answers in words: so many to be scored, if it does that, and to be shown.
+
+    `usable` are the rows that became documents: what a template refuses cannot be asked either.
+    """
     scored = scored if task.answer_metrics else 0
     if task.generation is None or task.prompt is None or rows is None or not max(scored, shown):
         return None
-    prompts = task.prompt([column[: max(scored, shown)] for column in rows.texts], tokenizer, max_length)
+    picked = list(usable[: max(scored, shown)])
+    texts = [[column[row] for row in picked] for column in rows.texts]
+    prompts = task.prompt(texts, tokenizer, max_length)
     stop, rules = tuple(task.stops(tokenizer)), task.rules(tokenizer)
     generator = Generator(model, task.generation, stop, rules, dtype)
     generator.check(int(prompts.lengths.max()))  # before anything is trained
-    asked = [tokenizer.fast.decode(ids, skip_special_tokens=True) for ids in prompts.ids()[:shown]]
+    asked = [task.asked(texts, number) for number in range(min(shown, len(picked)))]
+    targets = [rows.targets[row] for row in picked[:scored]]
 
     def answered(params: Params) -> Answered:
         records = [answer.record(tokenizer) for answer in generator(params, prompts, batch_size)]
         metrics = {}
         if task.answer_metrics and scored:
-            metrics = task.answer_metrics([record["answer"] for record in records[:scored]], rows.targets[:scored])
+            metrics = task.answer_metrics([record["answer"] for record in records[:scored]], targets)
         samples = [{"prompt": prompt, **record} for prompt, record in zip(asked, records, strict=False)]
         return Answered(samples, metrics, [record["answer"] for record in records])
 

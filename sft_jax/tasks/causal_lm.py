@@ -12,7 +12,9 @@ Letters: r rows of the batch, t tokens in a row, n document slots in a row, d do
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,21 +22,26 @@ from typing import Any
 import numpy as np
 
 from sft_jax.config.tasks import CausalLM
-from sft_jax.data import chat
-from sft_jax.data.answers import Passage, cached, encode_passages, encode_prompts
+from sft_jax.data import chat, templates
+from sft_jax.data.answers import WEIGHTLESS, Passage, cached, encode_numbers, encode_passages, encode_prompts, with_lost
 from sft_jax.data.batch import Encoded
-from sft_jax.data.prepare import read_texts
-from sft_jax.data.rows import Bad, Rows
+from sft_jax.data.chat import Conversation
+from sft_jax.data.conversations import joined
+from sft_jax.data.rows import Rows
+from sft_jax.data.templates import REASONING
 from sft_jax.data.text import GENERATION, TEMPLATE, TextTokenizer, load_tokenizer
-from sft_jax.errors import ConfigError, ModelError, reason
+from sft_jax.errors import ConfigError, DataError, ModelError, reason
 from sft_jax.models.family import Head
-from sft_jax.tasks import audits, baselines, next_token
-from sft_jax.tasks.task import Audit, Examples, Targets, Task, Texts, written
+from sft_jax.tasks import audits, baselines, forms, lm_rows, next_token
+from sft_jax.tasks.task import Audit, Examples, Task, Texts, written
 
 
 def build(section: CausalLM, rows: Mapping[str, Rows]) -> Task:
-    """The task; of a template that the configuration names, the file is read here."""
-    return _task(section, None if section.template is None else _template(section.template))
+    """The task; what the configuration leaves open is told by the columns of the training rows, and of a template that
+    it names, the file is read here."""
+    template = None if section.template is None else _template(section.template)
+    found, told = forms.settled(section, rows.get("train"))
+    return _task(found, template, forms.columns_of(found, rows.get("train")), told)
 
 
 def restore(config: Mapping[str, Any]) -> CausalLM:
@@ -43,7 +50,9 @@ def restore(config: Mapping[str, Any]) -> CausalLM:
     return CausalLM(**{**given, "kind": "causal_lm"})
 
 
-def _task(section: CausalLM, template: str | None, train: Encoded | None = None) -> Task:
+def _task(
+    section: CausalLM, template: str | None, columns: forms.Columns, told: str, train: Encoded | None = None
+) -> Task:
     """The task of a section: with a template in place of the tokenizer's own, and fitted to training documents."""
     is_chat = section.format == "chat"
 
@@ -54,16 +63,21 @@ def _task(section: CausalLM, template: str | None, train: Encoded | None = None)
         if targets is None:
             return prompt(texts, tokenizer, max_length)
         worker = of(tokenizer)
-        learned = f"{section.format} {section.loss_on} {section.today} {sorted(section.mask)} {max_length}"
-        make = _of_chats if is_chat else _of_texts
+        settings = (section.format, section.loss_on, section.today, sorted(section.mask), section.weight is None)
+        learned = f"{settings} {max_length}"
         origin = (learned, *texts[0], *targets)
-        return cached(worker, origin, lambda: make(section, texts[0], targets, worker, max_length))
+        return cached(worker, origin, lambda: MAKE[section.format](section, texts[0], targets, worker, max_length))
 
     def prompt(texts: Texts, tokenizer: TextTokenizer, max_length: int) -> Encoded:
         worker, found = of(tokenizer), list(texts[0])
+        if section.format == "tokens":
+            return encode_numbers([json.loads(text) for text in found], max_length)
+        if section.format == "segments":
+            found = [lm_rows.asked(section, text) for text in found]
         if is_chat:
-            found = chat.prompts(worker, [chat.open_conversation(text) for text in found], section.today)
-        return encode_prompts(worker, found, max_length, framed=not is_chat)
+            talks = [chat.open_conversation(text) for text in found]
+            found = chat.prompts(worker, _suited(worker, talks), section.today)
+        return encode_prompts(worker, found, max_length, framed=section.format in ("text", "completion"))
 
     def stops(tokenizer: TextTokenizer) -> list[int]:
         return chat.stop_tokens(tokenizer, train)
@@ -72,14 +86,14 @@ def _task(section: CausalLM, template: str | None, train: Encoded | None = None)
         kind=section.kind,
         head=Head("causal_lm", 0),
         labels=(),
-        texts=(_given(section),),
-        columns=_columns(section),
-        read=lambda rows: _read_given(section, rows),
-        targets=lambda rows: _read_targets(section, rows),
+        texts=(columns.given,),
+        columns=columns.names,
+        read=lambda rows: lm_rows.read_given(section, rows),
+        targets=lambda rows: lm_rows.read_targets(section, rows),
         classes=lambda targets: [0] * len(targets),
         label_counts=lambda targets: {},
         encode=encode,
-        fit=lambda train: _task(section, template, train),
+        fit=lambda train: _task(section, template, columns, told, train),
         loss=lambda logits, batch: next_token.loss(logits, batch, section.label_smoothing),
         divergence=next_token.divergence,
         count=lambda logits, batch: next_token.count(logits, batch, section.label_smoothing),
@@ -89,18 +103,20 @@ def _task(section: CausalLM, template: str | None, train: Encoded | None = None)
         least_is_best=next_token.LEAST_IS_BEST,
         headline="token_accuracy",
         tables=lambda counts: {},
-        review=next_token.review,
+        review=lambda kept, examples: next_token.review(kept, _in_words(section, examples)),
         baselines=baseline_scores,
         decode=next_token.decode,
         to_hf=lambda: {"sft_jax_task": section.model_dump(mode="json", exclude={"template", "label_smoothing"})},
         keep=next_token.keep,
         cleans=section.format == "text",
         moves=False,
-        audit=lambda train, tokenizer: audit(train, tokenizer, chat.stop_tokens(tokenizer, train.encoded)),
+        audit=lambda train, tokenizer: audit(section, train, of(tokenizer), chat.stop_tokens(tokenizer, train.encoded)),
         generation=section.generate,
         prompt=prompt,
         stops=stops,
         files=lambda directory: files(directory, stops(load_tokenizer(directory)), template),
+        told=told,
+        asked=lambda texts, row: lm_rows.asked(section, texts[0][row]),
     )
     return task
 
@@ -114,9 +130,15 @@ def baseline_scores(train: Examples, test: Examples) -> dict[str, float]:
     }
 
 
-def audit(train: Examples, tokenizer: TextTokenizer, stops: Sequence[int]) -> Audit:
-    """What is supervised of the training documents, whether they begin once, and whether models learn to stop."""
-    return audits.of_tokens(train.encoded, tokenizer, stops)
+def audit(section: CausalLM, train: Examples, tokenizer: TextTokenizer, stops: Sequence[int]) -> Audit:
+    """What is supervised of the training documents, whether they begin once, and whether models learn to stop; of
+    chats, what of their messages the template does not read."""
+    found = audits.of_tokens(train.encoded, tokenizer, stops, ends=section.format not in ("tokens", "segments"))
+    if section.format != "chat":
+        return found
+    unread = _unread(train, _words(tokenizer))
+    said = ", ".join(f"{name} ({count:,} rows)" for name, count in unread.items()) or "nothing"
+    return replace(found, facts={**found.facts, "not read": said})
 
 
 def files(directory: Path, stops: Sequence[int], template: str | None) -> dict[str, str]:
@@ -137,77 +159,105 @@ def _of_texts(
 ) -> Encoded:
     """Texts as they are, or prompts with their completions."""
     everything = section.format == "text" or section.loss_on == "all"
-    passages = [
-        Passage(text + target, ((0 if everything else len(text), len(text + target)),))
-        for text, target in zip(texts, targets, strict=True)
-    ]
-    return encode_passages(tokenizer, passages, max_length, framed=True)
+    passages = []
+    for text, target in zip(texts, targets, strict=True):
+        said, weight = lm_rows.said_of(section, target)
+        learned = (0 if everything else len(text), len(text + said))
+        passages.append(Passage(text + said, (learned,), () if weight == 1 else (weight,)))
+    return _of_passages(tokenizer, passages, max_length, framed=True)
+
+
+def _of_segments(
+    section: CausalLM, texts: Sequence[str], targets: Sequence[str], tokenizer: TextTokenizer, max_length: int
+) -> Encoded:
+    """Texts in segments that are learned or not, with all that they need: nothing is put around them."""
+    passages = []
+    for text, target in zip(texts, targets, strict=True):
+        pieces, weight = json.loads(text), lm_rows.said_of(section, target)[1]
+        ends = np.cumsum([len(piece) for piece, _ in pieces]).tolist()
+        spans = [
+            (begin, end, worth * weight) for begin, end, (_, worth) in zip([0, *ends[:-1]], ends, pieces, strict=True)
+        ]
+        learned = [span for span in spans if span[2] > 0 and span[0] < span[1]]
+        answers = tuple((begin, end) for begin, end, _ in learned)
+        whole, weights = "".join(piece for piece, _ in pieces), tuple(worth for *_, worth in learned)
+        passages.append(Passage(whole, answers, weights, seams=()))
+    return _of_passages(tokenizer, passages, max_length, framed=False)
+
+
+def _of_passages(tokenizer: TextTokenizer, passages: Sequence[Passage], max_length: int, *, framed: bool) -> Encoded:
+    """The documents of texts, without those of which nothing is to be learned."""
+    heavy = [row for row, passage in enumerate(passages) if passage.answers and any(passage.weights or (1,))]
+    picked = [passages[row] for row in heavy]
+    found = encode_passages(tokenizer, picked, max_length, framed=framed, rows=heavy)
+    return with_lost(found, {WEIGHTLESS: _others(heavy, len(passages))})
+
+
+def _of_tokens(
+    section: CausalLM, texts: Sequence[str], targets: Sequence[str], tokenizer: TextTokenizer, max_length: int
+) -> Encoded:
+    """Tokens as rows have them, each with its weight."""
+    numbers = [json.loads(text) for text in texts]
+    found = encode_numbers(numbers, max_length, [json.loads(target) if target else None for target in targets])
+    largest, limit = int(found.tokens["input_ids"].max(initial=0)), tokenizer.fast.get_vocab_size()
+    if largest >= limit:
+        raise DataError(
+            f"column '{section.text}': has a token {largest}, the tokenizer of the model has {limit} of them; make the "
+            f"tokens with that one"
+        )
+    return found
 
 
 def _of_chats(
     section: CausalLM, texts: Sequence[str], targets: Sequence[str], tokenizer: TextTokenizer, max_length: int
 ) -> Encoded:
     """Conversations, by the template of the tokenizer."""
-    given = [chat.open_conversation(text) for text in texts]
-    whole = [c._replace(messages=[*c.messages, json.loads(target)]) for c, target in zip(given, targets, strict=True)]
-    made = chat.passages(tokenizer, whole, section.loss_on, section.today, section.mask)
+    talks = [lm_rows.whole(text, target) for text, target in zip(texts, targets, strict=True)]
+    made = chat.passages(tokenizer, _suited(tokenizer, talks), section.loss_on, section.today, section.mask)
     encoded = encode_passages(tokenizer, made.passages, max_length, framed=False, rows=made.rows)
-    return replace(encoded, lost={**made.lost, **encoded.lost}, noted={**made.noted, **encoded.noted})
+    return replace(with_lost(encoded, made.lost), noted={**made.noted, **encoded.noted})
 
 
-def _given(section: CausalLM) -> str:
-    """The column of what is given."""
-    return {"text": section.text, "completion": section.prompt, "chat": section.messages}[section.format]
+MAKE = {
+    "text": _of_texts,
+    "completion": _of_texts,
+    "segments": _of_segments,
+    "tokens": _of_tokens,
+    "chat": _of_chats,
+}
 
 
-def _columns(section: CausalLM) -> tuple[str, ...]:
-    more = {"text": None, "completion": section.completion, "chat": section.tools}[section.format]
-    return (_given(section), *([more] if more else []))
+def _others(rows: Sequence[int], count: int) -> list[int]:
+    return np.setdiff1d(np.arange(count), rows).tolist()
 
 
-def _read_given(section: CausalLM, rows: Rows) -> tuple[tuple[list[Any], ...], dict[int, Bad]]:
-    """What is given, and what is wrong with the rows that lack it."""
-    if section.format != "chat":
-        return read_texts(rows, (_given(section),))
-    texts: list[str] = []
-    bad: dict[int, Bad] = {}
-    for row, found in enumerate(_conversations(section, rows)):
-        texts.append("" if isinstance(found, Bad) else chat.write_conversation(found.prompt))
-        if isinstance(found, Bad):
-            bad[row] = found
-    return (texts,), bad
+def _suited(tokenizer: TextTokenizer, talks: Sequence[Conversation]) -> list[Conversation]:
+    """Conversations as a template takes them: parts of texts as one text, where it knows of no parts."""
+    return [*talks] if "text" in _words(tokenizer) else [joined(talk) for talk in talks]
 
 
-def _read_targets(section: CausalLM, rows: Rows) -> Targets:
-    """What is to be said, as text; nothing of plain texts, which are given whole."""
-    if section.format == "text":
-        return Targets([""] * len(rows), {})
-    if section.format == "completion":
-        (values,), bad = read_texts(rows, (section.completion,))
-        return Targets([None if row in bad else value for row, value in enumerate(values)], bad)
-    values: list[str | None] = []
-    bad = {}
-    for row, found in enumerate(_conversations(section, rows)):
-        answer = None if isinstance(found, Bad) else found.answer
-        values.append(None if answer is None else chat.write_message(answer))
-        if isinstance(found, Bad):
-            bad[row] = found
-        elif answer is None:
-            said = f"{section.messages} ends with a message of {found.messages[-1]['role']!r:.40}"
-            bad[row] = Bad(rows.place(row), "no answer", f"{said}, expected the assistant's answer")
-    return Targets(values, bad)
+def _words(tokenizer: TextTokenizer) -> frozenset[str]:
+    """What the templates of a tokenizer read."""
+    return frozenset().union(*map(templates.words, (tokenizer.template or "", *tokenizer.named.values())))
 
 
-def _conversations(section: CausalLM, rows: Rows) -> Iterator[chat.Conversation | Bad]:
-    """What each row says, or what is wrong with it."""
-    messages = rows.column(section.messages)
-    has_tools = section.tools is not None and section.tools in rows.names  # a prompt may do without
-    tools = rows.column(section.tools) if has_tools else [None] * len(messages)
-    for row, pair in enumerate(zip(messages, tools, strict=True)):
-        try:
-            yield chat.read_conversation(*pair)
-        except ValueError as error:
-            yield Bad(rows.place(row), "no conversation", f"{section.messages} is {pair[0]!r:.60}: {error}")
+def _unread(train: Examples, words: Collection[str]) -> Counter[str]:
+    """What of conversations a template does not read, with the number of rows that have it."""
+    known = {*words, "role", "content", *(REASONING if words & {*REASONING} else ())}
+    found: Counter[str] = Counter()
+    for text, target in zip(train.texts[0], train.targets or [], strict=True):
+        talk = lm_rows.whole(text, target)
+        names = {name for message in talk.messages for name, value in message.items() if value}
+        names |= {"tools"} if talk.tools else set()
+        found.update((names | {*(talk.template_kwargs or {})}) - known)
+    return found
+
+
+def _in_words(section: CausalLM, examples: Examples) -> Examples:
+    """The same with targets as people read them."""
+    targets = examples.targets or [""] * len(examples.texts[0])
+    pairs = zip(examples.texts[0], targets, strict=True)
+    return replace(examples, targets=[lm_rows.in_words(section, text, target) for text, target in pairs])
 
 
 def _template(file: str) -> str:

@@ -152,6 +152,8 @@ class Task:
     answer_metrics: Callable[[Sequence[str], Sequence[Any]], dict[str, float]] | None = None  # (answers, targets)
     answer_metric_names: tuple[str, ...] = ()  # those of `metric_names` that are of answers
     files: Callable[[Path], dict[str, str]] = lambda directory: {}  # (of the tokenizer) -> more files of an export
+    told: str = ""  # what was told by the columns of the rows, rather than by the configuration
+    asked: Callable[[Texts, int], str] = lambda texts, row: str(texts[0][row])  # what is given of a row, for people
 
     @property
     def unit(self) -> str:

@@ -131,7 +131,7 @@ class Screen:
     def _samples(self, values: Values) -> None:
         for sample in values["samples"]:
             asked, said = (" ".join(sample[name].split()) for name in ("prompt", "answer"))
-            self.console.print(f"  {asked[-SHOWN_CHARS:]!r} -> {said[:SHOWN_CHARS]!r}", markup=False)
+            self.console.print(f"  {_shortened(asked)!r} -> {said[:SHOWN_CHARS]!r}", markup=False)
 
     def _train(self, values: Values) -> None:
         line = (
@@ -162,6 +162,12 @@ class Screen:
         names = shown(name for name in values if name not in ("step", "split", "groups"))
         figures = "  ".join(f"{name} {values[name]:.4f}" for name in names)
         self.console.print(f"{values['split']} at step {values['step']}  {figures}", markup=False)
+
+
+def _shortened(text: str) -> str:
+    """A text without its middle, if it is long: what is asked stands at its beginning or at its end."""
+    half = SHOWN_CHARS // 2
+    return text if len(text) <= SHOWN_CHARS else f"{text[:half]} … {text[-half:]}"
 
 
 def size(count: float) -> str:

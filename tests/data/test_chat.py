@@ -25,9 +25,10 @@ from chats import (
 )
 
 from sft_jax.data import chat, turns
-from sft_jax.data.answers import encode_passages, encode_prompts
+from sft_jax.data.answers import encode_passages, encode_prompts, with_lost
 from sft_jax.data.batch import Encoded
-from sft_jax.data.chat import Conversation, read_conversation, write_conversation
+from sft_jax.data.chat import Conversation, write_conversation
+from sft_jax.data.conversations import read_conversation
 from sft_jax.data.text import TextTokenizer
 from sft_jax.errors import DataError, ModelError
 
@@ -41,7 +42,7 @@ def encoded(
     """The documents of conversations, with what was lost of them."""
     made = chat.passages(tokenizer, conversations, learned, None, **more)
     found = encode_passages(tokenizer, made.passages, max_length, framed=False, rows=made.rows)
-    return replace(found, lost={**made.lost, **found.lost}, noted={**made.noted, **found.noted})
+    return replace(with_lost(found, made.lost), noted={**made.noted, **found.noted})
 
 
 def marked(found: Encoded, tokenizer: TextTokenizer, document: int) -> str:
@@ -426,7 +427,7 @@ def test_rows_are_read_as_they_come():
         ([], None, "expected a list of messages"),
         ("[hello", None, "expected a list, or its JSON"),
         ("{}", None, "expected a list of messages"),
-        ([{"from": "human", "value": "a"}], None, "message 1 has no role"),
+        ([{"value": "a"}], None, "message 1 has no role"),
         ([said("user", "a"), {"role": "", "content": "b"}], None, "message 2 has no role"),
         ([said("user", "a"), said("assistant", "")], None, "message 2 is the assistant's and empty"),
         ([said("user", "a")], {"name": "f"}, "expected a list of tools"),

@@ -31,6 +31,8 @@ from sft_jax.tasks.task import PROBLEMS, TASKS, Examples, Ratio, Task, build_tas
 # Files of the folder that are no task.
 OTHERS = {
     "__init__",
+    "forms",
+    "lm_rows",
     "task",
     "texts",
     "labels",
