@@ -431,10 +431,12 @@ def _other(messages: Sequence[Message], turn: int) -> View:
 def _by_field(message: Message) -> list[tuple[str, Message]]:
     """A message of several fields with other words in one of them, for each; reasoning may stand within the words."""
     mark, words = _mark(message), message.get("content")
-    names = {name: (name,) for name in ("content", *CALLS, "refusal") if message.get(name)}
+    names: dict[str, tuple[str, ...]] = {n: (n,) for n in ("content", *CALLS, "refusal") if message.get(n)}
     if reasons := tuple(name for name in REASONING if message.get(name)):
         names["reasoning"] = reasons
-    found = [(name, {**message, **{n: _with(message[n], mark) for n in of}}) for name, of in names.items()]
+    found: list[tuple[str, Message]] = [
+        (name, {**message, **{n: _with(message[n], mark) for n in of}}) for name, of in names.items()
+    ]
     if isinstance(words, str) and THOUGHT.search(words):
         within = THOUGHT.sub(lambda thought: f"{thought[1]}{_with(thought[2], mark)}{thought[3]}", words)
         found.append(("reasoning", {**message, "content": within}))
