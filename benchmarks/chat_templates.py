@@ -230,11 +230,15 @@ def judge(talk: Talk, texts: list[tuple[str, list[str]]], reference: Reference) 
     others = [w for w in learned if re.fullmatch(r"(U|S|T)(one|two|three|tail|ys|sunny|rainy|w\d+x)", w)]
     if others:
         return f"learned of others: {others}"
+    if any(asked[n] == whole.get(n) for n in turns):  # nothing asks there, so that a model writes the header itself
+        return None
+    added = [whole[n + 1].removeprefix(asked[n]) for n in turns]  # what a model is to write, whatever it is
     for n in turns:
         plain = whole.get(n, "")
         header = asked[n].removeprefix(plain).strip() if asked[n].startswith(plain) else ""
-        if len(header) > 3 and any(header in piece for _, pieces in texts for piece in pieces):
-            return f"what asks is learned: {header!r}"
+        for piece in (piece for _, pieces in texts for piece in pieces):
+            if len(header) > 3 and header in piece and not any(piece in one for one in added):
+                return f"what asks is learned: {header!r}"
     return None
 
 
@@ -260,15 +264,8 @@ def documents(tokenizer: TextTokenizer, talks: Sequence[Talk]) -> list[Documents
             for a, b in zip([0, *begins], [len(ids), *ends], strict=True)
         )
         found[row].append((whole, pieces))
-    return [one or _reason(tokenizer, talk) for one, talk in zip(found, talks, strict=True)]
-
-
-def _reason(tokenizer: TextTokenizer, talk: Talk) -> str:
-    """Why a conversation becomes no document."""
-    try:
-        return next(iter(chat.passages(tokenizer, [Conversation(*talk)], "answers", TODAY).lost))
-    except SftError as error:
-        return str(error)
+    why = {row: reason for reason, rows in made.lost.items() for row in rows}
+    return [one or why.get(row, "cut") for row, one in enumerate(found)]
 
 
 def judged(template: str) -> Iterator[tuple[str, str, str]]:
@@ -282,10 +279,28 @@ def judged(template: str) -> Iterator[tuple[str, str, str]]:
                 turns = [n for n, m in enumerate(talk[0]) if m["role"] == "assistant"]
                 views = [view for n in turns for view in ((n, True), (n + 1, False))]
                 refused = any(reference.text(talk, count, asks=asks) is None for count, asks in views)
-                yield name, "refused as by transformers" if refused else "refused", found
+                silent = not refused and _silent(reference, talk, turns, found)
+                yield (
+                    name,
+                    "refused as by transformers" if refused else "nothing written" if silent else "refused",
+                    found,
+                )
             else:
                 wrong = judge(talk, found, reference)
                 yield name, "wrong" if wrong else "right", wrong or ""
+
+
+def _silent(reference: Reference, talk: Talk, turns: Sequence[int], why: str) -> bool:
+    """Whether an answer was refused of which `transformers` writes nothing, or not its calls."""
+    if "writes nothing" not in why and "does not write" not in why:
+        return False
+    for n in turns:
+        kept = {name: value for name, value in talk[0][n].items() if name not in ("role", "id", "type")}
+        words = re.findall(r"A[a-z]+ ?[a-z]*", json.dumps(kept, ensure_ascii=False))
+        text = reference.text(talk, n + 1, asks=False) or ""
+        if not words or any(word.strip() not in text for word in words):
+            return True
+    return False
 
 
 def main() -> None:
@@ -303,6 +318,7 @@ def main() -> None:
         if template in seen or given.only not in str(file):
             continue
         seen.add(template)
+        print(file, flush=True)
         for name, verdict, why in judged(template):
             total[verdict] += 1
             if verdict != "right" and given.of in name:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from chats import CHATML, said, write_decoder
+from chats import CHATML, QWEN3, said, write_decoder
 from conftest import ONE_SHAPE, SMALL, WORDS, one, write_model
 from datasets import Dataset
 from pictures import VIT, coloured, encode, write_vision
@@ -493,6 +493,7 @@ EFFECTS = {
     "CausalLM.messages": Effect("others", tokens, TALKING),
     "CausalLM.tools": Effect("tools", tokens, TALKING),
     "CausalLM.loss_on": Effect("last", supervised, TALKING),
+    "CausalLM.mask": Effect("[scaffold]", supervised, (*TALKING, "task.template=THINKING")),
     "CausalLM.template": Effect("TEMPLATE", tokens, (*TALKING, "task.today=2025-01-01")),
     "CausalLM.today": Effect("2026-12-31", tokens, DATED),
     "CausalLM.label_smoothing": Effect("0.1", step_text, DECODING),
@@ -701,6 +702,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (home / "asked.jsonl").write_text(asked)
     plain = write_model(home / "small", SMALL)
     (home / "dated.jinja").write_text("{{ strftime_now('%d %b %Y') }}" + CHATML)
+    (home / "thinking.jinja").write_text(QWEN3)
     return {
         "DECODER": write_decoder(home / "decoder"),
         "TALKS": home / "talks.jsonl",
@@ -709,6 +711,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "ASKED": home / "asked.jsonl",
         "TAGS": write_tagged(home / "tagged.jsonl"),
         "TEMPLATE": home / "dated.jinja",
+        "THINKING": home / "thinking.jinja",
         "SMALL": plain,
         "ADAPTER": write_adapter(home / "adapter", plain),
         "HEAD": write_model(home / "head", SMALL, seed=1, head=2),

@@ -32,6 +32,7 @@ BEYOND = "the template takes too much of it"
 OTHERWISE = "the template asks for its answer otherwise than it writes it"
 NOTHING = "the template writes nothing of its answer"
 TOOLLESS = "conversations of which the template does not write the tools"
+SEVERAL = "its answers weigh differently, and the template writes earlier ones anew"
 UNFOUND = "a part with a weight is not in the text that the template writes"
 ASKED = "answers are trained after the text that asks for them, which the template writes otherwise later"
 CALLS = ("tool_calls", "function_call")
@@ -112,36 +113,41 @@ def documents(
     """The documents of a conversation, or why there are none: those answers together that one text has as they are
     asked for."""
     known.seen += 1
-    eager = known.seen <= EAGER
     try:
         turns = [n for n, message in enumerate(messages) if message["role"] == ASSISTANT]
-        turns = turns if known.learned == "answers" else turns[-1:]
         weighed = {turn: 1.0 if weights is None else weights[turn] for turn in turns}
-        turns = [turn for turn in turns if _heaviest(weighed[turn]) > 0]
+        # Of a text that is learned whole, answers are told apart where they are not like the rest of it.
+        whole = known.learned == "all" and not known.masked and all(weight == 1 for weight in weighed.values())
+        turns = turns[-1:] if whole or known.learned == "last" else turns
+        heavy = [turn for turn in turns if _heaviest(weighed[turn]) > 0]
+        turns = turns if known.learned == "all" else heavy
         if not turns:
             raise _Lost(WEIGHTLESS)
-        answers = yield from _written(known, messages, turns, eager=eager)
+        answers = yield from _written(known, messages, turns, heavy, asks=not whole)
         if tools:
             yield from _check_tools(known, answers)
         yield from _trace(known, template, settings, answers)
         yield from _check_fields(known, answers)
-        if known.learned != "all":
+        if not whole:
             yield from _seamed(known, messages, answers)
         yield from _ended(known, answers)
-        if known.learned == "all":
+        if whole:
             return [Passage(answer.text[: answer.stop], ((0, answer.stop),)) for answer in answers]
         yield from _masked(known, answers)
-    except _Lost as lost:
-        return str(lost)
-    try:
-        return _together([(answer, weighed[answer.turn]) for answer in answers])
+        made = _together([(answer, weighed[answer.turn]) for answer in answers])
+        return made if known.learned != "all" else _filled(made)
     except _Lost as lost:
         return str(lost)
 
 
-def _written(known: Known, messages: Sequence[Message], turns: Sequence[int], *, eager: bool) -> Steps:
-    """The answers of these turns, as the template writes them, and where their words are."""
-    asks = known.learned != "all"
+def _written(
+    known: Known, messages: Sequence[Message], turns: Sequence[int], heavy: Sequence[int], *, asks: bool
+) -> Steps:
+    """The answers of these turns, as the template writes them, and where their words are: `heavy` ones must have some.
+
+    `asks` says whether what asks for them is needed.
+    """
+    eager = known.seen <= EAGER
     eagerly = [turn for turn in turns if eager or not _plain(messages[turn])]
     views = [View(turn, asks=True) for turn in turns if asks] + [View(turn + 1) for turn in turns]
     texts = yield [*views, *(_other(messages, turn) for turn in eagerly)]
@@ -156,7 +162,7 @@ def _written(known: Known, messages: Sequence[Message], turns: Sequence[int], *,
     for answer in answers:
         if answer.turn in others:
             _place(known, answer, others[answer.turn])
-        if not answer.written[answer.begin : answer.end].strip():
+        if answer.turn in heavy and not answer.written[answer.begin : answer.end].strip():
             raise _Lost(NOTHING)
     return answers
 
@@ -380,6 +386,16 @@ def _together(answers: Sequence[tuple[_Answer, Any]]) -> list[Passage]:
     return made
 
 
+def _filled(made: Sequence[Passage]) -> list[Passage]:
+    """The one document of a conversation of which all is learned that is no answer, and answers by their weights."""
+    if len(made) > 1:
+        raise _Lost(SEVERAL)
+    (text, answers, weights, _) = made[0]
+    places = [0, *(place for span in answers for place in span), len(text)]
+    between = [(begin, end) for begin, end in zip(places[::2], places[1::2], strict=True) if begin < end]
+    return [Passage(text, (*answers, *between), (*weights, *[1.0] * len(between)), ())]
+
+
 def _spans(answer: _Answer, weight: Any) -> list[tuple[int, int, float]]:
     """The parts of an answer with their weights; what stands between parts belongs to the one before it."""
     first = len(answer.asked)
@@ -398,8 +414,9 @@ def _spans(answer: _Answer, weight: Any) -> list[tuple[int, int, float]]:
     for begin, end, weighed in zip(begins, [*begins[1:], answer.stop], weighs, strict=True):
         for skip, until in sorted(answer.skipped):
             if begin < until and skip < end:
-                found.append((begin, max(skip, begin), weighed))
-                begin = min(max(until, begin), end)
+                first, last = max(skip, begin), min(until, end)
+                found += [(begin, first, weighed), (first, last, 0.0)]
+                begin = last
         found.append((begin, end, weighed))
     return found
 
@@ -417,7 +434,16 @@ def _sure(text: str | Refused) -> str:
 def _plain(message: Message) -> bool:
     """Whether an answer is words alone."""
     words = message.get("content")
-    return isinstance(words, str) and bool(words.strip()) and not _by_field(message)
+    return isinstance(words, str) and bool(words.strip()) and len(_fields(message)) == 1
+
+
+def _fields(message: Message) -> dict[str, tuple[str, ...]]:
+    """The fields of an answer that have something -> the keys of each; reasoning may stand within the words."""
+    found: dict[str, tuple[str, ...]] = {n: (n,) for n in ("content", *CALLS, "refusal") if message.get(n)}
+    reasons = tuple(name for name in REASONING if message.get(name))
+    words = message.get("content")
+    within = isinstance(words, str) and THOUGHT.search(words) is not None
+    return {**found, "reasoning": reasons} if reasons or within else found
 
 
 def _other(messages: Sequence[Message], turn: int) -> View:
@@ -429,16 +455,18 @@ def _other(messages: Sequence[Message], turn: int) -> View:
 
 
 def _by_field(message: Message) -> list[tuple[str, Message]]:
-    """A message of several fields with other words in one of them, for each; reasoning may stand within the words."""
-    mark, words = _mark(message), message.get("content")
-    names = {name: (name,) for name in ("content", *CALLS, "refusal") if message.get(name)}
-    if reasons := tuple(name for name in REASONING if message.get(name)):
-        names["reasoning"] = reasons
-    found = [(name, {**message, **{n: _with(message[n], mark) for n in of}}) for name, of in names.items()]
-    if isinstance(words, str) and THOUGHT.search(words):
-        within = THOUGHT.sub(lambda thought: f"{thought[1]}{_with(thought[2], mark)}{thought[3]}", words)
-        found.append(("reasoning", {**message, "content": within}))
-    return found if len(found) > 1 else []
+    """An answer of several fields with other words in one of them, for each."""
+    fields = _fields(message)
+    if len(fields) < 2:
+        return []
+    mark = _mark(message)
+    found: list[tuple[str, Message]] = [
+        (name, {**message, **{key: _with(message[key], mark) for key in keys}}) for name, keys in fields.items() if keys
+    ]
+    if not fields.get("reasoning", True):  # it stands within the words
+        other = THOUGHT.sub(lambda thought: f"{thought[1]}{_with(thought[2], mark)}{thought[3]}", message["content"])
+        found.append(("reasoning", {**message, "content": other}))
+    return found
 
 
 def _with(value: Any, mark: str) -> Any:

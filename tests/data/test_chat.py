@@ -353,6 +353,23 @@ def test_weights_scale_answers_and_parts_of_them(tmp_path):
     assert found.lost == {turns.UNFOUND: 1, turns.WEIGHTLESS: 1} and found.rows.tolist() == [2]
 
 
+def test_weights_and_masks_hold_where_all_is_learned(tmp_path):
+    """Q: with the loss on all, answers keep their weights, and reasoning that is masked is not learned either."""
+    tokenizer = tokenizer_of("chatml", tmp_path)
+    (document,) = weighed(tokenizer, Conversation(TURNS, weights=[1, 0, 1, 0.5]), learned="all")
+    assert document[1:] == [
+        ("user\nHi<|im_end|>\n<|im_start|>assistant\n", 1.0),
+        ("Hello!<|im_end|>", 0.0),
+        ("\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n", 1.0),
+        ("So long.<|im_end|>", 0.5),
+    ]
+    within = Conversation([said("user", "Hi"), said("assistant", "<think>Well.</think>Hello!")])
+    (document,) = weighed(tokenizer, within, learned="all", masked=["reasoning"])
+    assert document[2:] == [("Well.", 0.0), ("</think>Hello!<|im_end|>", 1.0)]
+    anew = encoded(tokenizer_of("qwen3", tmp_path / "q"), [Conversation(TURNS, weights=[1, 0, 1, 1])] * 2, "all")
+    assert anew.lost == {turns.SEVERAL: 2}
+
+
 def test_reasoning_and_what_the_template_puts_before_answers_may_be_left_out(tmp_path):
     """`task.mask`: places of reasoning, in a field or within the words, and an empty thought are not learned."""
     tokenizer = tokenizer_of("qwen3", tmp_path)
