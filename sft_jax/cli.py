@@ -53,6 +53,7 @@ Columns = Annotated[
     typer.Option(metavar="NAME=COLUMN", help="A column of yours for one that is read, such as text=body."),
 ]
 At = Annotated[str, typer.Option("--at", help="Which checkpoint: best or latest.")]
+SHOWN_ROWS = 3  # of an audit on screen, unless others are asked for
 # What a command says of its own beginning, and must not say again to go on.
 ONCE = ("run.resume=never", "run.resume=restart", "run.resume_step=")
 
@@ -327,6 +328,38 @@ def data_report(
         console.show_data(console.start().console, report)
 
 
+@data_app.command("audit")
+def data_audit(
+    words: Words,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="PATH", help="A .jsonl or .html file, or a directory for both."),
+    ] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(metavar="FIRST:LAST", help="Rows by their numbers, such as 1:100 or 7; all if left out."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which split: train, validation or test.")] = "train",
+) -> None:
+    """Which tokens of the rows are learned: each with its text and weight, and where its row stands."""
+    config, which = _read(words), _rows(rows)
+    if out is not None and out.suffix not in ("", ".jsonl", ".html"):
+        raise ConfigError(f"--out {out}: expected a .jsonl or .html file, or a directory")
+    from sft_jax import console, inputs
+    from sft_jax.report import audit
+
+    if out is None:
+        found = inputs.audit_data(config, split, which or range(SHOWN_ROWS))
+        console.show_records(console.start().console, found)
+        return
+    files = [out / audit.FILE, out / audit.PAGE] if not out.suffix or out.is_dir() else [out]
+    for file in files:
+        records = inputs.audit_data(config, split, which)
+        title = f"What is learned of the {split} rows"
+        count = audit.write_page(records, file, title) if file.suffix == ".html" else audit.write_lines(records, file)
+        print(f"{file} has the tokens of {count:,} documents")
+
+
 @app.command()
 def report(path: RunDir) -> None:
     """Write the report of a run anew, also while it trains; computes nothing."""
@@ -394,6 +427,17 @@ def config_cp(name: str, out: Path) -> None:
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written ({error.strerror}); give another file") from None
     print(f"{out} is yours; run it with: sft-jax train {out}")
+
+
+def _rows(text: str | None) -> range | None:
+    """The rows of `--rows`, from 0; None where all are meant."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)(?::(\d+))?", text.strip())
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 0 < first <= last:
+        raise ConfigError(f"--rows {text}: expected numbers from 1, such as 1:100 or 7")
+    return range(first - 1, last)
 
 
 def _read(words: list[str]) -> Config:

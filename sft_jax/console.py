@@ -67,9 +67,25 @@ def show_audit(console: Console, audit: Audit) -> None:
     for row in audit.rows:
         line = Text("  ")
         for piece, learned in row:
-            plain = "".join(c if c.isprintable() else "⏎" if c == "\n" else repr(c)[1:-1] for c in piece)
-            line.append(plain if console.is_terminal or not learned else f"⟦{plain}⟧", "green" if learned else "dim")
+            line.append_text(_piece(console, piece, learned=learned))
         console.print(line)
+
+
+def show_records(console: Console, records: Iterable[Mapping[str, Any]]) -> None:
+    """What is learned of documents, a heading and a line of each; weights other than 1 stand behind what has them."""
+    for record in records:
+        console.print(f"\n[bold]{escape(record['place'])}[/bold]")
+        line = Text("  ")
+        for text, weight, label in record["pieces"]:
+            said = "".join([f" {label}" if label else "", f" ×{weight:g}" if weight not in (0, 1) else ""])
+            line.append_text(_piece(console, text, learned=weight > 0)).append(said, "bold")
+        console.print(line)
+
+
+def _piece(console: Console, text: str, *, learned: bool) -> Text:
+    """A piece in green where it is learned, or in brackets where there are no colours."""
+    plain = "".join(c if c.isprintable() else "⏎" if c == "\n" else repr(c)[1:-1] for c in text)
+    return Text(plain if console.is_terminal or not learned else f"⟦{plain}⟧", "green" if learned else "dim")
 
 
 def show_result(console: Console, run: Run, result: Result) -> None:

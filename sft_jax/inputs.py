@@ -1,7 +1,7 @@
 """What a run reads: rows, tokenizer and the header of a checkpoint, and the documents and batches that they make."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ from sft_jax.data.prepare import prepare as prepare_rows
 from sft_jax.data.report import DataReport
 from sft_jax.data.sources import load_rows
 from sft_jax.errors import ConfigError, DataError
+from sft_jax.report.audit import pieces
 from sft_jax.tasks.task import Audit, Examples, Task, build_task
 from sft_jax.weights.files import Checkpoint, find
 
+AT_ONCE = 64  # documents whose tokens are objects at one time
 MOST_GROUPS = 100  # each is counted apart, on the device
 
 
@@ -55,14 +57,54 @@ class Inputs:
 def report_data(config: Config) -> DataReport:
     """What becomes of the rows, and what they are in tokens: the tokenizer is read, and no weights."""
     mesh = meshes.make_mesh(config.mesh)
-    task, rows, report = read_rows(config)
-    tokenizer = task.reader.load(find(assets.resolve(config.model.source), config.model.revision, weights=False))
-    data = encode(config, task, rows, tokenizer)
+    task, rows, report, tokenizer, data = _read_documents(config)
     found = task.fit(data["train"]).audit(
         Examples(data["train"], rows["train"].texts, rows["train"].targets), tokenizer
     )
     notes = noted(task, found)
     return with_tokens(replace(report, notes=notes), rows, data, *make_batches(config, mesh, rows, data, tokenizer))
+
+
+def audit_data(config: Config, split: str, which: range | None = None) -> Iterator[dict[str, Any]]:
+    """What is supervised of each document of a split: records for `report/audit.py`, of these rows, from 0, or of all.
+
+    Raises ConfigError of a split that is not there, and of a task whose documents have one label each.
+    """
+    task, rows, _, tokenizer, data = _read_documents(config)
+    if split not in data:
+        raise ConfigError(f"--split {split}: the rows have {', '.join(data)}; name one of them")
+    if task.supervision is None:
+        raise ConfigError(f"data audit: {task.kind} learns a label of each row, and none of a token; see data report")
+    return audited(task, rows[split], data[split], tokenizer, which)
+
+
+def audited(
+    task: Task, rows: Prepared, data: Encoded, tokenizer: Any, which: range | None = None
+) -> Iterator[dict[str, Any]]:
+    """The same of documents that are there; nothing of a task that supervises no tokens."""
+    if task.supervision is None:
+        return
+    first, last = (0, len(rows)) if which is None else (which.start, which.stop)
+    begin, end = np.searchsorted(data.rows, (first, last)).tolist()
+    writer = tokenizer.fast.decode
+    for place in range(begin, end, AT_ONCE):
+        part = data.select(np.arange(place, min(place + AT_ONCE, end)))
+        for row, tokens in zip(part.rows.tolist(), task.supervision(part, tokenizer), strict=True):
+            alike = pieces(tokens, lambda ids: writer(ids, skip_special_tokens=False))
+            shown = [{name: value for name, value in token._asdict().items() if value is not None} for token in tokens]
+            yield {
+                "row": row + 1,
+                "place": rows.rows.place(row),
+                "pieces": [list(one) for one in alike],
+                "tokens": shown,
+            }
+
+
+def _read_documents(config: Config) -> tuple[Task, dict[str, Prepared], DataReport, Any, dict[str, Encoded]]:
+    """(task, rows, what became of them, what reads them, the documents that they make)."""
+    task, rows, report = read_rows(config)
+    tokenizer = task.reader.load(find(assets.resolve(config.model.source), config.model.revision, weights=False))
+    return task, rows, report, tokenizer, encode(config, task, rows, tokenizer)
 
 
 def noted(task: Task, audit: Audit | None) -> dict[str, str]:

@@ -20,8 +20,10 @@ from sft_jax.data.text import fingerprint
 from sft_jax.errors import ConfigError, RunError, did_you_mean
 from sft_jax.heads import on_features
 from sft_jax.infer.answered import Answered, answering
+from sft_jax.inputs import audited
 from sft_jax.nn.template import Params
 from sft_jax.publish import publish
+from sft_jax.report import audit
 from sft_jax.report.page import write_report
 from sft_jax.report.predictions import FILE as PREDICTIONS
 from sft_jax.report.predictions import write_predictions
@@ -42,6 +44,7 @@ from sft_jax.train.state import TrainState
 from sft_jax.train.trackers import Events, Wandb
 
 SPENT = ("tokens_per_second", "seconds", "programs", "peak_memory_bytes")  # of a summary: what training took
+AUDITED = 8  # rows of which a run directory keeps what is supervised
 Answering = Callable[[Params], Answered]
 
 
@@ -201,6 +204,9 @@ def begin_directory(run: Run) -> dict[str, Any]:
     if meshes.is_first_process():
         directory.begin(config, run.directory, now, run.batches.steps, run.batches.order.steps_per_epoch)
         directory.write_json(run.directory / "data.json", run.report.plain(), sort=False)
+        first = audited(run.task, run.rows["train"], run.data["train"], run.tokenizer, range(AUDITED))
+        if run.task.supervision is not None:
+            audit.write_lines(first, run.directory / audit.FILE)
     return now
 
 

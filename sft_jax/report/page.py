@@ -16,6 +16,12 @@ from sft_jax.train.directory import write_whole
 FILE = "report.html"
 
 
+METRICS = {
+    "token_accuracy": "share of learned tokens that the model thinks likeliest, given all before them",
+    "answer_accuracy": "share of documents of which every learned token is the likeliest",
+}
+
+
 class Part(NamedTuple):
     """A section of a page; what is empty is left out."""
 
@@ -25,13 +31,15 @@ class Part(NamedTuple):
     charts: Sequence[Chart] = ()
     sheets: Sequence[Sheet] = ()
     mistakes: Sequence[dict[str, Any]] = ()
+    audit: Sequence[dict[str, Any]] = ()  # documents in pieces that are learned or not
     folded: Sequence[tuple[str, Sequence[Sheet], str]] = ()  # title, tables, and text as it is
 
 
 def write_report(path: Path) -> Path:
     """Write `report.html` of a run directory, and compute nothing that is there; gives the file."""
     run = read_record(path)
-    parts = [_overview(run), _learning(run), _scores(run), *_answers(run), _mistakes(run), _data(run), _run(run)]
+    parts = [_overview(run), _learning(run), _scores(run), *_answers(run), _mistakes(run), _samples(run)]
+    parts += [_data(run), _supervised(run), _run(run)]
     model, task = run.config.get("model", {}), run.config.get("task", {})
     facts = [str(fact) for fact in (model.get("source"), task.get("kind"), _status(run)) if fact]
     write_whole(path / FILE, render(run.name, facts, [part for part in parts if part]))
@@ -70,6 +78,9 @@ def _overview(run: Record) -> Part:
     summary, headline = run.summary, run.review.get("headline")
     test, validation = summary.get("test", {}), summary.get("validation", {})
     tiles = []
+    headline = headline or summary.get("headline")
+    if not test and headline in validation and headline != run.metric:
+        tiles.append((f"validation {headline}", figure(validation[headline]), "there is no test split"))
     if headline in test:
         tiles.append((f"test {headline}", figure(test[headline]), f"{run.review['rows']:,} rows"))
     if run.metric in validation:
@@ -114,13 +125,14 @@ def _scores(run: Record) -> Part | None:
     if not found:
         return None
     names = sorted({name for values in found.values() for name in values} - {"groups"})
+    told = "".join(f" {name}: {what}." for name, what in METRICS.items() if name in names)
     shown = [Sheet("", ["metric", *found], [[name, *(v.get(name) for v in found.values())] for name in names])]
     names = [name for name in names if not name.endswith(("_micro", "_weighted"))]
     for split, values in found.items():
         if groups := values.get("groups"):
             rows = [[group, *(metrics.get(name) for name in names)] for group, metrics in groups.items()]
             shown.append(Sheet(f"By group, {split} split", ["group", *names], rows))
-    return Part("Scores", "Of the best step.", sheets=shown)
+    return Part("Scores", f"Of the best step.{told}", sheets=shown)
 
 
 def _answers(run: Record) -> list[Part]:
@@ -183,6 +195,26 @@ def _mistakes(run: Record) -> Part | None:
 def _data(run: Record) -> Part | None:
     """Whatever the data report says."""
     return Part("Data", "What was read, dropped and cut.", sheets=sheets(run.data)) if run.data else None
+
+
+def _supervised(run: Record) -> Part | None:
+    """What is learned of the first rows."""
+    text = "The first training rows as the model reads them: what is learned is marked. All: sft-jax data audit."
+    return Part("Learned of the rows", text, audit=run.audit) if run.audit else None
+
+
+def _samples(run: Record) -> Part | None:
+    """What the model answered at the last validation, and at the first one beside it."""
+    if not run.samples:
+        return None
+    first, last = (run.samples[place].get("step") for place in (0, -1))
+    asked: dict[str, dict[Any, str]] = {}
+    for sample in run.samples:
+        asked.setdefault(str(sample.get("prompt")), {})[sample.get("step")] = str(sample.get("answer"))
+    steps = list(dict.fromkeys((first, last)))
+    rows = [[prompt, *(said.get(step) for step in steps)] for prompt, said in asked.items()]
+    text = "What the model answered to the first validation rows while it was trained."
+    return Part("Samples", text, sheets=[Sheet("", ["asked", *(f"at step {step}" for step in steps)], rows)])
 
 
 def _run(run: Record) -> Part:

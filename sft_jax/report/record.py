@@ -9,6 +9,7 @@ from yaml import YAMLError
 
 from sft_jax.config.read import parse_value
 from sft_jax.errors import RunError, reason
+from sft_jax.report.audit import FILE, read_lines
 from sft_jax.train.directory import is_used
 from sft_jax.train.report import read_metrics
 
@@ -25,6 +26,8 @@ class Record:
     summary: dict[str, Any]
     data: Any
     review: dict[str, Any]
+    audit: list[dict[str, Any]]  # of audit.jsonl: what is supervised of the first rows
+    samples: list[dict[str, Any]]  # of samples.jsonl
 
     @property
     def name(self) -> str:
@@ -65,7 +68,15 @@ def read_record(path: Path) -> Record:
         raise RunError(f"{path / 'config.yaml'}: is not what `sft-jax train` wrote; put it back") from None
     kept = {name: _json(path / f"{name}.json") for name in ("manifest", "summary", "data", "review")}
     kept["manifest"].pop("attempts", None)
-    return Record(path, text, config, events=read_metrics(path / "metrics.jsonl"), **kept)
+    return Record(
+        path,
+        text,
+        config,
+        events=read_metrics(path / "metrics.jsonl"),
+        audit=read_lines(path / FILE),
+        samples=read_lines(path / "samples.jsonl"),
+        **kept,
+    )
 
 
 def _json(file: Path) -> Any:

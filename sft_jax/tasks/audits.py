@@ -1,12 +1,13 @@
 """Audits: what is supervised as the tokens say it, before anything is trained. Any problem stops the run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from sft_jax.data.batch import Encoded
 from sft_jax.data.text import TextTokenizer
-from sft_jax.tasks.task import Audit
+from sft_jax.tasks.task import Audit, Token
 
 ROWS = 3  # documents that are shown: the first, one in the middle, the last
 PIECE = 240  # characters of a piece that are shown
@@ -46,6 +47,22 @@ def of_tokens(encoded: Encoded, tokenizer: TextTokenizer, stops: Sequence[int], 
                 f"or the template"
             )
     return Audit([pieces(encoded, number, tokenizer) for number in shown(len(encoded))], facts, problems)
+
+
+def next_tokens(encoded: Encoded, tokenizer: TextTokenizer) -> Iterator[list[Token]]:
+    """The tokens of documents of which each token is supervised by the one before it."""
+    for begin, end in pairwise(encoded.offsets.tolist()):
+        weights = [0.0, *encoded.tokens["token_weight"][begin : max(begin, end - 1)].tolist()]
+        yield tokens(tokenizer, encoded.tokens["input_ids"][begin:end], weights)
+
+
+def tokens(
+    tokenizer: TextTokenizer, ids: np.ndarray, weights: Sequence[float], labels: Sequence[str | None] | None = None
+) -> list[Token]:
+    """Tokens with their texts, weights, and what they are to be told by."""
+    texts = [tokenizer.fast.decode([number], skip_special_tokens=False) for number in ids.tolist()]
+    told = labels or [None] * len(texts)
+    return [Token(*one) for one in zip(ids.tolist(), texts, weights, told, strict=True)]
 
 
 def pieces(encoded: Encoded, document: int, tokenizer: TextTokenizer) -> list[tuple[str, bool]]:

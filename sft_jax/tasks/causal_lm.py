@@ -115,6 +115,7 @@ def _task(
         prompt=prompt,
         stops=stops,
         files=lambda directory: files(directory, stops(load_tokenizer(directory)), template),
+        supervision=audits.next_tokens,
         told=told,
         asked=lambda texts, row: lm_rows.asked(section, texts[0][row]),
     )

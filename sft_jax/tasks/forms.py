@@ -6,7 +6,7 @@ Which format that makes is settled once, for a run and for its export; columns t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sft_jax.config.tasks import CausalLM
@@ -111,7 +111,7 @@ def values(rows: Rows, name: str | None) -> Sequence[Any]:
     """A column that rows may have or not, as they say it: None where rows, or a part of a mixture, have it not."""
     if name is None or not _has(rows, name):
         return [None] * len(rows)
-    found, kind = replace(rows, lacking={}).column(name), _kind(rows, name)
+    found, kind = rows.column(name), _kind(rows, name)
     return found if kind is None or hasattr(kind, "dtype") else [as_said(value, kind) for value in found]
 
 

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ from sft_jax.models.family import Head
 from sft_jax.tasks import answer_columns, audits, baselines, metrics, spans, squad
 from sft_jax.tasks.answer_columns import Answers
 from sft_jax.tasks.losses import token_weights
-from sft_jax.tasks.task import Audit, Examples, Ratio, Record, Review, Table, Task, Texts, written
+from sft_jax.tasks.task import Audit, Examples, Ratio, Record, Review, Table, Task, Texts, Token, written
 
 KEPT = ("question", "context", "no_answer", "null_threshold", "stride", "n_best", "max_answer_tokens")
 WORDS = ("what", "who", "whom", "whose", "when", "where", "which", "why", "how")
@@ -87,6 +88,7 @@ def build(section: QuestionAnswering, rows: Mapping[str, Rows]) -> Task:
         cleans=False,
         moves=False,
         audit=audit,
+        supervision=supervision,
     )
 
 
@@ -228,6 +230,15 @@ def audit(train: Examples, tokenizer: TextTokenizer) -> Audit:
     )
     shown = np.flatnonzero(held)[[0, held.sum() // 2, -1]] if held.any() else []
     return Audit([_pieces(train, int(window), tokenizer) for window in np.unique(shown)], facts, problems)
+
+
+def supervision(encoded: Encoded, tokenizer: TextTokenizer) -> Iterator[list[Token]]:
+    """The tokens of each window; those of its answer are supervised, the first one where it holds none."""
+    for (begin, end), (first, last) in zip(
+        pairwise(encoded.offsets.tolist()), encoded.documents["answer"], strict=True
+    ):
+        weights = [float(first <= place <= last) for place in range(end - begin)]
+        yield audits.tokens(tokenizer, encoded.tokens["input_ids"][begin:end], weights)
 
 
 def _pieces(train: Examples, window: int, tokenizer: TextTokenizer) -> list[tuple[str, bool]]:

@@ -6,7 +6,7 @@ scored in too; `loss`, which costs no answers, is for `eval.best_metric`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from sft_jax.data.text import GENERATION, TextTokenizer, load_tokenizer
 from sft_jax.errors import ConfigError, ModelError
 from sft_jax.models.family import Head
 from sft_jax.tasks import answer_scores, audits, next_token, word_table
-from sft_jax.tasks.task import Audit, Examples, Targets, Task, Texts, written
+from sft_jax.tasks.task import Audit, Examples, Targets, Task, Texts, Token, written
 
 # What a `generation_config.json` may say that would change answers, and what it must say for them to stay as they are.
 PLAIN = {
@@ -85,6 +85,7 @@ def build(section: Seq2Seq, rows: Mapping[str, Rows]) -> Task:
         cleans=False,
         moves=False,
         audit=lambda train, tokenizer: audit(train, tokenizer, stops(tokenizer)),
+        supervision=supervision,
         generation=section.generate,
         prompt=lambda texts, tokenizer, max_length: encode_sources(tokenizer, given(texts), max_length),
         stops=stops,
@@ -148,6 +149,15 @@ def audit(train: Examples, tokenizer: TextTokenizer, stop: Sequence[int]) -> Aud
     sources = [audits.shortened(tokenizer.fast.decode(one, skip_special_tokens=False)) for one in ids]
     shown = [[(source, False), *pieces] for source, pieces in zip(sources, found.rows, strict=True)]
     return Audit(shown, {**found.facts, "truncated": cut}, found.problems)
+
+
+def supervision(encoded: Encoded, tokenizer: TextTokenizer) -> Iterator[list[Token]]:
+    """The tokens of each source, of which none is supervised, and those of its target."""
+    assert encoded.target
+    written = audits.next_tokens(_in_one(encoded.target), replace(tokenizer, fast=tokenizer.writer))
+    for ids, target in zip(encoded.ids(), written, strict=True):
+        source = audits.tokens(tokenizer, np.asarray(ids), [0.0] * len(ids))
+        yield [*source, *target]
 
 
 def files(directory: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ counts, from counts to metrics, from outputs to records. It asks a model for a k
 """
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,6 +80,15 @@ class Audit:
     problems: list[str]  # any of them stops the run
 
 
+class Token(NamedTuple):
+    """A token of a document, and what it counts for in the loss."""
+
+    id: int
+    text: str
+    weight: float
+    label: str | None = None  # what it is to be told by, where that is not the token itself
+
+
 @dataclass(frozen=True)
 class Review:
     """How each row was answered, for people; every field has an entry a row."""
@@ -144,6 +153,8 @@ class Task:
     cleans: bool = True  # whether texts may be cleaned; not where targets are places in them
     moves: bool = True  # whether tokens of a document may be moved and left out: augmentation
     audit: Callable[[Examples, Any], Audit | None] = lambda train, tokenizer: None
+    # The tokens of each document, in order, where tokens are what is supervised.
+    supervision: Callable[[Encoded, Any], Iterator[list[Token]]] | None = None  # (documents, tokenizer)
     # Of what answers in words: how, (texts, tokenizer, max_length) -> what is to be gone on with, and where that stops.
     generation: Generation | None = None
     prompt: Callable[[Texts, Any, int], Encoded] | None = None

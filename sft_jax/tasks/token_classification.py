@@ -6,7 +6,8 @@ answer is read, its first. Where the tokens of a word are averaged, the mean of 
 Letters: r rows of the batch, t tokens in a row, c tags, w words of all rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -20,12 +21,12 @@ from sft_jax.data.rows import Bad, Rows
 from sft_jax.data.words import tokenize_words
 from sft_jax.errors import ConfigError, ModelError
 from sft_jax.models.family import Head
+from sft_jax.tasks import audits, metrics, tag_schemes
 from sft_jax.tasks import label_columns as columns
 from sft_jax.tasks import labels as named
-from sft_jax.tasks import metrics, tag_schemes
 from sft_jax.tasks.classes import balanced_weights, count, finish, often, tables
 from sft_jax.tasks.losses import Weights, class_divergence, cross_entropy, token_weights
-from sft_jax.tasks.task import Examples, Ratio, Record, Review, Targets, Task, Texts, written
+from sft_jax.tasks.task import Examples, Ratio, Record, Review, Targets, Task, Texts, Token, written
 
 Tags = tuple[int, ...]
 SPANS = ("span_precision", "span_recall", "span_f1", "span_f1_macro", "span_f1_strict")
@@ -158,8 +159,19 @@ def _task(section: TokenClassification, labels: tuple[str, ...], scheme: str, we
         grain="token",
         keep=lambda logits, batch: keep(outputs_of(logits, batch), batch),
         moves=False,
+        supervision=lambda encoded, tokenizer: supervision(encoded, tokenizer, labels),
     )
     return task
+
+
+def supervision(encoded: Encoded, tokenizer: Any, labels: Sequence[str]) -> Iterator[list[Token]]:
+    """The tokens of each window, with the tags of those that are trained on."""
+    for begin, end in pairwise(encoded.offsets.tolist()):
+        ids, label, weight = (encoded.tokens[name][begin:end] for name in ("input_ids", "label", "token_weight"))
+        told: list[str | None] = [
+            labels[tag] if worth else None for tag, worth in zip(label.tolist(), weight.tolist(), strict=True)
+        ]
+        yield audits.tokens(tokenizer, ids, weight.tolist(), told)
 
 
 def averaged(logits: Float[Array, "r t c"], back: Int[Array, "r t"]) -> Float[Array, "r t c"]:
