@@ -109,10 +109,10 @@ class Rows:
 
     def _separated(self, name: str) -> str:
         """What to say where the names of columns are one name, since the file is separated by something else."""
-        for given in self.names:
+        for given in self.names if self.cells else ():
             for mark in re.findall(r"[;|\t,]", given):
                 if name in [part.strip() for part in given.split(mark)]:
-                    return f"; the file is separated by {mark!r}: set data.source.delimiter={mark!r}"
+                    return f"; is the file separated by {mark!r}? then set data.source.delimiter"
         return ""
 
     def place(self, row: int) -> str:
