@@ -123,7 +123,7 @@ def _with(table: Dataset, key: str, values: pa.Array | pa.ChunkedArray) -> Datas
     return Dataset(whole.set_column(whole.column_names.index(key), key, values))
 
 
-def _both(one: object, other: object) -> object | None:
+def _both(one: Any, other: Any) -> Any:
     """The type that holds the values of both as they are, None where there is none."""
     if one == other or one == Value("null") or other == Value("null"):
         return other if one == Value("null") else one
@@ -144,7 +144,7 @@ def _plain(kind: Value) -> str:
     return widest.get(kind.dtype) or plain or kind.dtype
 
 
-def _said(kind: object) -> str:
+def _said(kind: Any) -> str:
     if isinstance(kind, ClassLabel):
         return f"labels named {', '.join(kind.names[:10])}"
     if isinstance(kind, List):

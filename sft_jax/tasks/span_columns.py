@@ -113,5 +113,6 @@ def _span(one: Any) -> Any:
         return one
     begin, end, kind = found
     kind = kind[0] if isinstance(kind, list) and len(kind) == 1 else kind
-    fits = type(begin) is int and type(end) is int and isinstance(kind, str) and kind.strip()
-    return (begin, end, kind.strip()) if fits else one
+    if type(begin) is int and type(end) is int and isinstance(kind, str) and kind.strip():
+        return begin, end, kind.strip()
+    return one
