@@ -148,7 +148,7 @@ def _utf16(begin: bytes) -> str:
     if begin[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "utf-16"
     for first, name in ((1, "utf-16-le"), (0, "utf-16-be")):
-        if len(begin) >= 4 and not any(begin[first::2]) and all(begin[1 - first :: 2]):
+        if len(set(begin)) > 3 and not any(begin[first::2]) and all(begin[1 - first :: 2]):
             return name
     return ""
 

@@ -105,9 +105,9 @@ def _header(first: tuple[int, Any] | None, file: str, where: str) -> list[str]:
     line, names = first
     if isinstance(names, Problem):
         raise DataError(f"{where}: {file}, line {line}: {names.text}; this line names the columns")
-    if not any(names):
+    if not any(map(str.strip, names)):
         raise DataError(f"{where}: {file}, line {line}: names no column; give each column a name")
-    return names
+    return [name.strip() for name in names]
 
 
 def _check_separated(names: list[str], file: str, where: str) -> None:
