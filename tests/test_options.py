@@ -423,6 +423,9 @@ def write_tagged(file: Path) -> Path:
     """Rows of words with tags, by two names each; one row is longer than a window."""
     rows = [(WORDS[:n], (["O", "B-A", "I-A"] * n)[:n]) for n in (3, 5, 30, 2)]
     lines = [{"tokens": w, "others": w[::-1], "tags": t, "kinds": t[::-1]} for w, t in rows]
+    for line in lines:
+        first = len(line["tokens"][0])
+        line |= {"text": " ".join(line["tokens"]), "title": line["tokens"][0], "spans": [[0, first, "A"]]}
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return file
 
@@ -471,6 +474,8 @@ EFFECTS = {
     "TokenClassification.words": Effect("others", tokens, TAGGING),
     "TokenClassification.tags": Effect("kinds", labels_of_tokens, TAGGING),
     "TokenClassification.labels": Effect("[I-A, O, B-A]", labels_of_tokens, TAGGING),
+    "TokenClassification.spans": Effect("spans", labels_of_tokens, TAGGING),
+    "TokenClassification.text": Effect("title", tokens, (*TAGGING, "task.spans=spans")),
     "TokenClassification.scheme": Effect("none", lambda run: run.task.headline, TAGGING),
     "TokenClassification.align": Effect("average", lambda run: sorted(run.data["train"].tokens), TAGGING),
     "TokenClassification.stride": Effect("2", lambda run: run.data["train"].offsets.tolist(), TAGGING),
@@ -520,6 +525,8 @@ EFFECTS = {
     "QuestionAnswering.stride": Effect("2", tokens, ASKING),
     "QuestionAnswering.n_best": Effect("3", answers_said, ASKING),
     "QuestionAnswering.max_answer_tokens": Effect("1", answers_said, ASKING),
+    "Files.encoding": Effect("cp1252", rows, ("data.source.train=EITHER", *CUT)),
+    "Files.delimiter": Effect(";", rows, ("data.source.train=EITHER", *CUT)),
     "Files.train": Effect("[TRAIN, TEST]", rows),
     "Files.validation": Effect("TEST", rows),
     "Files.test": Effect("null", rows),
@@ -701,6 +708,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     asked = "".join(json.dumps(asked_row(number)) + "\n" for number in range(len(WORDS)))
     (home / "asked.jsonl").write_text(asked)
     plain = write_model(home / "small", SMALL)
+    either = [f"{word} é,{n % 2},a;{word};{n % 2};b" for n, word in enumerate(WORDS)]
+    (home / "either.csv").write_text("\n".join(["text,label,a;text;label;b", *either]), encoding="utf-8")
     (home / "dated.jinja").write_text("{{ strftime_now('%d %b %Y') }}" + CHATML)
     (home / "thinking.jinja").write_text(QWEN3)
     return {
@@ -718,6 +727,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "DEEP": write_model(home / "deep"),
         "WIDE": home / "wide.csv",
         "DIRTY": home / "dirty.csv",
+        "EITHER": home / "either.csv",
         "EYE": write_vision(home / "eye", VIT),
         "LENS": write_vision(home / "lens", VIT, {"image_processor_type": "ConvNextImageProcessor", "crop_pct": 0.5}),
         "SEEN": write_seen(home),

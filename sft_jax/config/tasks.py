@@ -78,6 +78,11 @@ class TokenClassification(Section):
     """Column that holds the words, a list; a text is split at white space."""
     tags: str = "tags"
     """Column that holds the tags, a list with a name, or a number from 0, for each word."""
+    spans: str | None = None
+    """Column that holds spans of the characters of `text`, in place of `words` and `tags`: each `[begin, end, label]`,
+    or an object with `start`, `end` and `label`; words are runs of letters and digits, and each other sign."""
+    text: str = "text"
+    """Column that holds the text that `spans` are of."""
     labels: list[str] | None = None
     """Names of the tags in the order of their numbers; null takes them from the source or the sorted values."""
     scheme: Literal["auto", "BIO", "BIOES", "IO", "none"] = "auto"

@@ -1,7 +1,7 @@
 """Rows of several sources put one after the other; each row still knows its part and its place. Knows no weights."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -48,6 +48,7 @@ def mix(parts: Sequence[tuple[str, Rows | None]], where: str, column: str | None
         notes=tuple(note for *_, rows in held for note in rows.notes),
         written=frozenset(name for name, found in columns.items() if found.written),
         cells={name: found.cells for name, found in columns.items() if found.cells is not None},
+        lacking={name: found.lacking for name, found in columns.items() if found.lacking},
         unfit={name: found.unfit for name, found in columns.items() if found.unfit},
     )
 
@@ -59,6 +60,7 @@ class _Column:
     kind: Any  # its feature
     written: bool = False
     cells: pa.DataType | None = None  # of texts of flat files: what they mean
+    lacking: str = ""  # the parts that have it not
     unfit: str = ""  # why it cannot be read
 
 
@@ -67,10 +69,7 @@ def _columns(parts: Mapping[str, Rows]) -> dict[str, _Column]:
     for key in dict.fromkeys(key for rows in parts.values() for key in rows.names):
         lacking = [f"part '{name}'" for name, rows in parts.items() if key not in rows.names]
         column = _column(key, {name: rows for name, rows in parts.items() if key in rows.names})
-        if lacking:
-            why = f"no column '{key}' in {', '.join(lacking)}, which other parts have"
-            column = _Column(column.kind, unfit=f"{why}; rename the column that stands for it there")
-        found[key] = column
+        found[key] = replace(column, lacking=", ".join(lacking))
     return found
 
 
@@ -123,7 +122,7 @@ def _with(table: Dataset, key: str, values: pa.Array | pa.ChunkedArray) -> Datas
     return Dataset(whole.set_column(whole.column_names.index(key), key, values))
 
 
-def _both(one: object, other: object) -> object | None:
+def _both(one: Any, other: Any) -> Any:
     """The type that holds the values of both as they are, None where there is none."""
     if one == other or one == Value("null") or other == Value("null"):
         return other if one == Value("null") else one
@@ -144,7 +143,7 @@ def _plain(kind: Value) -> str:
     return widest.get(kind.dtype) or plain or kind.dtype
 
 
-def _said(kind: object) -> str:
+def _said(kind: Any) -> str:
     if isinstance(kind, ClassLabel):
         return f"labels named {', '.join(kind.names[:10])}"
     if isinstance(kind, List):

@@ -103,6 +103,8 @@ def read_text(content: bytes, encoding: str = UTF8) -> str | Problem:
         text = content.decode("utf-8-sig" if encoding == UTF8 else encoding)
     except UnicodeDecodeError as error:
         return _broken_bytes(content[error.start], f"byte {error.start + 1}", encoding)
+    except UnicodeError as error:  # no mark of UTF-16
+        return Problem(f"broken {encoding}", f"not {encoding} ({reason(error)}); set data.source.encoding")
     return Problem("NUL character", "holds a NUL character; take it out") if "\0" in text else text
 
 
@@ -131,7 +133,7 @@ def _lines(file: str | BufferedReader, where: str, encoding: str = UTF8) -> Iter
     except (OSError, EOFError, zlib.error) as error:
         why = getattr(error, "strerror", None) or reason(error)
         raise DataError(f"{where}: {file} cannot be read ({why}); check the path and the file") from None
-    except UnicodeDecodeError as error:  # of encodings in which no byte stands for itself
+    except UnicodeError as error:  # of encodings in which no byte stands for itself
         raise DataError(f"{where}: {file} is not {encoding} ({reason(error)}); set data.source.encoding") from None
 
 
@@ -146,7 +148,7 @@ def _utf16(begin: bytes) -> str:
     if begin[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "utf-16"
     for first, name in ((1, "utf-16-le"), (0, "utf-16-be")):
-        if len(begin) >= 4 and not any(begin[first::2]) and all(begin[1 - first :: 2]):
+        if len(set(begin)) > 3 and not any(begin[first::2]) and all(begin[1 - first :: 2]):
             return name
     return ""
 

@@ -41,6 +41,7 @@ class Rows:
     notes: tuple[str, ...] = ()  # what should be known of the source, though all rows can be used
     written: frozenset[str] = frozenset()  # columns of which the table has each value's own JSON
     cells: Mapping[str, pa.DataType] = field(default_factory=dict)  # columns of texts of flat files -> what these mean
+    lacking: Mapping[str, str] = field(default_factory=dict)  # columns that parts of a mixture lack -> which parts
     unfit: Mapping[str, str] = field(default_factory=dict)  # columns that cannot be read -> why, and what to do
 
     def __len__(self) -> int:
@@ -65,8 +66,7 @@ class Rows:
 
     def texts(self, name: str) -> list[Any]:
         """The same with the cells of a flat file as they stand: 911 and 007 are texts."""
-        if name not in self.cells:  # texts are alike even where some of them are numbers
-            self._refuse(name)
+        self._refuse(name, texts=True)
         return self._values(name)
 
     def feature(self, name: str) -> Any:
@@ -77,10 +77,15 @@ class Rows:
             found = found.get(key) if isinstance(found, Mapping) else None
         return getattr(found, "feature", found)
 
-    def _refuse(self, name: str) -> None:
+    def _refuse(self, name: str, *, texts: bool = False) -> None:
         """Raise what is wrong with a column that is there and cannot be read."""
-        head = name if name in self.unfit else name.partition(".")[0]
-        if head in self.unfit:
+        head = name if name in self.names else name.partition(".")[0]
+        if head in self.lacking:
+            raise DataError(
+                f"{self.where}: no column '{head}' in {self.lacking[head]}, which other parts have; "
+                f"rename the column that stands for it there"
+            )
+        if head in self.unfit and not (texts and head in self.cells):  # texts are alike even where some are numbers
             raise DataError(f"{self.where}: {self.unfit[head]}")
 
     def _values(self, name: str) -> list[Any]:
@@ -109,10 +114,10 @@ class Rows:
 
     def _separated(self, name: str) -> str:
         """What to say where the names of columns are one name, since the file is separated by something else."""
-        for given in self.names:
+        for given in self.names if self.cells else ():
             for mark in re.findall(r"[;|\t,]", given):
                 if name in [part.strip() for part in given.split(mark)]:
-                    return f"; the file is separated by {mark!r}: set data.source.delimiter={mark!r}"
+                    return f"; is the file separated by {mark!r}? then set data.source.delimiter"
         return ""
 
     def place(self, row: int) -> str:

@@ -5,6 +5,7 @@ Nothing here runs code that comes with data. Knows no task and no tokenizer.
 
 import glob
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,11 @@ def _load_built(files: Sequence[str], where: str, builder: str) -> Rows:
         table = datasets.load_dataset(builder, data_files=local, split="train")
         counts = [pyarrow.parquet.read_metadata(f).num_rows for f in found] if builder == "parquet" else []
     except (DatasetGenerationError, OSError, ValueError, StopIteration) as error:
+        if len(files) > 1:  # a column may be of other types in them, which is for those who read it
+            parts = [
+                (name, _load_built([file], where, builder)) for name, file in zip(shown(files), files, strict=True)
+            ]
+            return replace(mix(parts, where, None), part=None)
         cause = error.__cause__ or error
         why = "it holds no row" if isinstance(cause, StopIteration) else reason(cause, 200)
         raise DataError(f"{where}: {', '.join(files)} cannot be read as {builder} ({why}); mend the file") from None

@@ -91,6 +91,8 @@ def read_conll(files: Sequence[str], where: str, encoding: str = UTF8) -> Rows:
     """A row for each sentence: its words in the column `tokens`, their tags in the column `tags`."""
     found, store = _gathered(files, where), Store(where)
     for block in blocks(files, lambda number, file: conll_records(file, where, encoding), found):
+        if not store.forms:
+            _check_words([words for words, _ in block], files[0], where)
         store.add(dict(zip(("tokens", "tags"), zip(*block, strict=True), strict=True)))
     return found.rows(store.table())
 
@@ -105,9 +107,9 @@ def _header(first: tuple[int, Any] | None, file: str, where: str) -> list[str]:
     line, names = first
     if isinstance(names, Problem):
         raise DataError(f"{where}: {file}, line {line}: {names.text}; this line names the columns")
-    if not any(names):
+    if not any(map(str.strip, names)):
         raise DataError(f"{where}: {file}, line {line}: names no column; give each column a name")
-    return names
+    return [name.strip() for name in names]
 
 
 def _check_separated(names: list[str], file: str, where: str) -> None:
@@ -120,6 +122,18 @@ def _check_separated(names: list[str], file: str, where: str) -> None:
                 f"{where}: {file}, line 1: names one column, {names[0]!r:.60}; the file is separated by {mark!r}: "
                 f"set data.source.delimiter='{shown}'"
             )
+
+
+def _check_words(sentences: list[list[str]], file: str, where: str) -> None:
+    """The first column of CoNLL-U are numbers, that of CoNLL-2012 the name of a document: neither holds words."""
+    long = [words for words in sentences if len(words) > 2]
+    numbered = all(words[:3] == ["1", "2", "3"] for words in long)
+    named = all(len(set(words)) == 1 for words in long) and any("/" in words[0] for words in long)
+    if long and (numbered or named):
+        raise DataError(
+            f"{where}: {file} has {'numbers' if numbered else 'names of documents'} in its first column, such as "
+            f"{long[0][0]!r:.40}; write files with the word first and its tag last"
+        )
 
 
 def _named_once(names: list[str], file: str, found: Gathered, twice: dict[str, str]) -> list[int]:

@@ -9,6 +9,7 @@ import numpy as np
 from sft_jax.errors import ConfigError, ModelError, did_you_mean, listing
 
 MOST_SHOWN = 10  # labels in one message
+GAPS = {"", "?", "na", "n/a", "<na>", "nan", "none", "null", "nil", "missing", "unknown", "#n/a"}
 FEW, MANY = 5, 100  # rows of a class that is hardly learned; classes that are seldom meant
 
 
@@ -46,6 +47,9 @@ def doubts(counts: Mapping[str, int | float]) -> list[str]:
             f"labels {shown} are alike but for case, blanks, punctuation or the form of a letter, and are classes of "
             f"their own; write them alike, or name in task.labels those that are meant"
         )
+    gaps = [f"{name!r} ({counts[name]})" for name in counts if name.strip().lower() in GAPS]
+    if gaps:
+        found.append(f"labels {', '.join(gaps)} may stand for no label; if they do, leave their cells empty")
     rare = [name for name, count in counts.items() if count < FEW]
     if rare:
         shown = ", ".join(f"{name!r} ({counts[name]})" for name in rare[:MOST_SHOWN])

@@ -19,9 +19,9 @@ from sft_jax.config.tasks import TokenClassification
 from sft_jax.data.batch import Encoded
 from sft_jax.data.rows import Bad, Rows
 from sft_jax.data.words import tokenize_words
-from sft_jax.errors import ConfigError, ModelError
+from sft_jax.errors import ConfigError, DataError, ModelError
 from sft_jax.models.family import Head
-from sft_jax.tasks import audits, metrics, tag_schemes
+from sft_jax.tasks import audits, metrics, span_columns, tag_schemes
 from sft_jax.tasks import label_columns as columns
 from sft_jax.tasks import labels as named
 from sft_jax.tasks.classes import balanced_weights, count, finish, often, tables
@@ -29,12 +29,22 @@ from sft_jax.tasks.losses import Weights, class_divergence, cross_entropy, token
 from sft_jax.tasks.task import Examples, Ratio, Record, Review, Targets, Task, Texts, Token, written
 
 Tags = tuple[int, ...]
+KEPT = ("words", "text", "spans", "align", "stride", "scheme")  # of the section, in a `config.json`
 SPANS = ("span_precision", "span_recall", "span_f1", "span_f1_macro", "span_f1_strict")
 
 
 def build(section: TokenClassification, rows: Mapping[str, Rows]) -> Task:
     """The task on these rows; the tags are those of the configuration, the source, or the sorted values."""
-    found = section.labels if section.labels is not None else columns.names_of_each(rows["train"], section.tags)
+    if section.spans is None and (train := rows.get("train")) and train.names == ["text"]:
+        raise DataError(
+            f"{train.where}: is lines of text, a row each; files of words with their tags are told by their names, "
+            f"which end in .conll, .iob, .iob2 or .bio"
+        )
+    found = section.labels
+    if found is None and section.spans:
+        found = span_columns.names(rows["train"], section.spans)
+    elif found is None:
+        found = columns.names_of_each(rows["train"], section.tags)
     labels = named.given(found, 2)
     scheme = tag_schemes.scheme_of(labels)
     if section.scheme not in ("auto", "none", scheme) and not (section.scheme == "BIOES" and scheme == "BIO"):
@@ -51,7 +61,7 @@ def restore(config: Mapping[str, Any]) -> TokenClassification:
     names = named.names_in(config)
     if len(names) < 2:
         raise ModelError(f"config.json: names {len(names)} label, expected two or more tags")
-    kept = {key: written(config)[key] for key in ("words", "scheme", "align", "stride") if key in written(config)}
+    kept = {key: written(config)[key] for key in KEPT if key in written(config)}
     return TokenClassification(kind="token_classification", labels=names, **kept)
 
 
@@ -133,9 +143,9 @@ def _task(section: TokenClassification, labels: tuple[str, ...], scheme: str, we
         kind=section.kind,
         head=Head("token_classification", len(labels)),
         labels=labels,
-        texts=(section.words,),
-        columns=(section.words, section.tags),
-        read=lambda rows: _read_words(rows, section.words),
+        texts=(section.text if section.spans else section.words,),
+        columns=(section.text, section.spans) if section.spans else (section.words, section.tags),
+        read=lambda rows: _read_words(rows, section),
         targets=lambda rows: _read_tags(rows, section, labels),
         classes=lambda targets: [0] * len(targets),
         label_counts=lambda targets: _label_counts(targets, labels),
@@ -238,8 +248,11 @@ def decode(
     return records
 
 
-def _read_words(rows: Rows, column: str) -> tuple[tuple[list[Any], ...], dict[int, Bad]]:
+def _read_words(rows: Rows, section: TokenClassification) -> tuple[tuple[list[Any], ...], dict[int, Bad]]:
     """The words of each row, and what is wrong with those that have none."""
+    if section.spans:
+        return span_columns.read_words(rows, section.text)
+    column = section.words
     found: list[tuple[str, ...]] = []
     bad: dict[int, Bad] = {}
     for row, value in enumerate(rows.texts(column)):
@@ -253,7 +266,9 @@ def _read_words(rows: Rows, column: str) -> tuple[tuple[list[Any], ...], dict[in
 
 
 def _read_tags(rows: Rows, section: TokenClassification, labels: Sequence[str]) -> Targets:
-    (words,), bad = _read_words(rows, section.words)
+    if section.spans:
+        return span_columns.read(rows, section.text, section.spans, labels)
+    (words,), bad = _read_words(rows, section)
     counts = [None if row in bad else len(found) for row, found in enumerate(words)]
     return columns.read_each(rows, section.tags, labels, counts)
 
@@ -336,6 +351,6 @@ def _inside(labels: Sequence[str]) -> Int[np.ndarray, " c"]:
 
 
 def _to_hf(section: TokenClassification, labels: Sequence[str], scheme: str) -> dict[str, Any]:
-    kept = {"words": section.words, "align": section.align, "stride": section.stride, "scheme": scheme}
-    found = named.to_hf(labels, "", {"kind": section.kind, **kept})
+    kept = section.model_dump(mode="json", include={"kind", *KEPT})
+    found = named.to_hf(labels, "", {**kept, "scheme": scheme})
     return {key: value for key, value in found.items() if key != "problem_type"}

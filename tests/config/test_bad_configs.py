@@ -32,7 +32,7 @@ OVERRIDES = {
     ),
     "key of another kind": (
         ["data.source.name=x/y"],
-        "data.source.name: unknown key; it belongs to 'hub' and 'tfds', not to 'files' (known: kind, test, train, val",
+        "data.source.name: unknown key; it belongs to 'hub' and 'tfds', not to 'files' (known: delimiter, enc",
     ),
     "near key of this kind": (
         ["task={kind: regression, huber_dleta: 1}"],

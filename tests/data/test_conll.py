@@ -11,6 +11,7 @@ from sft_jax.config.data import Files
 from sft_jax.data import records
 from sft_jax.data.rows import Rows
 from sft_jax.data.sources import load_files, load_rows
+from sft_jax.errors import DataError
 
 WHERE = "data.source.train"
 
@@ -120,3 +121,14 @@ def test_every_sentence_is_a_row_or_bad(lines, tmp_path):
     assert len(rows) + len(rows.bad) == 1 + len(whole)
     sound = [run for run in whole if all(line in ("a O", "b B-X", "c\tO", "# O") for line in run)]
     assert [len(tokens) for tokens in rows.column("tokens")[1:]] == [len(run) for run in sound]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [("{n}\tword{n}\tword\tNOUN\t_", "numbers in its first column, such as '1'"),
+     ("bc/cctv/00/cctv_0000 0 {n} word{n} NN *", "names of documents in its first column, such as 'bc/cctv/00")],
+)  # fmt: skip
+def test_other_kinds_of_conll_are_refused(row, said, read):
+    """CoNLL-U and CoNLL-2012 have no word in their first column, and are never read as if they had."""
+    with pytest.raises(DataError, match=said):
+        read("\n".join(row.format(n=n) for n in range(1, 5)) + "\n")

@@ -1,5 +1,6 @@
 """Several sources as one: rows in order with their parts and places, columns that fit together or are refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,15 @@ def test_a_column_that_a_part_lacks_is_named_when_it_is_asked_for():
         "data.source.train: no column 'label' in part 'b', part 'c', which other parts have; "
         "rename the column that stands for it there"
     )
+
+
+def test_a_column_that_parts_may_lack_is_none_there():
+    """Who reads a column that rows may have or not finds None in a part without it, and what stands in the others."""
+    Path("one.jsonl").write_text('{"text": "a", "n": 1, "o": {"x": 1}}\n')
+    rows = mixed({"kind": "files", "train": "one.jsonl"}, csv("two.csv", "text,m", "b,2"))["train"]
+    optional = replace(rows, lacking={})
+    assert optional.column("n") == [1, None] and optional.column("o") == [{"x": 1}, None]
+    assert optional.column("m") == [None, 2] and optional.texts("m") == [None, "2"]
 
 
 def test_what_is_bad_in_a_part_stays_said():

@@ -289,3 +289,15 @@ def test_a_missing_column_lists_those_there_are():
     with pytest.raises(DataError) as caught:
         rows.column("text")
     assert str(caught.value) == f"{WHERE}: no column 'text'; the rows have: sentence, label"
+
+
+def test_an_unread_column_of_other_types_stops_no_files(tmp_path, monkeypatch):
+    """I: Parquet files of which a column is a number here and a text there are read; only that column is refused."""
+    monkeypatch.chdir(tmp_path)
+    for name, number in (("a.parquet", 1), ("b.parquet", "x")):
+        write_table(Path(name), [{"text": name, "label": 0, "id": number}])
+    rows = load_files(["a.parquet", "b.parquet"], WHERE)
+    assert rows.column("text") == ["a.parquet", "b.parquet"] and rows.part is None
+    assert [rows.place(row) for row in (0, 1)] == ["a.parquet, row 1", "b.parquet, row 1"]
+    with pytest.raises(DataError, match=r"column 'id' holds whole numbers in part 'a.parquet', texts in 'b.parquet'"):
+        rows.column("id")

@@ -1,13 +1,16 @@
 """Sequence classification: labels and their numbers, columns, messages about bad rows, and the way to disk and back."""
 
+import io
 import json
 
 import numpy as np
 import pytest
-from conftest import examples, one, write_tokenizer
+from conftest import WORDS, examples, one, write_tokenizer
 from datasets import ClassLabel, Dataset, Features, Value
+from rich.console import Console
 from sklearn.utils.class_weight import compute_class_weight
 
+from sft_jax import console, inputs
 from sft_jax.config.tasks import SequenceClassification
 from sft_jax.data.rows import Rows, refuse
 from sft_jax.data.text import load_tokenizer
@@ -423,7 +426,37 @@ def test_a_column_of_numbers_of_rows_is_no_label():
 def test_what_is_odd_about_labels_is_said():
     """Names that are alike, rare ones and very many are said by name before training; clean ones are not."""
     found = doubts({"Billing": 400, "billing": 2, "N/A": 9, "NA": 8, "café": 7, "cafe\u0301": 7, "C": 9, "C++": 9})
-    assert len(found) == 4 and "'Billing' (400), 'billing' (2)" in found[0] and "'N/A' (9), 'NA' (8)" in found[1]
-    assert found[3] == "labels with fewer than 5 training rows: 'billing' (2); such a class is hardly learned"
+    assert len(found) == 5 and "'Billing' (400), 'billing' (2)" in found[0] and "'N/A' (9), 'NA' (8)" in found[1]
+    assert found[3] == "labels 'N/A' (9), 'NA' (8) may stand for no label; if they do, leave their cells empty"
+    assert found[4] == "labels with fewer than 5 training rows: 'billing' (2); such a class is hardly learned"
     assert doubts({"pos": 5, "neg": 5, "-1": 5, "1": 5, "+": 5, "-": 5}) == []
     assert "there are 101 labels" in doubts({f"kind {n}": 5 for n in range(101)})[0]
+
+
+def test_a_label_inside_of_objects_is_read_with_its_names():
+    """F6: `meta.label` is the `label` of each object, names of a ClassLabel there included; a missing one is named."""
+    kinds = Features({"text": Value("string"), "meta": {"label": ClassLabel(names=["neg", "pos"])}})
+    rows = Dataset.from_dict({"text": ["a", "b"], "meta": [{"label": 1}, {"label": 0}]}, kinds)
+    task = task_of(rows, label="meta.label")
+    assert task.labels == ("neg", "pos") and numbers_of(task, rows) == [1, 0]
+    plain = Dataset.from_dict({"text": ["a", "b"], "meta": [{"label": "x"}, {"label": "y"}]})
+    assert task_of(plain, label="meta.label").labels == ("x", "y")
+    for name, said in {
+        "meta.lable": "no 'lable' in column 'meta'; the rows have: label; did you mean 'label'?",
+        "lable": "no column 'lable'; the rows have: text, meta",
+        "text.label": "no 'label' in column 'text'; it holds no objects",
+    }.items():
+        assert message_of(lambda name=name: task_of(plain, label=name)) == f"{WHERE}: {said}"
+
+
+def test_warnings_are_in_the_report_and_on_the_screen(configure, tmp_path):
+    """What is odd about files and labels is said before training, in the data report and on the console."""
+    lines = [f",{word},{label}" for word, label in zip(WORDS, ["Spam", "spam", "ham"] * 20, strict=False)]
+    (tmp_path / "rows.csv").write_text("\n".join([",text,label", *lines]))
+    alone = ("data.source.validation=null", "data.source.test=null", "eval.every=never")
+    _, _, report = inputs.read_rows(configure(f"data.source.train={tmp_path / 'rows.csv'}", *alone))
+    assert len(report.warnings) == 2 and "column 1 has no name" in report.warnings[0]
+    assert "labels 'Spam' (" in report.warnings[1] and report.plain()["warnings"] == report.warnings
+    screen = Console(file=io.StringIO(), width=300)
+    console.show_data(screen, report)
+    assert all(f"! {warning}" in screen.file.getvalue() for warning in report.warnings)

@@ -51,6 +51,29 @@ def test_labels_are_lists_or_joined_texts(values, labels, answers):
     assert task.label_counts(found.values) == dict(zip(labels, np.sum(answers, axis=0).tolist(), strict=True))
 
 
+@pytest.mark.parametrize(
+    "cell", ["['fear', 'joy']", '["fear", "joy"]', "['fear' 'joy']", "('fear', 'joy')", "fear,joy", " fear , joy "]
+)
+def test_lists_in_cells_are_lists(cell):
+    """K: the repr of a list in a cell is the list, and not labels such as `['fear'`; a broken one is a bad row."""
+    rows = rows_of(labels=[cell, "joy", "[]", "[fear, joy]", "['fear' 'joy', 'joy']"])
+    task = task_of(rows)
+    assert task.labels == ("fear", "joy")
+    found = task.targets(rows)
+    assert found.values == [(1, 1), (0, 1), (0, 0), None, None] and found.bad.keys() == {3, 4}
+    assert "is no list or object that can be read" in found.bad[3].text and "blanks between" in found.bad[4].text
+
+
+def test_a_column_inside_of_objects():
+    """F6: `meta.labels` is read, also where it is lists of a ClassLabel; a missing one is a message."""
+    named = Features({"text": Value("string"), "meta": {"labels": List(ClassLabel(names=["x", "y"]))}})
+    rows = rows_of(named, meta=[{"labels": [1]}, {"labels": [0, 1]}])
+    task = task_of(rows, label="meta.labels")
+    assert task.labels == ("x", "y") and task.targets(rows).values == [(0, 1), (1, 1)]
+    with pytest.raises(DataError, match=r"no column 'labels'; the rows have: text, meta$"):
+        task_of(rows)
+
+
 def test_another_separator():
     """What joins labels is a setting; a comma is then a part of a name."""
     rows = rows_of(labels=["a, b|c", "c"])

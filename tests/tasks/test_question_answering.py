@@ -76,10 +76,13 @@ def rows_of(**columns) -> Rows:
         ),
         ({"text": [], "answer_start": []}, ()),
         (None, ()),
+        ("{'text': ['cela'], 'answer_start': [5]}", ((5, "cela"),)),
+        ("{'text': array(['cela'], dtype=object), 'answer_start': array([5], dtype=int32)}", ((5, "cela"),)),
+        ('[{"text": "cela", "answer_start": 5}]', ((5, "cela"),)),
     ],
 )
 def test_forms_of_answers(answers, value):
-    """S5: answers as `datasets` has them, as a list of objects, one alone, and none."""
+    """S5, K: answers as `datasets` has them, as a list of objects, one alone, none, and as cells of a CSV have them."""
     task = build_task(SECTION, {})
     found = task.targets(rows_of(question=["bara"], context=[TEXT], answers=[answers]))
     assert found.values == [value] and not found.bad
@@ -98,6 +101,7 @@ def test_forms_of_answers(answers, value):
         ({"text": [], "answer_start": []}, "answers holds no answer; with task.no_answer=true rows may be without one"),
         ({"text": ["cela"], "answer_start": []}, "expected {'text': [...], 'answer_start': [...]}"),
         ("cela", "answers is 'cela', expected {'text': [...], 'answer_start': [...]}"),
+        ("{'text': ['cela' ...]}", "it was cut with '...' when it was written, so that the rest is lost"),
     ],
 )
 def test_answers_that_cannot_be_used(answers, message):

@@ -3,6 +3,7 @@
 import json
 import random
 import warnings
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -305,3 +306,121 @@ def test_what_an_export_says_brings_the_task_back():
     assert (again.labels, again.texts, again.head) == (task.labels, ("w",), task.head)
     others = {"architectures": ["XForTokenClassification"], "id2label": {"0": "O", "1": "B-X"}}
     assert restore_task(others, "here").kind == "token_classification"
+
+
+# -- what other people's files hold
+
+
+@pytest.mark.parametrize(
+    ("words", "tags"),
+    [
+        ("['John', 'lives', \"it's\"]", "['B-PER', 'O', 'O']"),
+        ('["John", "lives", "it\'s"]', '["B-PER", "O", "O"]'),
+        ("['John' 'lives' \"it's\"]", "['B-PER' 'O'\n 'O']"),
+        ("array(['John', 'lives', \"it's\"], dtype=object)", "array([1, 0, 0])"),
+        ("('John', 'lives', \"it's\")", "(1, 0, 0)"),
+        ("John lives it's", "1 0 0"),
+    ],
+)
+def test_lists_in_cells_are_read(words, tags):
+    """K: the repr of a list, as pandas and numpy write it into a CSV, is the list, and is never cut at blanks."""
+    rows = Rows(Dataset.from_dict({"tokens": [words], "tags": [tags]}), "data.source.train")
+    task = task_of(labels=["O", "B-PER"] if "B-PER" in tags else ["0", "1"])
+    (found,), bad = task.read(rows)
+    assert found == [("John", "lives", "it's")] and not bad
+    targets = task.targets(rows)
+    assert targets.values == [(1, 0, 0)], targets.bad
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ("[John, lives]", "is no list or object that can be read"),
+        ("['John' 'lives', 'here']", "commas between some of its values and blanks between others"),
+        ("['John' 'lives' ... 'here']", "was cut with '...'"),
+        ("['John', 'lives'", None),
+    ],
+)
+def test_lists_in_cells_that_cannot_be_read_are_bad_rows(cell, said):
+    """K: what looks like a list and is none that can be read is named, with why; a text that does not is a text."""
+    rows = Rows(Dataset.from_dict({"tokens": [cell], "tags": [cell]}), "data.source.train")
+    (found,), bad = task_of().read(rows)
+    if said is None:
+        assert found == [("['John',", "'lives'")] and not bad
+    else:
+        assert said in bad[0].text and said in task_of().targets(rows).bad[0].text and found == [()]
+
+
+def test_missing_and_nested_columns_of_tags_are_said_or_read():
+    """F6: a column of tags that is not there is a message with those that are, and one inside of objects is read."""
+    rows = {"train": Rows(Dataset.from_dict({"tokens": [["a"]], "ner_tags": [["O"]]}), "data.source.train")}
+    section = TokenClassification(kind="token_classification")
+    with pytest.raises(DataError) as caught:
+        build_task(section, rows)
+    assert str(caught.value) == (
+        "data.source.train: no column 'tags'; the rows have: tokens, ner_tags; did you mean 'ner_tags'?"
+    )
+    inner = Features({"tokens": Sequence(Value("string")), "meta": {"tags": Sequence(ClassLabel(names=["O", "B-X"]))}})
+    named = Dataset.from_dict({"tokens": [["a", "b"]], "meta": [{"tags": [1, 0]}]}, inner)
+    task = build_task(section.model_copy(update={"tags": "meta.tags"}), {"train": Rows(named, "data.source.train")})
+    assert task.labels == ("O", "B-X") and task.targets(Rows(named, "data.source.train")).values == [(1, 0)]
+    lines = {"train": Rows(Dataset.from_dict({"text": ["a O"]}), "data.source.train")}
+    with pytest.raises(
+        DataError, match=r"is lines of text, a row each; files of words with their tags .* end in .conll"
+    ):
+        build_task(section, lines)
+
+
+def spans_of(text: str, spans: Any) -> tuple:
+    """(words, tags by name, what is wrong) of a text with spans."""
+    rows = Rows(Dataset.from_dict({"text": [text], "e": [json.dumps(spans)]}), "t", written=frozenset({"e"}))
+    section = TokenClassification(kind="token_classification", spans="e", labels=TAGS)
+    task = build_task(section, {})
+    (words,), bad = task.read(rows)
+    found = task.targets(rows)
+    tags = None if found.values[0] is None else [TAGS[tag] for tag in found.values[0]]
+    return list(words[0]), tags, [one.text for one in {**bad, **found.bad}.values()]
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        [[0, 8, "PER"], [18, 24, "LOC"]],
+        [{"start": 18, "end": 24, "label": "LOC"}, {"start": 0, "end": 8, "label": "PER"}],
+        [{"start_offset": 0, "end_offset": 8, "label": "PER"}, {"start_offset": 18, "end_offset": 24, "label": "LOC"}],
+        {"entities": [[0, 8, "PER"], [18, 24, "LOC"]]},
+    ],
+)
+def test_spans_of_characters_are_tags(spans):
+    """Offsets as spaCy, Prodigy and doccano write them make the tags that spaCy's own conversion makes of them."""
+    words, tags, bad = spans_of("Jo Smith lives in Berlin.", spans)
+    assert words == ["Jo", "Smith", "lives", "in", "Berlin", "."] and not bad
+    assert tags == ["B-PER", "I-PER", "O", "O", "B-LOC", "O"]
+
+
+@pytest.mark.parametrize(
+    ("spans", "said"),
+    [
+        ([[0, 4, "PER"]], "e has 'PER' at [0:4], which is 'Jo S'; it begins or ends within a word, or at a blank"),
+        ([[0, 3, "PER"]], "which is 'Jo '; it begins or ends within a word, or at a blank"),
+        ([[0, 80, "PER"]], "at [0:80], and the text has 9 characters"),
+        ([[0, 8, "PER"], [3, 8, "LOC"]], "where another span is"),
+        ([[0, 8]], "e holds [0, 8], expected [begin, end, label]"),
+        ([[0, 8, "ORG"]], "e has 'ORG'; "),
+        ("nothing", "e is 'nothing', expected a list of"),
+        (None, "e is None, expected a list of"),
+    ],
+)
+def test_spans_that_fit_no_words_are_bad_rows(spans, said):
+    """A span that is no run of whole words is named, and its row is no row; none is moved or left out in silence."""
+    assert said in spans_of("Jo Smith.", spans)[2][0]
+
+
+def test_a_task_on_spans_comes_back_from_disk():
+    """What was trained on spans cuts texts into the same words when it predicts."""
+    train = Rows(Dataset.from_dict({"body": ["Jo's ok"], "e": ['[[0, 2, "X"]]']}), "t", written=frozenset({"e"}))
+    task = build_task(TokenClassification(kind="token_classification", text="body", spans="e"), {"train": train})
+    again = restore_task(task.to_hf(), "here")
+    assert again.labels == task.labels == ("O", "B-X", "I-X") and again.texts == ("body",)
+    assert again.read(train)[0] == ([("Jo", "'", "s", "ok")],)
+    assert spans_of("東京へ行く", [[0, 2, "LOC"]])[:2] == (list("東京へ行く"), ["B-LOC", "I-LOC", "O", "O", "O"])
