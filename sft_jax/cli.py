@@ -519,7 +519,7 @@ def _print(record: Mapping[str, Any]) -> None:
 
 def _say_counted(counted: "Counted", longest: int, bad_rows: str, out: Path | None) -> None:
     """Say on standard error what became of the records of an input; a DataError where none could be answered."""
-    said = []
+    said = [*counted.notes]
     if out:
         said.append(f"{out} has {counted.records - (counted.bad if bad_rows == 'drop' else 0):,} records")
     if counted.truncated:

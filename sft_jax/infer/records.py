@@ -29,6 +29,7 @@ class Counted:
     truncated: int = 0
     bad: int = 0
     first: list[Bad] = field(default_factory=list)  # of these
+    notes: dict[str, None] = field(default_factory=dict)  # what should be known of the input besides
 
     def refuse(self, bad: Bad) -> None:
         """Count what cannot be answered."""
@@ -95,6 +96,7 @@ class Answers(ABC):
             refuse(windows[0].rows.where if windows else "", [bad for window in windows for bad in self._bad(window)])
         for number, window in enumerate(windows):
             rows = window.rows
+            counted.notes |= dict.fromkeys(rows.notes)
             if not number and len(rows):
                 self._has_columns(rows)
             answers = self.answered(rows, batch_size, raw=raw, score=score, first=first) if len(rows) else []
