@@ -260,11 +260,11 @@ def _plan(config: Config, memory: int | None) -> None:
 
 
 def _bytes(text: str) -> int:
-    """The bytes of a size such as `16GB` or `500 MB`."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    """The bytes of a size such as `16GB` or `500 MB`; a number without a unit could be of anything."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B)\s*", text, re.IGNORECASE)
     if not found or float(found[1]) == 0:
-        raise ConfigError(f"--memory: expected a size such as 16GB, got '{text}'")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
+        raise ConfigError(f"--memory: expected a size with its unit, such as 16GB, got '{text}'")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index((found[2] or " ").upper()))
 
 
 def _stdin() -> list[str]:
