@@ -475,10 +475,10 @@ def _plan(config: Config, memory: int | None) -> None:
 
 
 def _bytes(text: str) -> int:
-    """The bytes of a size such as `16GB` or `500 MB`."""
+    """The bytes of a size such as `16GB` or `500 MB`; a number without a unit could be of anything."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B)\s*", text, re.IGNORECASE)
     if not found or float(found[1]) == 0:
-        raise ConfigError(f"--memory: expected a size such as 16GB, got '{text}'")
+        raise ConfigError(f"--memory: expected a size with its unit, such as 16GB, got '{text}'")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index((found[2] or " ").upper()))
 
 

@@ -147,12 +147,12 @@ def show_estimate(console: Console, run: Run, found: Estimate, limit: int) -> No
 
 
 def show_smaller(console: Console, candidates: Iterable[Candidate], limit: int) -> None:
-    """What would need less, as it is found; and what of it fits."""
+    """What would need less, what saves most last; and what of it fits."""
     rows = [["setting", "in all", ""]]
-    for found in candidates:
+    for found in sorted(candidates, key=lambda found: -found.total):
         fits = "fits" if found.total <= limit else "does not fit"
         rows.append([" ".join(found.settings), size(found.total), fits])
-    show_table(console, "what would help", rows)
+    show_table(console, "what would help" if len(rows) > 1 else "nothing that was tried needs less", rows)
 
 
 def to_try(run: Run, model: str) -> str:

@@ -56,6 +56,12 @@ class RunError(SftError):
     exit_code = 65
 
 
+class ProcessError(SftError):
+    """Another process of the run cannot be reached, or is gone; the same command may do better another time."""
+
+    exit_code = 69
+
+
 class NonFiniteError(SftError):
     """Loss or gradient became NaN or infinite."""
 

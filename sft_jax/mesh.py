@@ -6,6 +6,10 @@ hidden layers). Knows no model: parameters come with the logical names of their 
 
 import math
 import os
+import re
+import socket
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,29 +19,114 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sft_jax.config.schema import MeshSection
-from sft_jax.errors import ConfigError
+from sft_jax.errors import ConfigError, ProcessError, reason
 
 AXES = ("data", "fsdp", "tensor")
 ROWS, HEADS = ("data", "fsdp"), "tensor"  # axes over which a batch is divided, and attention
 BATCH = P(ROWS)
 # Logical name of a dimension -> axis that it is divided over. Names not listed here are whole on every device.
 RULES = {"embed": "fsdp", "heads": HEADS, "mlp": "tensor", "vocab": "tensor"}
-# How a launcher tells a process of several who it is.
-COORDINATOR, PROCESSES, PROCESS = "SFT_COORDINATOR", "SFT_NUM_PROCESSES", "SFT_PROCESS_ID"
+# How a launcher tells a process of several who it is, and how many seconds it may wait for the others.
+COORDINATOR, PROCESSES, PROCESS, WAIT = "SFT_COORDINATOR", "SFT_NUM_PROCESSES", "SFT_PROCESS_ID", "SFT_WAIT"
+SECONDS, LONGEST = 45, 3_000  # that it waits if nothing is said, and at most
+# What errors of jax speak of when another process is gone: collectives of CPUs and GPUs, and the service of processes.
+PEERS = re.compile(r"gloo|nccl|coordination|barrier|heartbeat|connection (closed|reset) by peer", re.IGNORECASE)
 
 
 def start_processes() -> None:
-    """Join the other processes where a launcher set `SFT_COORDINATOR`; alone, do nothing."""
-    if COORDINATOR not in os.environ or jax.distributed.is_initialized():
+    """Join the other processes where a launcher set `SFT_COORDINATOR`; alone, do nothing.
+
+    jax by itself waits for five minutes, and then ends the process where it stands.
+    """
+    given = [name for name in (COORDINATOR, PROCESSES, PROCESS) if os.environ.get(name)]
+    if not given or jax.distributed.is_initialized():
         return
-    try:
-        count, mine = int(os.environ[PROCESSES]), int(os.environ[PROCESS])
-    except (KeyError, ValueError):
+    if len(given) < 3:
+        raise ConfigError(f"environment: {' and '.join(given)} alone; set {COORDINATOR}, {PROCESSES} and {PROCESS}")
+    count, mine = _whole(PROCESSES, 1), _whole(PROCESS, 0)
+    seconds = _whole(WAIT, 1, LONGEST) if os.environ.get(WAIT) else SECONDS
+    if mine >= count:
         raise ConfigError(
-            f"environment: {COORDINATOR} is set, but {PROCESSES} and {PROCESS} are not both whole numbers; "
-            f"set all three or none"
+            f"environment: {PROCESS}={mine} of {PROCESSES}={count}; they are counted from 0 to {count - 1}"
+        )
+    coordinator = os.environ[COORDINATOR]
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ConfigError(f"environment: {COORDINATOR}={coordinator}; expected host:port, such as 10.0.0.1:1234")
+    until = time.monotonic() + seconds
+    if mine == 0:
+        _see_free(coordinator, int(port))
+    else:
+        _see_answering(coordinator, host.strip("[]"), int(port), until)
+    _join(coordinator, count, mine, until)
+
+
+def _whole(name: str, least: int, most: int = 1_000_000) -> int:
+    text = os.environ[name]
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise ConfigError(f"environment: {name}={text}; expected a whole number from {least} to {most}")
+    return int(text)
+
+
+def _see_free(coordinator: str, port: int) -> None:
+    """Raise where this machine would not let the first process listen, of which only jax's log would tell."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise ConfigError(
+            f"environment: {COORDINATOR}={coordinator}; process 0 cannot listen there ({error.strerror}); "
+            f"give another port"
         ) from None
-    jax.distributed.initialize(os.environ[COORDINATOR], count, mine)
+
+
+def _see_answering(coordinator: str, host: str, port: int, until: float) -> None:
+    """Wait until somebody listens at the address; raise where nobody does in time."""
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=max(0.1, min(5, until - time.monotonic()))).close()
+            return
+        except OSError as error:
+            if time.monotonic() + 1 > until:
+                why = "no answer" if isinstance(error, TimeoutError) else error.strerror or error
+                raise ProcessError(
+                    f"environment: {COORDINATOR}={coordinator}; process 0 cannot be reached there ({why}); start it, "
+                    f"see that the address is its own, or set {WAIT} to more seconds"
+                ) from None
+        time.sleep(0.5)
+
+
+def _join(coordinator: str, count: int, mine: int, until: float) -> None:
+    """Wait in a thread, which can be left: jax's own end of waiting is that of the process."""
+    found: list[Exception] = []
+
+    def join() -> None:
+        try:
+            jax.distributed.initialize(coordinator, count, mine, initialization_timeout=LONGEST + 600)
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=join, daemon=True)
+    thread.start()
+    thread.join(max(1.0, until - time.monotonic()))
+    if found:
+        raise ProcessError(f"environment: {COORDINATOR}={coordinator}; the processes cannot join ({reason(found[0])})")
+    if thread.is_alive():
+        raise ProcessError(
+            f"environment: {PROCESSES}={count}, but not all of them came to {COORDINATOR}={coordinator} in time; start "
+            f"the others, see that the address is that of process 0, or set {WAIT} to more seconds"
+        )
+
+
+def lost_peer(error: BaseException) -> str | None:
+    """What an error says of a process of the run that is gone; None where it is of something else."""
+    if not jax.distributed.is_initialized():
+        return None
+    chain: BaseException | None = error
+    while chain is not None:
+        if PEERS.search(str(chain)):
+            return reason(chain)
+        chain = chain.__cause__ or chain.__context__
+    return None
 
 
 def is_first_process() -> bool:

@@ -231,6 +231,8 @@ class Checkpoints:
         except NOT_STORAGE:
             raise
         except Exception as error:
+            if meshes.lost_peer(error):  # nor does that
+                raise
             reason = _reason(error)
         self._failed(reason)
 
