@@ -33,7 +33,8 @@ READABLE = ("F32", "F16", "BF16", "F64")  # types of tensors, as safetensors cal
 MOST_SHOWN = 20  # problems in one message
 JSON_BYTES = 64 << 20
 WANTED = (
-    "*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja", "additional_chat_templates/*.jinja", "README.md",
+    "*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.bpe", "*.jinja",
+    "additional_chat_templates/*.jinja", "README.md",
 )  # fmt: skip
 
 
