@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax import assets
 from sft_jax.adapt import peft
 from sft_jax.config.data import Clean
 from sft_jax.data.clean import RULES
@@ -39,6 +40,15 @@ PIPELINES = {
     "image_classification": "image-classification",
     "seq2seq": "text2text-generation",
 }  # kind of head -> what `transformers` calls its use
+WITHOUT_PIPELINE = ("question_answering", "seq2seq")  # it has none any more
+AUTO = {
+    "sequence_classification": "AutoModelForSequenceClassification",
+    "token_classification": "AutoModelForTokenClassification",
+    "question_answering": "AutoModelForQuestionAnswering",
+    "causal_lm": "AutoModelForCausalLM",
+    "image_classification": "AutoModelForImageClassification",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+}  # kind of head -> what reads it there
 
 
 @dataclass(frozen=True)
@@ -160,24 +170,49 @@ def _padded(files: dict[str, bytes], about: About, model: Model, config: Mapping
     return {**files, **changed}
 
 
+def base_name(source: str, directory: Path) -> str:
+    """The name by which others find the base of an adapter: a hub name, or the whole path of a directory.
+
+    That of an asset is where it was unpacked to.
+    """
+    local = Path(source).expanduser()
+    if source.startswith(assets.SCHEME):
+        return str(directory.absolute())
+    return str(local.absolute()) if local.exists() else source
+
+
+def with_peft(task: Task, base: str) -> list[str]:
+    """How `peft` is asked for an exported adapter."""
+    labels = f", num_labels={len(task.labels)}" if task.labels else ""
+    return [
+        "import peft",
+        "import transformers",
+        f'base = transformers.{AUTO[task.head.kind]}.from_pretrained("{base}"{labels})',
+        'model = peft.PeftModel.from_pretrained(base, "this directory")',
+    ]
+
+
 def in_python(task: Task, directory: str) -> str:
     """How `transformers` is asked for an exported model; for some kinds it has no pipeline any more."""
-    without = {"question_answering": "AutoModelForQuestionAnswering", "seq2seq": "AutoModelForSeq2SeqLM"}
-    if task.head.kind in without:
-        return f'transformers.{without[task.head.kind]}.from_pretrained("{directory}")'
+    if task.head.kind in WITHOUT_PIPELINE:
+        return f'transformers.{AUTO[task.head.kind]}.from_pretrained("{directory}")'
     return f'transformers.pipeline("{PIPELINES[task.head.kind]}", model="{directory}")'
 
 
-def model_card(base: str, task: Task, facts: Mapping[str, str], metrics: Mapping[str, float]) -> str:
-    """The README of an exported model: what it came from, how it was trained, what it scored."""
+def model_card(
+    base: str, task: Task, facts: Mapping[str, str], metrics: Mapping[str, float], *, adapter_of: str | None = None
+) -> str:
+    """The README of an exported model, or of the adapter of a base: what it came from, how it was trained, what it
+    scored."""
+    plain = ["import transformers", in_python(task, "this directory")]
     scores = [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
     lines = [
         "---",
-        "library_name: transformers",
+        f"library_name: {'peft' if adapter_of else 'transformers'}",
         "tags: [sft_jax]",
         f"pipeline_tag: {PIPELINES[task.head.kind]}",
         "---",
-        f"# {Path(base).name or base}, fine-tuned",
+        f"# {Path(base).name or base}, {'an adapter' if adapter_of else 'fine-tuned'}",
         "",
         f"`{base}` fine-tuned for {task.kind.replace('_', ' ')} with sft_jax.",
         *([f"{'Labels' if len(task.labels) > 1 else 'Output'}: {', '.join(task.labels)}."] if task.labels else []),
@@ -188,8 +223,7 @@ def model_card(base: str, task: Task, facts: Mapping[str, str], metrics: Mapping
         "",
         *(["| metric on held-out rows | value |", "|---|---|", *scores, ""] if scores else []),
         "```python",
-        "import transformers",
-        in_python(task, "this directory"),
+        *(with_peft(task, adapter_of) if adapter_of else plain),
         "```",
         "",
     ]

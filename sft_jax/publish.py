@@ -4,6 +4,7 @@ What is published is what the run has: the model that the exported `config.json`
 on real documents, and what was written is opened again and holds the same numbers and gives the same tokens.
 """
 
+import dataclasses
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from sft_jax.adapt.merge import merge
 from sft_jax.config.adapter import AdapterSection
 from sft_jax.data.batch import Batch, Shape, collate
 from sft_jax.errors import RunError, listing
-from sft_jax.export import About, described, export_adapter, export_model, model_card
+from sft_jax.export import About, base_name, described, export_adapter, export_model, model_card
 from sft_jax.models.family import build_model, load_model, settled
 from sft_jax.nn.heads import ON_VOCABULARY, LazyLogits
 from sft_jax.nn.lora import HEAD, is_adapter
@@ -66,13 +67,16 @@ def publish(
     if run.model.adapters and config.adapter:
         own = [path for path in run.model.template.paths(run.trainable) if not is_adapter(path)]
         head = [] if run.task.head.kind in ON_VOCABULARY else [p for p in whole if p.startswith(f"{HEAD}/")]
+        base = base_name(config.model.source, source.directory)
+        facts = _facts(run, int(state.step), merged=False)
+        beside = model_card(config.model.source, run.task, facts, metrics, adapter_of=base)
         export_adapter(
             adapter_directory(out),
             run.model,
             host,
-            about,
+            dataclasses.replace(about, card=beside),
             whole={*own, *head, *run.matched.initialised},
-            base=config.model.source,
+            base=base,
             root=config.adapter.scaling == "root",
             replace=replace,
         )
@@ -196,22 +200,23 @@ def _last_tokens(run: Run) -> frozenset[int]:
     return frozenset(int(i) for array, offsets in ids if array is not None for i in np.unique(array[offsets[1:] - 1]))
 
 
-def _facts(run: Run, steps: int) -> dict[str, str]:
-    """How the model was trained, for its card."""
+def _facts(run: Run, steps: int, *, merged: bool = True) -> dict[str, str]:
+    """How the model was trained, for its card, or for that of its adapter, which is not merged."""
     config = run.config
     return {
         "training rows": f"{len(run.data['train']):,}",
         "steps": str(steps),
         "batch size": str(config.train.batch_size),
         "optimizer": f"{config.optim.name}, learning rate {config.optim.lr:g}",
-        **_adapter_facts(config.adapter),
+        **_adapter_facts(config.adapter, merged),
         "seeds": ", ".join(f"{k} {v}" for k, v in config.seed.model_dump().items()),
     }
 
 
-def _adapter_facts(section: AdapterSection | None) -> dict[str, str]:
+def _adapter_facts(section: AdapterSection | None, merged: bool) -> dict[str, str]:
     if section is None:
         return {}
     fact = f"{section.kind} of rank {section.rank} on {', '.join(section.match)}"
-    held = "" if section.base == "same" else f", into kernels rounded to {section.base}"
-    return {"adapter": f"{fact}, merged{held}"}
+    held = "" if section.base == "same" else f"{'into' if merged else 'beside'} kernels rounded to {section.base}"
+    how = [fact, *(["merged"] if merged else []), *([held] if held else [])]
+    return {"adapter": ", ".join(how)}
