@@ -12,14 +12,15 @@ from conftest import TINY, write_model
 from made_gguf import TEMPLATE, write_gguf
 
 from sft_jax import export as exporting
+from sft_jax.adapt.peft import read as read_adapter
 from sft_jax.config.tasks import SequenceClassification
 from sft_jax.data.text import load_tokenizer
-from sft_jax.errors import RunError
-from sft_jax.export import About, export_model, model_card
+from sft_jax.errors import ModelError, RunError
+from sft_jax.export import About, base_name, export_model, model_card
 from sft_jax.infer.predict import load_predictor
 from sft_jax.models.family import build_model, load_model
 from sft_jax.tasks.task import Task, build_task
-from sft_jax.weights.files import open_checkpoint
+from sft_jax.weights.files import find, open_checkpoint
 
 LABELS = ["no", "perhaps", "yes"]
 TEXTS = ["bara cela", "doro", "fenum gula hini jato kolum"]
@@ -108,15 +109,16 @@ def test_the_class_is_that_of_the_model_type(name, expected, tmp_path):
 
 
 def test_the_tokenizer_comes_along_unchanged(source, tmp_path):
-    """C7: every file of the tokenizer is copied byte by byte; files of other kinds stay behind."""
+    """C7, fault P: every file of the tokenizer is copied byte by byte, read or not; others stay behind."""
     home = tmp_path / "source"
     shutil.copytree(source, home)
-    for name in ("tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+    others = {"tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "tokenizer.model", "qwen.tiktoken"}
+    for name in others:
         (home / name).write_text("{}\n")
     for name in ("training_args.bin", "modeling_evil.py", "optimizer.pt"):
         (home / name).write_bytes(b"no")
     out = contents(exported(home, tmp_path / "out"))
-    kept = {"tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"}
+    kept = {"tokenizer.json", *others}
     assert set(out) == kept | {"config.json", "model.safetensors", "README.md"}
     assert all(out[name] == (home / name).read_bytes() for name in kept)
 
@@ -225,6 +227,30 @@ def test_numbers_of_any_type_are_written_as_float32(source, tmp_path):
     export_model(tmp_path / "out", model, halves, About(checkpoint.config, task, source, 24, "card"))
     after = open_checkpoint(tmp_path / "out")
     assert {after.read(name).dtype for name in after.shapes} == {np.dtype(np.float32)}
+
+
+def test_the_base_of_an_adapter_is_found(tmp_path, monkeypatch):
+    """An adapter names its base by a whole path, an asset by where it lies, and a hub name as it is; its card loads it
+    by peft."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    assert base_name("base", tmp_path / "base") == str(tmp_path / "base")
+    assert base_name("asset:smollm2", tmp_path / "cache" / "smollm2") == str(tmp_path / "cache" / "smollm2")
+    assert base_name("google/gemma-2b", tmp_path / "snapshots" / "x") == "google/gemma-2b"
+    card = model_card("asset:smollm2", task_of(), {"adapter": "lora of rank 8"}, {}, adapter_of="/cache/smollm2")
+    assert 'AutoModelForSequenceClassification.from_pretrained("/cache/smollm2", num_labels=3)' in card
+    assert "peft.PeftModel.from_pretrained(base" in card and "pipeline(" not in card and "merged" not in card
+
+
+def test_a_run_is_no_model(source, tmp_path):
+    """A run directory where a model or an adapter is meant says where that is."""
+    exported(source, tmp_path / "run" / "model")
+    with pytest.raises(ModelError, match=f"is a run, not a model; its model is in {tmp_path / 'run' / 'model'}"):
+        open_checkpoint(find(str(tmp_path / "run")))
+    (tmp_path / "run" / "adapter").mkdir()
+    (tmp_path / "run" / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=f"is a run, not an adapter; its adapter is in {tmp_path / 'run' / 'adapter'}"):
+        read_adapter(tmp_path / "run", build_model(TINY, task_of().head, "").table, {})
 
 
 def test_the_model_card():

@@ -23,6 +23,7 @@ from sft_jax.weights.files import check_links, open_tensors, read_json, some
 from sft_jax.weights.table import SAME, Arrays, Row, Table, save, take
 
 WORD_TABLE, LM_HEAD = f"{WORDS}/embedding", "lm_head"
+EXPORTED = "adapter"  # where a run directory has the adapter that it came to
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 TASKS = {
     "sequence_classification": "SEQ_CLS",
@@ -136,6 +137,8 @@ def write(
 def read(directory: Path, table: Table, shapes: Mapping[str, tuple[int, ...]]) -> Found:
     """The adapters that a directory holds for the model of this table, whose parameters have these shapes."""
     check_links(directory, (CONFIG, WEIGHTS))
+    if not (directory / CONFIG).is_file() and (directory / EXPORTED / CONFIG).is_file():
+        raise ModelError(f"{directory}: is a run, not an adapter; its adapter is in {directory / EXPORTED}")
     config = read_json(directory / CONFIG)
     _check(config, str(directory / CONFIG))
     file = directory / WEIGHTS

@@ -55,6 +55,7 @@ ALIASES = {
     "Phi3Tokenizer": "LlamaTokenizer",
     "SqueezeBertTokenizer": "BertTokenizer",
 }
+TYPED = ("bert", "roberta", "xlm-roberta", "camembert")  # types of models that read them, where they are told
 WITHOUT_TYPES = ("DistilBertTokenizer",)  # those of them that do not tell the second text of a pair apart
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 BESIDE = ("special_tokens_map", "added_tokens")  # JSON files that are read beside the settings
@@ -116,8 +117,6 @@ def settle(
         settings = {"extra_special_tokens": own.extra(settings), **own.named, **settings}
         own.build(fast, {**settings, CHARSMAP: charsmap})
         fast.post_processor = post
-    if fast.post_processor is None:  # which would number pairs otherwise
-        fast.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
     _add(fast, added, settings)
     if own and own.finish:
         fast.post_processor = own.finish(fast, settings)
@@ -131,7 +130,8 @@ def settle(
         raise ModelError(f"tokenizer_config.json: truncation_side is {side!r:.40}, expected left or right")
     forced = settings.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
     tidy = bool(settings.get("clean_up_tokenization_spaces", False)) and (_kind(fast) != "BPE" or bool(forced))
-    if not ("token_type_ids" in names if isinstance(names, list) else own and own.types and said not in WITHOUT_TYPES):
+    told = "token_type_ids" in names if isinstance(names, list) else own and own.types and said not in WITHOUT_TYPES
+    if config.get("model_type") in TYPED and not told:
         fast = _without_types(fast)
     return Settled(fast, side == "left", tidy)
 
@@ -184,7 +184,9 @@ def _kind(fast: Tokenizer) -> str:
 def _without_types(fast: Tokenizer) -> Tokenizer:
     """A tokenizer that gives both texts of a pair the same type, since its model is not told of types."""
     written = json.loads(fast.to_str())
-    parts = [part for part in (written["post_processor"], *written["post_processor"].get("processors", []))]
+    processor = written["post_processor"] or {"type": "TemplateProcessing", **BARE}
+    written["post_processor"] = processor
+    parts = [processor, *processor.get("processors", [])]
     places = [place for part in parts for side in ("single", "pair") for place in part.get(side, [])]
     for place in places:
         next(iter(place.values()))["type_id"] = 0
@@ -365,6 +367,11 @@ def _of_t5(settings: Mapping[str, Any]) -> list[str]:
     return [f"<extra_id_{number}>" for number in range(settings.get("extra_ids", 100))]
 
 
+BARE = {
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"],
+    "special_tokens": {},
+}
 BY_NAME = "model_specific_special_tokens"
 CHARSMAP = "_precompiled_charsmap"  # among the settings: what the vocabulary's file says of characters
 ENDS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}

@@ -24,14 +24,15 @@ from sft_jax.errors import ConfigError, ModelError, reason
 from sft_jax.gguf import is_gguf
 
 FAST, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+SPECIAL, ADDED = "special_tokens_map.json", "added_tokens.json"
 NAMED = "additional_chat_templates"  # folder of more templates, each under its name
 DEFAULT = "default"  # name of the template that `TEMPLATE` holds, where a list has names
 CONFIG, GENERATION = "config.json", "generation_config.json"  # of the model, which knows where texts begin and end
 VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 # Files that a tokenizer consists of; copied as they are into an export.
 FILES = (
-    FAST, SETTINGS, TEMPLATE, "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
-    "merges.txt", "sentencepiece.bpe.model", "spiece.model", SOURCE, TARGET,
+    FAST, SETTINGS, TEMPLATE, SPECIAL, ADDED, "vocab.txt", "vocab.json", "merges.txt", "vocab.bpe", "encoder.json",
+    "sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "tekken.json", SOURCE, TARGET,
 )  # fmt: skip
 VERSION = "1"  # of `tokenize`: another one, and what is in caches is not found any more
 
@@ -95,7 +96,8 @@ def load_tokenizer(directory: Path) -> TextTokenizer:
 def tokenizer_files(directory: Path) -> dict[str, bytes]:
     """The files that a checkpoint's tokenizer consists of; of a GGUF file, those that a directory would have."""
     if not is_gguf(directory):
-        files = [name for name in FILES if (directory / name).is_file()]
+        others = sorted(file.name for file in directory.glob("*.tiktoken"))
+        files = [name for name in (*FILES, *others) if (directory / name).is_file()]
         return {name: (directory / name).read_bytes() for name in (*files, *named_templates(directory))}
     tokenizer = load_tokenizer(directory)
     settings = {
@@ -120,8 +122,8 @@ def named_templates(directory: Path) -> list[str]:
 def fingerprint(files: Mapping[str, bytes]) -> str:
     """The sha256 of those of these files that are read: of a fast tokenizer not what a slow one is made of."""
     digest = hashlib.sha256()
-    read = (FAST, SETTINGS, TEMPLATE, *sorted(name for name in files if name.startswith(f"{NAMED}/")))
-    for name in [f for f in (read if FAST in files else files) if f in files]:
+    read = (FAST, SETTINGS, TEMPLATE, SPECIAL, ADDED, *sorted(name for name in files if name.startswith(f"{NAMED}/")))
+    for name in [f for f in (read if FAST in files and SOURCE not in files else files) if f in files]:
         digest.update(name.encode() + b"\0" + files[name])
     return digest.hexdigest()
 

@@ -20,11 +20,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from sft_jax import assets
 from sft_jax.errors import ModelError, RunError, listing, reason
 from sft_jax.gguf import ENDING as GGUF
 from sft_jax.gguf import is_gguf
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+EXPORTED = "model"  # where a run directory has the model that it came to
 SHARD_BYTES = 5 << 30
 # What a checkpoint's config.json may say that would make a reader fetch or run code, or name someone's machine.
 CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines", "_name_or_path")
@@ -33,7 +35,8 @@ READABLE = ("F32", "F16", "BF16", "F64")  # types of tensors, as safetensors cal
 MOST_SHOWN = 20  # problems in one message
 JSON_BYTES = 64 << 20
 WANTED = (
-    "*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja", "additional_chat_templates/*.jinja", "README.md",
+    "*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.bpe", "*.jinja",
+    "additional_chat_templates/*.jinja", "README.md",
 )  # fmt: skip
 
 
@@ -62,8 +65,9 @@ class Checkpoint:
 
 
 def find(source: str, revision: str | None = None, *, weights: bool = True) -> Path:
-    """The local place of a checkpoint: a directory, a GGUF file, or a snapshot of the hub repository of that name."""
-    local = Path(source).expanduser()
+    """The local place of a checkpoint: a directory, a GGUF file, an asset, or a snapshot of the hub repository of that
+    name."""
+    local = Path(assets.resolve(source)).expanduser()
     if local.is_dir():
         return _only_gguf(local) or local
     if is_gguf(local):
@@ -92,6 +96,8 @@ def open_checkpoint(directory: Path, *, weights: bool = True) -> Checkpoint:
 
         return open_gguf(directory)
     check_links(directory, WANTED)
+    if not (directory / CONFIG).is_file() and (directory / EXPORTED / CONFIG).is_file():
+        raise ModelError(f"{directory}: is a run, not a model; its model is in {directory / EXPORTED}")
     config = read_config(directory)
     if not weights:
         return Checkpoint(directory, config, {}, {}, _read_safetensors)

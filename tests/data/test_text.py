@@ -87,7 +87,8 @@ def test_documents_that_were_cut_are_counted(max_length, tokenizer_directory):
 
 
 def test_settings_inside_the_tokenizer_file_are_overridden(tmp_path):
-    """C6: truncation and padding that `tokenizer.json` brings along change nothing."""
+    """C6, fault N: of truncation and padding that `tokenizer.json` brings along the side is obeyed, as there, and
+    nothing else."""
     write_tokenizer(tmp_path)
     texts = ["bara bare bari baro barum cela", "bara"]
     plain = tokenize(load_tokenizer(tmp_path), texts, None, 20)
@@ -102,7 +103,7 @@ def test_settings_inside_the_tokenizer_file_are_overridden(tmp_path):
     assert loaded.fast.padding and loaded.fast.truncation, "the file does bring them along"
     assert unpacked(tokenize(loaded, texts, None, 20)) == unpacked(plain)
     shorter = unpacked(tokenize(loaded, texts, None, 5))
-    assert shorter[0] == [*unpacked(plain)[0][:4], unpacked(plain)[0][-1]], "the end is cut, not the beginning"
+    assert shorter[0] == [unpacked(plain)[0][0], *unpacked(plain)[0][-4:]], "the beginning is cut, not the end"
 
 
 def test_a_length_is_not_remembered(tokenizer_directory):
