@@ -19,8 +19,9 @@ lint: $(VENV)/developer  ## format, lint and types, as pre-commit and CI run the
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-docs: $(VENV)/developer  ## docs/configuration.md from the schema
+docs: $(VENV)/developer  ## the pages that are made from the package: configuration, reference, names
 	$(BIN)/python docs/make_configuration.py
+	$(BIN)/python docs/make_reference.py
 
 models: $(VENV)/developer  ## docs/models.md from what the parity tests measure
 	$(BIN)/python -m pytest tests/parity -n 2 --dist loadfile -o junit_family=xunit1 --junitxml=build/parity.xml

@@ -6,10 +6,11 @@ Each check looks at two or three of them and raises what the user can mend. Buil
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sft_jax import machine, names
+from sft_jax import machine
 from sft_jax.adapt.peft import read as read_adapter
 from sft_jax.config.adapter import AdapterSection
 from sft_jax.config.data import Augment, DataSection, Images
+from sft_jax.config.metrics import unknown_metric
 from sft_jax.config.schema import ModelSection, RunSection
 from sft_jax.config.training import TrainSection
 from sft_jax.data.answers import AS_ASKED, CUT, WEIGHTLESS
@@ -18,7 +19,7 @@ from sft_jax.data.clean import RULES
 from sft_jax.data.prepare import Prepared
 from sft_jax.data.rows import MOST_SHOWN
 from sft_jax.data.text import TextTokenizer
-from sft_jax.errors import ConfigError, DataError, ModelError, did_you_mean, listing
+from sft_jax.errors import ConfigError, DataError, ModelError, listing
 from sft_jax.models.family import NO_LIMIT, Model
 from sft_jax.tasks.labels import names_in
 from sft_jax.tasks.task import Audit, Examples, Task
@@ -39,11 +40,7 @@ def determinism(section: RunSection, platform: str) -> None:
 def metric(name: str, task: Task, answers: int) -> None:
     """The metric that picks the best step must be one that evaluation gives (C18), which answers so many rows."""
     if name not in task.metric_names:
-        meant = names.metric(name, task.metric_names)
-        hint = did_you_mean(meant or name, task.metric_names)
-        raise ConfigError(
-            f"eval.best_metric: {task.kind} has no metric '{name}'{hint} (known: {', '.join(task.metric_names)})"
-        )
+        raise ConfigError(f"eval.best_metric: {unknown_metric(task.kind, name, task.metric_names)}")
     if name in task.answer_metric_names and not answers:
         raise ConfigError(
             f"eval.answers: 0, but the best step is picked by {name}, which is of answers; raise it, or set "

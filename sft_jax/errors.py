@@ -18,6 +18,18 @@ SECRETS = (
     (re.compile(r"(?i)([?&][\w-]*(?:token|key|secret|password|signature|credential)[\w-]*=)[^\s&'\"]+"), r"\1***"),
     (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_***"),
 )
+# What `sft-jax` leaves with, and what that means.
+EXITS = {
+    0: "done",
+    1: "another mistake that can be mended, which is named",
+    2: "the configuration or the command line is wrong; trying again cannot help",
+    42: "stopped by SIGTERM after saving; the same command goes on",
+    65: "rows, a checkpoint or a run directory cannot be used as asked",
+    74: "a file or a disk cannot be read or written",
+    76: "loss or gradient became NaN or infinite",
+    130: "stopped by Ctrl-C after saving; the same command goes on",
+    141: "who read the output has stopped reading",
+}
 MOST_OF_LINE, MOST_OF_ALL = 600, 2_800  # characters of one problem, and of all problems of a message
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a system says where a disk is full
 SECRET_VARIABLES = ("TOKEN", "SECRET", "PASSWORD", "_KEY")  # endings of names in the environment

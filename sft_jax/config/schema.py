@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from sft_jax.config.adapter import AdapterSection
 from sft_jax.config.data import DataSection
+from sft_jax.config.metrics import metric_names, unknown_metric
 from sft_jax.config.section import NotNegative, Positive, Section, Seed, Share
 from sft_jax.config.tasks import TaskSection
 from sft_jax.config.training import CheckpointSection, EvalSection, OptimSection, TrainSection
@@ -151,6 +152,9 @@ class Config(Section):
                 "eval.every: there is no validation split; name data.source.validation, "
                 "set data.split.validation, or set eval.every=never"
             )
+        known = metric_names(self.task)
+        if evaluation.best_metric not in (None, *known):
+            raise ValueError(f"eval.best_metric: {unknown_metric(self.task.kind, evaluation.best_metric, known)}")
         if train.head_grid and evaluation.every == "never":
             raise ValueError("train.head_grid: is chosen by validation, and eval.every is never; set it to epoch")
         return self

@@ -12,6 +12,7 @@ import pytest
 from conftest import examples
 
 from sft_jax import tasks
+from sft_jax.config.metrics import HEADLINES, METRICS, metric_names
 from sft_jax.config.schema import Config
 from sft_jax.config.tasks import (
     CausalLM,
@@ -197,3 +198,16 @@ def test_a_record_is_json(task):
     """What `predict` writes for a document goes through JSON unchanged."""
     records = task.decode(*kept_of(task))
     assert len(records) == 2 and json.loads(json.dumps(records)) == records
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_metrics_are_known_before_there_are_rows(kind: str):
+    """newcomer 20: the metrics that a configuration may name, and those of the page, are those that tasks compute."""
+    task = EACH[kind]
+    few = kind in ("sequence_classification", "image_classification")  # three labels have no five likeliest
+    listed = [name for name in METRICS[kind] if not (few and name == "top5_accuracy")]
+    assert sorted(listed) == sorted(task.metric_names) and HEADLINES[kind] == task.headline
+    without = {"token_classification": {"scheme": "none", "labels": ["O", "B-X", "I-X"]}, "question_answering": {}}
+    if kind in without:
+        section = sections()[kind](kind=kind, **without[kind])
+        assert sorted(metric_names(section)) == sorted(build_task(section, {}).metric_names) != sorted(listed)
