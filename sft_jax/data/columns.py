@@ -119,6 +119,14 @@ class Growing:
         self._objects: list[Any] = []  # what is not flat
         self._absent: list[int] = []  # where None stands in a flat one
         self._count, self._end = 0, None  # values of a flat one, and bytes of its texts
+        self._late: list[Any] = []  # that are not yet a block
+
+    def append(self, value: Any) -> None:
+        """Append a value."""
+        self._late.append(value)
+        if len(self._late) >= BLOCK:
+            late, self._late = self._late, []
+            self.add(late)
 
     def add(self, values: Sequence[Any]) -> None:
         """Append a block."""
@@ -138,6 +146,8 @@ class Growing:
 
     def column(self) -> "list[Any] | Column":
         """All blocks; nothing may be added after that."""
+        if self._late:
+            self.add(self._late)
         return self._objects if self._sink is None else self._flat(self._sink)
 
     def _flatten(self, values: Sequence[Any], kind: type) -> None:
@@ -260,15 +270,16 @@ def _is_text(column: Sequence[Hashable]) -> bool:
 
 def _hashed(table: Sequence[Sequence[Any]]) -> np.ndarray:
     """128 bits of each row of texts: uint64 [rows, 2]."""
+    found = np.empty((len(table[0]), 2), np.uint64)
 
-    def digests(column: Iterable[bytes]) -> bytes:
-        return b"".join(hashlib.blake2b(content, digest_size=16).digest() for content in column)
+    def hashed(contents: Iterable[bytes]) -> Iterator[bytes]:
+        return (hashlib.blake2b(content, digest_size=16).digest() for content in contents)
 
-    hashed = [digests(text.encode("utf-8", "surrogatepass") for text in column) for column in table]
-    if len(hashed) > 1:
-        places = range(0, len(hashed[0]), 16)
-        hashed = [digests(b"".join(column[place : place + 16] for column in hashed) for place in places)]
-    return np.frombuffer(hashed[0], np.uint64).reshape(-1, 2)
+    for begin, end in ranges(*table):
+        columns = [hashed(text.encode("utf-8", "surrogatepass") for text in column[begin:end]) for column in table]
+        of_rows = columns[0] if len(columns) == 1 else hashed(map(b"".join, zip(*columns, strict=True)))
+        found[begin:end] = np.frombuffer(b"".join(of_rows), np.uint64).reshape(-1, 2)
+    return found
 
 
 def _ranked(hashes: np.ndarray) -> np.ndarray:

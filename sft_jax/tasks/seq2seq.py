@@ -164,7 +164,7 @@ def _of_targets(batch: Mapping[str, Array]) -> dict[str, Array]:
 
 def _read_targets(section: Seq2Seq, rows: Rows) -> Targets:
     (values,), bad = read_texts(rows, (section.target,))
-    return Targets([None if row in bad else value for row, value in enumerate(values)], bad)
+    return Targets(values, bad)
 
 
 def _in_one(target: Encoded) -> Encoded:
