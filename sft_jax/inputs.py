@@ -13,6 +13,7 @@ from sft_jax import assets, checks, machine
 from sft_jax import mesh as meshes
 from sft_jax.config.data import Files, Mixture
 from sft_jax.config.schema import Config
+from sft_jax.data import kept
 from sft_jax.data.augment import augmentation
 from sft_jax.data.batch import Encoded, Shape, declare, one_row, sizes, up_to
 from sft_jax.data.loader import EvalBatches, TrainBatches, padding_share
@@ -30,6 +31,8 @@ from sft_jax.weights.files import Checkpoint, find
 
 AT_ONCE = 64  # documents whose tokens are objects at one time
 MOST_GROUPS = 100  # each is counted apart, on the device
+# Settings of `data` that say nothing of which rows there are, nor of what they say; `source` is told by its files.
+NOT_OF_ROWS = {"source", "cache", "layout", "max_length", "augment", "images", "prefetch", "workers"}
 
 
 @dataclass(frozen=True)
@@ -115,15 +118,33 @@ def noted(task: Task, audit: Audit | None) -> dict[str, str]:
 
 
 def read_rows(config: Config) -> tuple[Task, dict[str, Prepared], DataReport]:
-    """(task, the rows that are used, what became of all of them)."""
-    found = load_rows(_local(config.data.source))
-    task = build_task(config.task, found)
+    """(task, the rows that are used, what became of all of them); from the user's cache where they are there."""
+    source, settings = _local(config.data.source), config.data.model_dump(mode="json", exclude=NOT_OF_ROWS)
+    parts = {"data": settings, "task": config.task.model_dump(mode="json"), "seed": config.seed.split}
+
+    built: list[Task] = []
+
+    def prepare() -> kept.Found:
+        rows = load_rows(source)
+        task = _checked(config, build_task(config.task, rows))
+        built.append(task)
+        functions = (task.read, task.targets, task.classes, task.label_counts)
+        prepared, report = prepare_rows(rows, config.data, *functions, config.seed.split)
+        doubts = [f"{rows['train'].where}: {doubt}" for doubt in task.doubts(report.splits["train"].labels)]
+        return kept.Found(rows, prepared, replace(report, warnings=[*report.warnings, *doubts]), task.labels)
+
+    found = kept.read(_cache(config, "rows"), source, parts, prepare)
+    if not built:
+        of_classes = config.task.kind == "sequence_classification"  # whose labels would be read off all rows again
+        section = config.task.model_copy(update={"labels": list(found.labels)}) if of_classes else config.task
+        built.append(_checked(config, build_task(section, found.sources)))
+    return built[-1], found.splits, found.report
+
+
+def _checked(config: Config, task: Task) -> Task:
     checks.metric(best_metric(config, task), task, config.eval.answers)
     checks.changes(config.data, task)
-    functions = (task.read, task.targets, task.classes, task.label_counts)
-    rows, report = prepare_rows(found, config.data, *functions, config.seed.split)
-    doubts = [f"{found['train'].where}: {doubt}" for doubt in task.doubts(report.splits["train"].labels)]
-    return task, rows, replace(report, warnings=[*report.warnings, *doubts])
+    return task
 
 
 def best_metric(config: Config, task: Task) -> str:
@@ -146,12 +167,16 @@ def grouped(
     """(names of the groups, documents that also have the number of their group)."""
     if column is None:
         return (), dict(data)
-    values = {split: [str(value) for value in part.rows.column(column)] for split, part in rows.items()}
-    names = tuple(sorted({value for found in values.values() for value in found}))
+    names = tuple(sorted({str(v) for part in rows.values() for block in part.rows.blocks(column) for v in block}))
     if len(names) > MOST_GROUPS:
         raise ConfigError(f"eval.group: column '{column}' has {len(names)} values; at most {MOST_GROUPS} make groups")
     numbers = {name: number for number, name in enumerate(names)}
-    parts = {split: np.asarray([numbers[value] for value in found], np.int32) for split, found in values.items()}
+    parts = {
+        split: np.concatenate(
+            [np.asarray([numbers[str(value)] for value in block], np.int32) for block in part.rows.blocks(column)]
+        )
+        for split, part in rows.items()
+    }
     return names, {s: replace(e, documents={**e.documents, "group": parts[s][e.rows]}) for s, e in data.items()}
 
 

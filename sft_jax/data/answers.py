@@ -8,22 +8,22 @@ document predicts nothing. Holds numpy only.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
 
-from sft_jax.data import cache
 from sft_jax.data.batch import Encoded
+from sft_jax.data.blocks import Maker, in_blocks
+from sft_jax.data.columns import digest
 from sft_jax.data.rows import MOST_SHOWN
 from sft_jax.data.text import TextTokenizer, in_use
 
-VERSION = "4"  # of what is kept; another one, and what is in caches is not found any more
+VERSION = "5"  # of what is kept; another one, and what is in caches is not found any more
 CUT = "cut before its answer"
 SEAM = "answers are asked for by other tokens than they are trained after"
-COUNTED = "counted"
 WEIGHTLESS = "all its answers weigh 0"
 AS_ASKED = (CUT, WEIGHTLESS)  # what is lost because a configuration or a row says so; all else is wrong with a row
 KINDS = {"input_ids": np.int32, "label": np.int32, "token_weight": np.float32}
@@ -251,24 +251,25 @@ def _put_by(processor: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, .
     return tuple(sides[0]), tuple(sides[1])
 
 
-def cached(tokenizer: TextTokenizer, origin: Iterable[str], make: Callable[[], Encoded]) -> Encoded:
-    """What `make` gives, from the tokenizer's cache where it is there; `origin` is all that it depends on besides."""
-    if tokenizer.home is None:
-        return make()
+def cached(
+    tokenizer: TextTokenizer,
+    origin: Iterable[str],
+    columns: Sequence[Sequence[str]],
+    begin: Callable[[], Maker],
+) -> Encoded:
+    """What a maker gives of columns of texts, block by block, from the tokenizer's cache where it is there.
+
+    `origin` is all that it depends on besides.
+    """
     tokenizer.fast.no_truncation()
     tokenizer.fast.no_padding()
-    described = json.dumps([tokenizer.template, sorted(tokenizer.named.items()), sorted(tokenizer.special.items())])
-    name = cache.key([VERSION, tokenizers.__version__, tokenizer.fast.to_str(), described, *origin])
-    found = cache.load(tokenizer.home, name)
-    if found is None:
-        encoded = make()
-        counted = np.frombuffer(json.dumps([encoded.lost, encoded.lost_rows, encoded.noted]).encode(), np.uint8)
-        more = {"offsets": encoded.offsets, "rows": encoded.rows, "truncated": np.asarray(encoded.truncated)}
-        cache.store(tokenizer.home, name, {**encoded.tokens, **more, COUNTED: counted})
-        return encoded
-    offsets, rows, truncated, counted = (found.pop(key) for key in ("offsets", "rows", "truncated", COUNTED))
-    lost, first, noted = json.loads(counted.tobytes())
-    return Encoded(found, offsets, {}, int(truncated), rows=rows, lost=lost, lost_rows=first, noted=noted)
+
+    def parts() -> Iterator[str]:
+        described = json.dumps([tokenizer.template, sorted(tokenizer.named.items()), sorted(tokenizer.special.items())])
+        yield from (VERSION, tokenizers.__version__, tokenizer.fast.to_str(), described, *origin)
+        yield from digest(*columns)
+
+    return in_blocks(tokenizer.home, parts, columns, begin)
 
 
 def _encoded(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[tokenizers.Encoding]:

@@ -100,9 +100,14 @@ class Encoded:
         """Tokens of each document."""
         return np.diff(self.offsets)
 
+    def lengths_of(self, documents: Documents) -> np.ndarray:
+        """Tokens of these documents, in the time that these take."""
+        numbers = np.asarray(documents, np.int64)
+        return self.offsets[numbers + 1] - self.offsets[numbers]
+
     def select(self, documents: Documents) -> "Encoded":
         """These documents alone, in this order; how many of them were cut is not known."""
-        offsets, places = np.concatenate([[0], np.cumsum(self.lengths[documents])]), self.places(documents)
+        offsets, places = np.concatenate([[0], np.cumsum(self.lengths_of(documents))]), self.places(documents)
         tokens, beside = ({n: a[places] for n, a in group.items()} for group in (self.tokens, self.beside))
         fields = {name: values[documents] for name, values in self.documents.items()}
         lazy = {name: _Picked(made, np.asarray(documents)) for name, made in self.lazy.items()}
@@ -115,7 +120,7 @@ class Encoded:
 
     def places(self, documents: Documents) -> np.ndarray:
         """Where the tokens of these documents stand, one document after the other."""
-        begins, lengths = self.offsets[:-1][documents], self.lengths[documents]
+        begins, lengths = self.offsets[:-1][documents], self.lengths_of(documents)
         return np.repeat(begins - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
 
 
@@ -157,10 +162,10 @@ def lay_out(encoded: Encoded, documents: Documents, shape: Shape) -> list[Row]:
 
 def sizes(encoded: Encoded, documents: Documents, shape: Shape) -> np.ndarray:
     """What each of these documents takes of a row's length: its tokens, or as large a share as its target takes."""
-    lengths = encoded.lengths[documents]
+    lengths = encoded.lengths_of(documents)
     if encoded.target is None:
         return lengths
-    return np.maximum(lengths, -(-encoded.target.lengths[documents] * shape.length // shape.target))
+    return np.maximum(lengths, -(-encoded.target.lengths_of(documents) * shape.length // shape.target))
 
 
 def declare(layout: Layout, encoded: Encoded, order: Order, multiple: int) -> tuple[Shape, ...]:

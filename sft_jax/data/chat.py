@@ -21,6 +21,7 @@ from sft_jax.data.turns import ASSISTANT, REFUSED, Known, Learned, Masked, Steps
 from sft_jax.errors import DataError, ModelError
 
 TOOL_USE = "tool_use"  # name of the template of conversations with tools, where a tokenizer has one
+OTHERS = f"{REFUSED}: other reasons"
 MOST_REASONS = 5  # that are told apart
 TAKEN = ("messages", "tools", "add_generation_prompt")  # what a template is given by the conversation itself
 
@@ -86,7 +87,20 @@ def passages(
 
     Of answers nothing is learned that is `masked`: their reasoning, or what the template writes before plain ones.
     """
-    known = Known(learned, frozenset(masked), special_tokens(tokenizer), tokenizer.special.get("eos_token"))
+    known = begin(tokenizer, learned, masked)
+    made = passages_of_block(tokenizer, conversations, known, today)
+    return made._replace(lost=_told_apart(made.lost), noted=known.noted())
+
+
+def begin(tokenizer: TextTokenizer, learned: Learned, masked: Collection[Masked]) -> Known:
+    """What is known of a template before the first block of conversations."""
+    return Known(learned, frozenset(masked), special_tokens(tokenizer), tokenizer.special.get("eos_token"))
+
+
+def passages_of_block(
+    tokenizer: TextTokenizer, conversations: Sequence[Conversation], known: Known, today: date | None
+) -> Written:
+    """The same of some of the conversations; what is to be said of them all is known after the last ones."""
     for conversation in conversations:
         known.settings.update(list(conversation.template_kwargs or {}))
     steps = [
@@ -102,7 +116,7 @@ def passages(
         else:
             found += made
             rows += [row] * len(made)
-    return Written(found, rows, _told_apart(lost), known.noted())
+    return Written(found, rows, lost, {})
 
 
 def prompts(tokenizer: TextTokenizer, conversations: Sequence[Conversation], today: date | None) -> list[str]:
@@ -198,7 +212,7 @@ def _told_apart(lost: dict[str, list[int]]) -> dict[str, list[int]]:
     often = sorted(lost, key=lambda why: -len(lost[why]))
     first = {why: lost[why] for why in often[:MOST_REASONS]}
     rest = sorted(row for why in often[MOST_REASONS:] for row in lost[why])
-    return {**first, f"{REFUSED}: other reasons": rest} if rest else first
+    return {**first, OTHERS: rest} if rest else first
 
 
 def _json(value: Any) -> str:

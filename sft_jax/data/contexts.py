@@ -4,19 +4,20 @@ A context that is too long beside its question becomes several windows that over
 whole in each of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tokenizers
 from tokenizers import Tokenizer
 
-from sft_jax.data import cache
 from sft_jax.data.batch import Encoded
-from sft_jax.data.text import TextTokenizer, in_use
+from sft_jax.data.blocks import Maker, in_blocks
+from sft_jax.data.columns import digest
+from sft_jax.data.text import TextTokenizer, in_use, joined, offsets_of
 from sft_jax.errors import ConfigError
 
-VERSION = "1"  # of `tokenize_contexts`: another one, and what is in caches is not found any more
+VERSION = "2"  # of `tokenize_contexts`: another one, and what is in caches is not found any more
 LOST = "question too long"
 
 
@@ -41,44 +42,39 @@ def tokenize_contexts(
             f"task.stride: windows of {max_length} tokens, {special} of them special, cannot overlap by {stride}; "
             f"lower it, or raise data.max_length"
         )
-    worker.no_padding()
-    worker.no_truncation()
-    given = (worker, questions, contexts, max_length, stride, cut)
-    if tokenizer.home is None:
-        return _windows(*given)
-    texts = (text for pair in zip(questions, contexts, strict=True) for text in pair)
-    origin = (VERSION, tokenizers.__version__, worker.to_str(), f"contexts {max_length} {stride} {cut}")
-    name = cache.key((*origin, *texts))
-    found = cache.load(tokenizer.home, name)
-    if found is None:
-        made = _windows(*given)
-        lost = np.asarray(sum(made.lost.values()))
-        more = {"offsets": made.offsets, "rows": made.rows, "lost": lost}
-        cache.store(tokenizer.home, name, {**made.tokens, **made.beside, **more})
-        return made
-    offsets, rows, lost = (found.pop(key) for key in ("offsets", "rows", "lost"))
-    beside = {key: found.pop(key) for key in ("begin", "end")}
-    return Encoded(found, offsets, {}, rows=rows, beside=beside, lost=_lost(int(lost)))
+
+    def parts() -> Iterator[str]:
+        worker.no_padding()
+        worker.no_truncation()
+        yield from (VERSION, tokenizers.__version__, worker.to_str(), f"contexts {max_length} {stride} {cut}")
+        yield from digest(questions, contexts)
+
+    def of_block(asked: Sequence[str], given: Sequence[str]) -> Encoded:
+        return _windows(worker, asked, given, max_length, stride, cut)
+
+    return in_blocks(tokenizer.home, parts, (questions, contexts), lambda: Maker(of_block))
 
 
 def _windows(
     worker: Tokenizer, questions: Sequence[str], contexts: Sequence[str], max_length: int, stride: int, cut: bool
 ) -> Encoded:
+    worker.no_padding()
+    worker.no_truncation()  # what was set for the windows of another block
     with in_use():
         pairs, rows, shortened = _fitting(worker, questions, contexts, max_length, stride, cut)
         worker.enable_truncation(max_length, stride=stride, strategy="only_second")
         every = [[found, *found.overflowing] for found in worker.encode_batch(pairs)]
     flat = [window for windows in every for window in windows]
-    types = _joined([window.type_ids for window in flat])
+    types = joined([window.type_ids for window in flat])
     places = np.concatenate([np.zeros((0, 2), np.int32), *(np.asarray(w.offsets, np.int32) for w in flat)])
-    sequence = _joined([[-1 if s is None else s for s in window.sequence_ids] for window in flat])
+    sequence = joined([[-1 if s is None else s for s in window.sequence_ids] for window in flat])
     begin, end = np.where(sequence[:, None] == 1, places, -1).T
-    offsets = np.concatenate([[0], np.cumsum([len(window.ids) for window in flat], dtype=np.int64)])
+    offsets = offsets_of(np.asarray([len(window.ids) for window in flat], np.int64))
     of = np.repeat(np.asarray(rows, np.int64), [len(windows) for windows in every])
     # The library forgets in later windows which type a template gives to contexts: that of the first ones holds.
     again = np.repeat(np.append(False, of[1:] == of[:-1])[: len(of)], np.diff(offsets))
     types[sequence == 1] = types[(sequence == 1) & ~again].max(initial=0)
-    whole = {"input_ids": _joined([window.ids for window in flat]), "token_type_ids": types}
+    whole = {"input_ids": joined([window.ids for window in flat]), "token_type_ids": types}
     beside = {"begin": np.ascontiguousarray(begin), "end": np.ascontiguousarray(end)}
     lost = _lost(len(questions) - len(rows))
     return Encoded(whole, offsets, {}, shortened, rows=of, beside=beside, lost=lost)
@@ -102,10 +98,6 @@ def _fitting(
         pairs.append((question, context))
         rows.append(row)
     return pairs, rows, shortened
-
-
-def _joined(parts: Sequence[Sequence[int]]) -> np.ndarray:
-    return np.concatenate([np.zeros(0, np.int32), *(np.asarray(part, np.int32) for part in parts)])
 
 
 def _lost(count: int) -> dict[str, int]:

@@ -26,7 +26,14 @@ def random_bits(seed: int, stream: int, count: int, at: tuple[int, int] = (0, 0)
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     """A permutation of 0..count-1 for one epoch."""
     # Stream 0 belongs to the split, so that the first epoch is not the order of the split.
-    return np.argsort(random_bits(seed, epoch + 1, count), kind="stable")
+    return sorting(random_bits(seed, epoch + 1, count))
+
+
+def sorting(bits: np.ndarray) -> np.ndarray:
+    """What puts these numbers in order, equal ones as they stand; by a quicker sort, since hardly any are equal."""
+    found = np.argsort(bits)
+    in_order = bits[found]
+    return np.argsort(bits, kind="stable") if (in_order[1:] == in_order[:-1]).any() else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +94,7 @@ def _drawn(seed: int, epoch: int, mixing: Mixing) -> tuple[np.ndarray, np.ndarra
         read, place = np.divmod(np.arange(epoch * given, (epoch + 1) * given), len(rows))
         for number in np.unique(read):
             stream = PARTS + (part << 32) + int(number)
-            order = np.argsort(random_bits(seed, stream, len(rows)), kind="stable")
+            order = sorting(random_bits(seed, stream, len(rows)))
             documents.append(rows[order[place[read == number]]])
         visits.append(read)
     return np.concatenate(documents), np.concatenate(visits)

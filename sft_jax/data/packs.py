@@ -16,7 +16,7 @@ import numpy as np
 
 from sft_jax.data import cache
 from sft_jax.data.batch import pack
-from sft_jax.data.order import PACKS, random_bits
+from sft_jax.data.order import PACKS, random_bits, sorting
 
 VERSION = "1"  # of `plan`: another one, and what is in caches is not found any more
 
@@ -57,7 +57,7 @@ def plan(lengths: np.ndarray, length: int, slots: int, seed: int, home: Path | N
 
 
 def _planned(lengths: np.ndarray, length: int, slots: int, seed: int) -> dict[str, np.ndarray]:
-    order = np.argsort(random_bits(seed, PACKS, len(lengths)), kind="stable")
+    order = sorting(random_bits(seed, PACKS, len(lengths)))
     rows = pack(lengths.tolist(), length, slots, order.tolist())
     documents = np.fromiter((document for row in rows for document in row), np.int64, len(lengths))
     return {"documents": documents, "offsets": np.concatenate([[0], np.cumsum([len(row) for row in rows])])}

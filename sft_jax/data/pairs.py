@@ -6,42 +6,43 @@ so, but keeps its end; a target loses its end too, since it does not end there. 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import tokenizers
 
-from sft_jax.data import cache
 from sft_jax.data.answers import frame, lacking
 from sft_jax.data.batch import Encoded
-from sft_jax.data.text import TextTokenizer, in_use
+from sft_jax.data.blocks import Maker, in_blocks
+from sft_jax.data.columns import digest
+from sft_jax.data.text import TextTokenizer, in_use, joined, offsets_of
 from sft_jax.errors import ModelError
 
-VERSION = "1"  # of what is kept; another one, and what is in caches is not found any more
+VERSION = "2"  # of what is kept; another one, and what is in caches is not found any more
 START = "decoder_start_token_id"
-TARGET = "target "  # before the names of what is kept of targets
 
 
 def encode_pairs(
-    tokenizer: TextTokenizer, sources: Sequence[str], targets: Sequence[str], max_length: int, max_target_length: int
+    tokenizer: TextTokenizer,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    max_length: int,
+    max_target_length: int,
+    prefix: str = "",
 ) -> Encoded:
-    """Documents of sources with their targets; from the tokenizer's cache where they are there."""
-    if tokenizer.home is None:
-        return _pairs(tokenizer, sources, targets, max_length, max_target_length)
-    lengths = [max_length, max_target_length, tokenizer.left]
-    described = json.dumps([sorted(tokenizer.special.items()), start(tokenizer), *lengths])
-    sides = (side.to_str() for side in (tokenizer.fast, tokenizer.writer))
-    name = cache.key([VERSION, tokenizers.__version__, *sides, described, *sources, *targets])
-    found = cache.load(tokenizer.home, name)
-    if found is None:
-        encoded = _pairs(tokenizer, sources, targets, max_length, max_target_length)
-        assert encoded.target
-        kept = {**_plain(encoded), **{TARGET + name: array for name, array in _plain(encoded.target).items()}}
-        cache.store(tokenizer.home, name, kept)
-        return encoded
-    target = {name.removeprefix(TARGET): found.pop(name) for name in [n for n in found if n.startswith(TARGET)]}
-    return replace(_of_plain(found), target=_of_plain(target))
+    """Documents of sources, all with a prefix, with their targets; from the tokenizer's cache where they are there."""
+
+    def parts() -> Iterator[str]:
+        special, lengths = sorted(tokenizer.special.items()), (max_length, max_target_length, tokenizer.left)
+        described = json.dumps([special, start(tokenizer), *lengths, prefix])
+        sides = (side.to_str() for side in (tokenizer.fast, tokenizer.writer))
+        yield from (VERSION, tokenizers.__version__, *sides, described, *digest(sources, targets))
+
+    def of_block(given: Sequence[str], answers: Sequence[str]) -> Encoded:
+        return _pairs(tokenizer, [prefix + text for text in given], answers, max_length, max_target_length)
+
+    return in_blocks(tokenizer.home, parts, (sources, targets), lambda: Maker(of_block))
 
 
 def encode_sources(tokenizer: TextTokenizer, sources: Sequence[str], max_length: int) -> Encoded:
@@ -95,17 +96,5 @@ def _bare(ids: list[int], before: Sequence[int], after: Sequence[int]) -> list[i
 
 def _documents(fields: dict[str, list[list[int]]], truncated: int) -> Encoded:
     """Documents of these tokens; all fields have as many of each."""
-    first = next(iter(fields.values()))
-    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in first], dtype=np.int64)])
-    nothing = np.zeros(0, np.int32)
-    tokens = {n: np.concatenate([nothing, *(np.asarray(i, np.int32) for i in ids)]) for n, ids in fields.items()}
-    return Encoded(tokens, offsets, {}, truncated)
-
-
-def _plain(encoded: Encoded) -> dict[str, np.ndarray]:
-    return {**encoded.tokens, "offsets": encoded.offsets, "truncated": np.asarray(encoded.truncated)}
-
-
-def _of_plain(arrays: dict[str, np.ndarray]) -> Encoded:
-    offsets, truncated = arrays.pop("offsets"), int(arrays.pop("truncated"))
-    return Encoded(arrays, offsets, {}, truncated)
+    lengths = np.asarray([len(ids) for ids in next(iter(fields.values()))], np.int64)
+    return Encoded({name: joined(ids) for name, ids in fields.items()}, offsets_of(lengths), {}, truncated)

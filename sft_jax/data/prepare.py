@@ -17,15 +17,16 @@ apart by hashing, in time proportional to their number. Holds numpy only.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from sft_jax.config.data import Clean, DataSection, Split
-from sft_jax.data.clean import clean
-from sft_jax.data.order import SPLIT, SUBSET, random_bits
+from sft_jax.data.clean import RULES, clean
+from sft_jax.data.columns import BLOCK, Growing, numbers, picked
+from sft_jax.data.order import SPLIT, SUBSET, random_bits, sorting
 from sft_jax.data.report import DataReport, SplitReport
 from sft_jax.data.rows import MOST_SHOWN, Bad, Rows, plain
 from sft_jax.data.sources import SPLITS
@@ -33,7 +34,7 @@ from sft_jax.errors import ConfigError, DataError, listing
 
 Indices = np.ndarray  # int64, rows of the source in the source's order
 Which = np.ndarray  # bool, by row
-Texts = tuple[list[Any], ...]  # columns of texts, or of tuples of words; hashable
+Texts = tuple[Sequence[Any], ...]  # columns of texts, or of tuples of words; hashable
 Read = Callable[[Rows], tuple[Texts, dict[int, Bad]]]  # -> (columns, what is wrong with the rows that lack one)
 SHOWN_CHARS = 80  # of a text in the report
 
@@ -44,7 +45,8 @@ class Prepared:
 
     rows: Rows
     texts: Texts
-    targets: list[Any]
+    targets: Sequence[Any]
+    numbers: Indices  # of these rows in their source
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -57,7 +59,7 @@ class _Split:
     source: Rows
     rows: Indices  # of the source, those that are left
     texts: Texts
-    targets: list[Any]
+    targets: Sequence[Any]
     read: int
     text: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # numbers of texts, the same in all splits
     answer: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # numbers of targets
@@ -89,15 +91,14 @@ class _Split:
 
     def keep(self, left: Indices) -> None:
         """Go on with these of the rows that are left."""
-        numbers = left.tolist()
-        self.rows, self.targets = self.rows[left], [self.targets[i] for i in numbers]
-        self.texts = tuple([column[i] for i in numbers] for column in self.texts)
+        self.rows, self.targets = self.rows[left], picked(self.targets, left)
+        self.texts = tuple(picked(column, left) for column in self.texts)
         if len(self.text):
             self.text, self.answer = self.text[left], self.answer[left]
 
     def prepared(self) -> Prepared:
         """The rows that are left."""
-        return Prepared(self.source.select(self.rows), self.texts, self.targets)
+        return Prepared(self.source.select(self.rows), self.texts, self.targets, self.rows)
 
     def report(self, labels: dict[str, int | float]) -> SplitReport:
         """What became of the rows."""
@@ -156,13 +157,17 @@ def prepare(
 
 def read_texts(rows: Rows, names: Sequence[str]) -> tuple[Texts, dict[int, Bad]]:
     """(columns of texts, what is wrong with the rows that lack one)."""
-    columns = tuple(rows.texts(name) for name in names)
+    columns = tuple(Growing() for _ in names)
     bad: dict[int, Bad] = {}
     for name, column in zip(names, columns, strict=True):
-        for row, text in enumerate(column):
-            if not isinstance(text, str) or not text.strip():
-                bad[row] = Bad(rows.place(row), "no text", f"{name} is {text!r:.60}, expected a text")
-    return columns, bad
+        begin = 0
+        for block in rows.blocks(name, texts=True):
+            for row, text in enumerate(block, begin):
+                if not isinstance(text, str) or not text.strip():
+                    bad[row] = Bad(rows.place(row), "no text", f"{name} is {text!r:.60}, expected a text")
+            column.add([text if isinstance(text, str) else None for text in block])
+            begin += len(block)
+    return tuple(column.column() for column in columns), bad
 
 
 def cut(classes: Sequence[int], shares: Split, seed: int, firsts: Indices | None = None) -> dict[str, Indices]:
@@ -172,7 +177,7 @@ def cut(classes: Sequence[int], shares: Split, seed: int, firsts: Indices | None
     round(n * share), but every class leaves a row to train on. With `firsts`, the first of the rows that are alike,
     only these are divided; the others go where their first one goes.
     """
-    order = np.argsort(random_bits(seed, SPLIT, len(classes)), kind="stable")
+    order = sorting(random_bits(seed, SPLIT, len(classes)))
     firsts = np.arange(len(classes)) if firsts is None else firsts
     order = order[firsts[order] == order]
     kinds = np.asarray(classes)[order]
@@ -201,7 +206,7 @@ def _more(classes: Sequence[int], share: float) -> str:
 
 def draw(classes: Sequence[int], count: int, seed: int) -> Indices:
     """`count` rows of each class, or all where there are fewer; a smaller count draws some of those of a larger."""
-    order = np.argsort(random_bits(seed, SUBSET, len(classes)), kind="stable")
+    order = sorting(random_bits(seed, SUBSET, len(classes)))
     kinds = np.asarray(classes)[order]
     return np.sort(np.concatenate([order[kinds == kind][:count] for kind in np.unique(kinds)]))
 
@@ -255,12 +260,26 @@ def _said(where: str, bad: Sequence[Bad]) -> str:
 
 def _clean(split: _Split, rules: Clean) -> None:
     """Clean the texts of a split, and drop the rows that are then too short or too long."""
-    split.texts = tuple(clean(column, rules) for column in split.texts)
-    sizes = np.array([[len(plain(text).strip()) for text in column] for column in split.texts])
+    split.texts = tuple(_cleaned(column, rules) for column in split.texts)
+    sizes = np.array([_lengths(column) for column in split.texts])
     short = np.any(sizes < rules.min_chars, axis=0)
     split.find("too short", short, drop=True)
     if rules.max_chars:
         split.find("too long", np.any(sizes[:, ~short] > rules.max_chars, axis=0), drop=True)
+
+
+def _cleaned(column: Sequence[Any], rules: Clean) -> Sequence[Any]:
+    if not any(getattr(rules, rule) for rule in RULES):
+        return column
+    found = Growing()
+    for begin in range(0, len(column), BLOCK):
+        found.add(clean(column[begin : begin + BLOCK], rules))
+    return found.column()
+
+
+def _lengths(column: Sequence[Any]) -> np.ndarray:
+    """The characters of each text, but for blanks around it."""
+    return np.fromiter((len(plain(text).strip()) for text in column), np.int64, len(column))
 
 
 def _beyond(split: _Split, count: int) -> Which:
@@ -277,16 +296,10 @@ def _beyond(split: _Split, count: int) -> Which:
 
 def _number(found: Mapping[str, _Split]) -> None:
     """Give equal texts one number in all splits, and equal targets."""
-    texts: dict[Hashable, int] = {}
-    answers: dict[Hashable, int] = {}
-    for split in found.values():
-        columns = split.texts
-        split.text = _numbers(columns[0] if len(columns) == 1 else zip(*columns, strict=True), texts)
-        split.answer = _numbers(split.targets, answers)
-
-
-def _numbers(values: Iterable[Hashable], known: dict[Hashable, int]) -> np.ndarray:
-    return np.fromiter((known.setdefault(value, len(known)) for value in values), np.int64)
+    texts = numbers([split.texts for split in found.values()])
+    answers = numbers([(split.targets,) for split in found.values()])
+    for split, text, answer in zip(found.values(), texts, answers, strict=True):
+        split.text, split.answer = text, answer
 
 
 def _duplicates(split: _Split) -> Which:

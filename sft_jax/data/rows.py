@@ -3,18 +3,21 @@
 Rows are never changed, only selected from; what was wrong with a row is said by its place: file and line, or number.
 """
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
+from datasets.table import InMemoryTable
 
 from sft_jax.data.cells import opened, typed
 from sft_jax.errors import DataError, did_you_mean, listing
 
+BLOCK = 1 << 14  # rows that are objects of Python at one time
 MOST_SHOWN = 5  # bad rows named in one message
 MOST_NAMES = 50  # columns named in one message
 
@@ -69,6 +72,18 @@ class Rows:
         self._refuse(name, texts=True)
         return self._values(name)
 
+    def blocks(self, name: str, *, texts: bool = False) -> Iterator[list[Any]]:
+        """What `column` gives, or `texts`, some rows at a time; at one time what is a part of objects."""
+        if texts and name in self.cells:
+            kind = pa.string()
+        else:
+            self._refuse(name)
+            kind = self.cells.get(name, pa.string())
+        size = BLOCK if self._head(name) == name else len(self)
+        for begin in range(0, len(self), max(1, size)):
+            found = self._values(name, slice(begin, begin + size))
+            yield typed(found, kind) if name in self.cells else found
+
     def feature(self, name: str) -> Any:
         """The type that the source gives a column, that of what is in its lists; None where it gives none."""
         head = self._head(name)
@@ -88,9 +103,9 @@ class Rows:
         if head in self.unfit and not (texts and head in self.cells):  # texts are alike even where some are numbers
             raise DataError(f"{self.where}: {self.unfit[head]}")
 
-    def _values(self, name: str) -> list[Any]:
+    def _values(self, name: str, part: slice = slice(None)) -> list[Any]:
         head = self._head(name)
-        found = self.table[head][:]
+        found = self.table[head][part]
         values = list(opened(found)) if head in self.written else found
         return values if head == name else self._inside(values, name, name[len(head) + 1 :])
 
@@ -131,7 +146,7 @@ class Rows:
         """These rows alone, in this order; what could not be read stays said."""
         picked = np.asarray(rows, np.int64)
         file, line, part = (None if a is None else a[picked] for a in (self.file, self.line, self.part))
-        return replace(self, table=self.table.select(picked), file=file, line=line, part=part)
+        return replace(self, table=_selected(self.table, picked), file=file, line=line, part=part)
 
 
 def _known(name: str, names: Sequence[str]) -> str:
@@ -141,6 +156,14 @@ def _known(name: str, names: Sequence[str]) -> str:
     hint = f"; did you mean {' or '.join(map(repr, near[:3]))}?" if near else did_you_mean(name, names)
     more = f", and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     return f"the rows have: {', '.join(names[:MOST_NAMES])}{more}{hint}"
+
+
+def _selected(table: Dataset, rows: np.ndarray) -> Dataset:
+    """`table.select(rows)`, without what that does with each number in Python."""
+    if table._indices is not None:
+        rows = table._indices.column(0).to_numpy()[rows]
+    picked = InMemoryTable.from_pydict({"indices": pa.array(rows, pa.uint64())})
+    return Dataset(table.data, table.info, indices_table=picked, fingerprint=os.urandom(8).hex())
 
 
 def plain(value: Any) -> str:

@@ -6,7 +6,8 @@ that runs JAX would not survive. What they came to can be kept in a cache, under
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ import tokenizers
 from tokenizers import Tokenizer
 
 from sft_jax.data import cache
+from sft_jax.data.columns import digest, ranges
 from sft_jax.data.gguf import read_tokenizer
 from sft_jax.data.pieces import SOURCE, TARGET, Pieces, load_pieces
 from sft_jax.data.settings import BESIDE, Settled, by_pieces, settle, tidied
@@ -34,7 +36,8 @@ FILES = (
     FAST, SETTINGS, TEMPLATE, SPECIAL, ADDED, "vocab.txt", "vocab.json", "merges.txt", "vocab.bpe", "encoder.json",
     "sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "tekken.json", SOURCE, TARGET,
 )  # fmt: skip
-VERSION = "1"  # of `tokenize`: another one, and what is in caches is not found any more
+LENGTHS, TRUNCATED = "lengths", "truncated"  # of what is kept: of each document, its tokens and whether it was cut
+VERSION = "2"  # of `tokenize`: another one, and what is in caches is not found any more
 
 
 @dataclass(frozen=True)
@@ -136,17 +139,27 @@ def tokenize(tokenizer: TextTokenizer, texts: Sequence[str], pairs: Sequence[str
         raise ConfigError(f"data.max_length: {max_length} leaves no room beside {special} special tokens; raise it")
     worker.no_padding()
     worker.enable_truncation(max_length, direction="left" if tokenizer.left else "right")  # the longer of a pair first
-    if tokenizer.home is None:
-        return _tokenized(worker, texts, pairs)
-    name = cache.key(_origin(worker, texts, pairs, max_length))
-    found = cache.load(tokenizer.home, name)
-    if found is None:
-        tokens = _tokenized(worker, texts, pairs)
-        counted = {"offsets": tokens.offsets, "truncated": np.asarray(tokens.truncated)}
-        cache.store(tokenizer.home, name, {**tokens.fields, **counted})
-        return tokens
-    offsets, truncated = found.pop("offsets"), int(found.pop("truncated"))
+    columns = (texts,) if pairs is None else (texts, pairs)
+    found = cache.made(
+        tokenizer.home, lambda: _origin(worker, columns, max_length), lambda sink: _tokenized(worker, columns, sink)
+    )
+    offsets, truncated = offsets_of(found.pop(LENGTHS)), int(found.pop(TRUNCATED).sum())
     return Tokens(found, offsets, truncated)
+
+
+def offsets_of(lengths: np.ndarray) -> np.ndarray:
+    """Where each document begins, and the last one ends, by their lengths: int64 [documents + 1]."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def joined(parts: Iterable[Sequence[int]]) -> np.ndarray:
+    """These numbers, one part after the other: int32."""
+    found = array("i")
+    for part in parts:
+        found.fromlist(part if isinstance(part, list) else list(part))
+    return np.frombuffer(found, np.int32) if found else np.zeros(0, np.int32)
 
 
 @contextmanager
@@ -160,24 +173,24 @@ def in_use() -> Iterator[None]:
         raise ModelError(f"{FAST}: it cannot be used ({reason(error)}); fetch it again") from None
 
 
-def _tokenized(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None) -> Tokens:
-    inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-    with in_use():
-        encoded = tokenizer.encode_batch_fast(inputs)
-    lengths = np.fromiter((len(e) for e in encoded), np.int64, len(encoded))
-    fields = {
-        "input_ids": np.concatenate([np.asarray(e.ids, np.int32) for e in encoded]),
-        "token_type_ids": np.concatenate([np.asarray(e.type_ids, np.int32) for e in encoded]),
-    }
-    truncated = sum(bool(e.overflowing) for e in encoded)
-    return Tokens(fields, np.concatenate([[0], np.cumsum(lengths)]), truncated)
+def _tokenized(tokenizer: Tokenizer, columns: Sequence[Sequence[str]], sink: cache.Sink) -> None:
+    """Put into a sink what texts, or pairs of them, come to."""
+    for begin, end in ranges(*columns):
+        inputs = [column[begin:end] for column in columns]
+        with in_use():
+            encoded = tokenizer.encode_batch_fast(
+                list(inputs[0]) if len(inputs) == 1 else list(zip(*inputs, strict=True))
+            )
+        sink.add("input_ids", joined(e.ids for e in encoded))
+        sink.add("token_type_ids", joined(e.type_ids for e in encoded))
+        sink.add(LENGTHS, np.fromiter((len(e) for e in encoded), np.int32, len(encoded)))
+        sink.add(TRUNCATED, np.fromiter((bool(e.overflowing) for e in encoded), bool, len(encoded)))
 
 
-def _origin(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int) -> Iterator[str]:
+def _origin(tokenizer: Tokenizer, columns: Sequence[Sequence[str]], max_length: int) -> Iterator[str]:
     """Everything that tokens depend on, in parts."""
-    yield from (VERSION, tokenizers.__version__, tokenizer.to_str(), str(max_length), str(len(texts)))
-    yield from texts
-    yield from pairs or ()
+    yield from (VERSION, tokenizers.__version__, tokenizer.to_str(), str(max_length))
+    yield from digest(*columns)
 
 
 def _said_of_answers(directory: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ lost. Each word is answered in one of them: the one in which it is whole and has
 equal ones, the first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +13,12 @@ import tokenizers
 from tokenizers import Tokenizer, pre_tokenizers
 
 from sft_jax.data import cache
-from sft_jax.data.text import TextTokenizer, in_use
+from sft_jax.data.cache import Sink
+from sft_jax.data.text import LENGTHS, TextTokenizer, in_use, joined, offsets_of
 from sft_jax.errors import ConfigError
 
-VERSION = "2"  # of `tokenize_words`: another one, and what is in caches is not found any more
+BLOCK = 1 << 10  # rows that are encoded at one time
+VERSION = "3"  # of `tokenize_words`: another one, and what is in caches is not found any more
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,21 @@ def tokenize_words(tokenizer: TextTokenizer, rows: Sequence[Sequence[str]], max_
         )
     worker.no_padding()
     worker.enable_truncation(max_length, stride=stride)
-    if tokenizer.home is None:
-        return _windows(worker, rows)
-    origin = (VERSION, tokenizers.__version__, worker.to_str(), f"{max_length} {stride}")
-    name = cache.key((*origin, *(part for row in rows for part in (str(len(row)), *row))))
-    found = cache.load(tokenizer.home, name)
-    if found is None:
-        made = _windows(worker, rows)
-        kept = {"word": made.word, "first": made.first, "offsets": made.offsets, "rows": made.rows}
-        cache.store(tokenizer.home, name, {**made.fields, **kept})
-        return made
-    kept = {key: found.pop(key) for key in ("word", "first", "offsets", "rows")}
-    return Windows(found, **kept)
+
+    def parts() -> Iterator[str]:
+        yield from (VERSION, tokenizers.__version__, worker.to_str(), f"{max_length} {stride}")
+        yield from (part for row in rows for part in (str(len(row)), *row))
+
+    def make(sink: Sink) -> None:
+        for begin in range(0, len(rows), BLOCK):
+            block = _windows(worker, rows[begin : begin + BLOCK])
+            found = {"word": block.word, "first": block.first, "rows": block.rows + begin}
+            for name, array in {**block.fields, **found, LENGTHS: np.diff(block.offsets)}.items():
+                sink.add(name, array)
+
+    found = cache.made(tokenizer.home, parts, make)
+    word, first, of, lengths = (found.pop(name) for name in ("word", "first", "rows", LENGTHS))
+    return Windows(found, word, first, offsets_of(lengths), of)
 
 
 def split_already(tokenizer: Tokenizer) -> Tokenizer:
@@ -73,13 +78,13 @@ def _windows(tokenizer: Tokenizer, rows: Sequence[Sequence[str]]) -> Windows:
             _answer_once(windows)
     flat = [window for windows in every for window in windows]
     word = np.concatenate([np.zeros(0, np.int32), *(window for windows in words for window in windows)])
-    lengths = [len(window.ids) for window in flat]
-    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    lengths = np.asarray([len(window.ids) for window in flat], np.int64)
+    offsets = offsets_of(lengths)
     before = np.concatenate([[-1], word[:-1]])
-    before[offsets[:-1][np.asarray(lengths, np.int64) > 0]] = -1  # the last word of the window before
+    before[offsets[:-1][lengths > 0]] = -1  # the last word of the window before
     fields = {
-        "input_ids": np.concatenate([np.zeros(0, np.int32), *(np.asarray(w.ids, np.int32) for w in flat)]),
-        "token_type_ids": np.concatenate([np.zeros(0, np.int32), *(np.asarray(w.type_ids, np.int32) for w in flat)]),
+        "input_ids": joined(window.ids for window in flat),
+        "token_type_ids": joined(window.type_ids for window in flat),
     }
     of = np.repeat(np.arange(len(every)), [len(windows) for windows in every])
     return Windows(fields, word, (word >= 0) & (word != before), offsets, of)

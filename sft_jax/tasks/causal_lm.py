@@ -23,11 +23,21 @@ import numpy as np
 
 from sft_jax.config.tasks import CausalLM
 from sft_jax.data import chat, templates
-from sft_jax.data.answers import WEIGHTLESS, Passage, cached, encode_numbers, encode_passages, encode_prompts, with_lost
+from sft_jax.data.answers import (
+    CUT,
+    WEIGHTLESS,
+    Passage,
+    cached,
+    encode_numbers,
+    encode_passages,
+    encode_prompts,
+    with_lost,
+)
 from sft_jax.data.batch import Encoded
+from sft_jax.data.blocks import Maker
 from sft_jax.data.chat import Conversation
 from sft_jax.data.conversations import joined
-from sft_jax.data.rows import Rows
+from sft_jax.data.rows import MOST_SHOWN, Rows
 from sft_jax.data.templates import REASONING
 from sft_jax.data.text import GENERATION, TEMPLATE, TextTokenizer, load_tokenizer
 from sft_jax.errors import ConfigError, DataError, ModelError, reason
@@ -64,9 +74,11 @@ def _task(
             return prompt(texts, tokenizer, max_length)
         worker = of(tokenizer)
         settings = (section.format, section.loss_on, section.today, sorted(section.mask), section.weight is None)
-        learned = f"{settings} {max_length}"
-        origin = (learned, *texts[0], *targets)
-        return cached(worker, origin, lambda: MAKE[section.format](section, texts[0], targets, worker, max_length))
+        origin, columns = (f"{settings} {max_length}",), (texts[0], targets)
+        if is_chat:
+            return _told_apart(cached(worker, origin, columns, lambda: _of_chats(section, worker, max_length)))
+        make = MAKE[section.format]
+        return cached(worker, origin, columns, lambda: Maker(lambda *block: make(section, *block, worker, max_length)))
 
     def prompt(texts: Texts, tokenizer: TextTokenizer, max_length: int) -> Encoded:
         worker, found = of(tokenizer), list(texts[0])
@@ -209,14 +221,29 @@ def _of_tokens(
     return found
 
 
-def _of_chats(
-    section: CausalLM, texts: Sequence[str], targets: Sequence[str], tokenizer: TextTokenizer, max_length: int
-) -> Encoded:
+def _of_chats(section: CausalLM, tokenizer: TextTokenizer, max_length: int) -> Maker:
     """Conversations, by the template of the tokenizer."""
-    talks = [lm_rows.whole(text, target) for text, target in zip(texts, targets, strict=True)]
-    made = chat.passages(tokenizer, _suited(tokenizer, talks), section.loss_on, section.today, section.mask)
-    encoded = encode_passages(tokenizer, made.passages, max_length, framed=False, rows=made.rows)
-    return replace(with_lost(encoded, made.lost), noted={**made.noted, **encoded.noted})
+    known = chat.begin(tokenizer, section.loss_on, section.mask)
+
+    def encode(texts: Sequence[str], targets: Sequence[str]) -> Encoded:
+        talks = [lm_rows.whole(text, target) for text, target in zip(texts, targets, strict=True)]
+        made = chat.passages_of_block(tokenizer, _suited(tokenizer, talks), known, section.today)
+        encoded = encode_passages(tokenizer, made.passages, max_length, framed=False, rows=made.rows)
+        return with_lost(encoded, made.lost)
+
+    return Maker(encode, known.noted)
+
+
+def _told_apart(found: Encoded) -> Encoded:
+    """The documents of conversations, of which the commonest reasons are told why others became none."""
+    reasons = sorted((why for why in found.lost if why != CUT), key=lambda why: -found.lost[why])
+    rare = reasons[chat.MOST_REASONS :]
+    told = [*reasons[: chat.MOST_REASONS], *([CUT] if CUT in found.lost else [])]
+    lost, rows = ({why: of[why] for why in told} for of in (found.lost, found.lost_rows))
+    if rare:
+        lost[chat.OTHERS] = sum(found.lost[why] for why in rare)
+        rows[chat.OTHERS] = sorted(row for why in rare for row in found.lost_rows[why])[:MOST_SHOWN]
+    return replace(found, lost=lost, lost_rows=rows)
 
 
 MAKE = {
@@ -224,7 +251,6 @@ MAKE = {
     "completion": _of_texts,
     "segments": _of_segments,
     "tokens": _of_tokens,
-    "chat": _of_chats,
 }
 
 

@@ -5,8 +5,9 @@ Which format that makes is settled once, for a run and for its export; columns t
 `tools`, are looked for again wherever rows are read, so that a model can be asked without them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any
 
 from sft_jax.config.tasks import CausalLM
@@ -107,12 +108,12 @@ def columns_of(section: CausalLM, rows: Rows | None) -> Columns:
     return Columns(section.prompt, section.completion, settings=settings, **picked)
 
 
-def values(rows: Rows, name: str | None) -> Sequence[Any]:
+def values(rows: Rows, name: str | None) -> Iterator[Any]:
     """A column that rows may have or not, as they say it: None where rows, or a part of a mixture, have it not."""
     if name is None or not _has(rows, name):
-        return [None] * len(rows)
-    found, kind = rows.column(name), _kind(rows, name)
-    return found if kind is None or hasattr(kind, "dtype") else [as_said(value, kind) for value in found]
+        return repeat(None, len(rows))
+    found, kind = chain.from_iterable(rows.blocks(name)), _kind(rows, name)
+    return found if kind is None or hasattr(kind, "dtype") else (as_said(value, kind) for value in found)
 
 
 def _format(section: CausalLM, rows: Rows) -> str:

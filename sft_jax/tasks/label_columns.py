@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
 from datasets import ClassLabel
 
+from sft_jax.data.columns import Growing
 from sft_jax.data.rows import Bad, Rows
 from sft_jax.data.structured import is_structured, read_structured
 from sft_jax.errors import DataError, did_you_mean
@@ -62,17 +63,27 @@ def label_of(value: Any) -> Any:
 
 def read_one(rows: Rows, column: str, labels: Sequence[str]) -> Targets:
     """The number of the label of each row."""
-    values = rows.column(column)
-    numbers = LabelNumbers(labels, rows.feature(column), values)
-    found = [numbers.of(value) for value in values]
+    numbers = LabelNumbers(labels, rows.feature(column), chain.from_iterable(rows.blocks(column)))
 
-    def bad(row: int) -> Bad:
-        if label_of(values[row]) is None:
-            return Bad(rows.place(row), "no label", f"{column} is {_empty(values[row])}, expected a label")
-        text = f"{column} is {values[row]!r:.60}{numbers.expected(values[row])}"
-        return Bad(rows.place(row), "unknown label", text)
+    def bad(place: str, value: Any) -> Bad:
+        if label_of(value) is None:
+            return Bad(place, "no label", f"{column} is {_empty(value)}, expected a label")
+        return Bad(place, "unknown label", f"{column} is {value!r:.60}{numbers.expected(value)}")
 
-    return Targets(found, {row: bad(row) for row, number in enumerate(found) if number is None})
+    return read_values(rows, column, numbers.of, bad)
+
+
+def read_values(rows: Rows, column: str, of: Callable[[Any], Any], bad: Callable[[str, Any], Bad]) -> Targets:
+    """What `of` makes of each value of a column; where that is None, `bad` says why of (place, value)."""
+    found, refused, begin = Growing(), dict[int, Bad](), 0
+    for block in rows.blocks(column):
+        targets = [of(value) for value in block]
+        found.add(targets)
+        for number, target in enumerate(targets):
+            if target is None:
+                refused[begin + number] = bad(rows.place(begin + number), block[number])
+        begin += len(block)
+    return Targets(found.column(), refused)
 
 
 def read_several(rows: Rows, column: str, separator: str, labels: Sequence[str]) -> Targets:
@@ -143,19 +154,25 @@ def names_of_one(train: Rows, column: str) -> tuple[str, ...]:
     feature = train.feature(column)
     if isinstance(feature, ClassLabel):
         return tuple(feature.names)
-    values = [label for value in train.column(column) if (label := label_of(value)) is not None]
-    odd = [v for v in values if not isinstance(v, str | int) or (isinstance(v, str) and is_structured(v))]
-    if odd:
-        raise DataError(
-            f"{train.where}: column '{column}' holds values such as {odd[0]!r:.60}, "
-            f"not labels; name another column in task.label"
-        )
-    kinds = Counter(map(type, values))
+    kinds, values = Counter[type](), dict[type, set[Any]]()
+    for label in map(label_of, chain.from_iterable(train.blocks(column))):
+        if label is None:
+            continue
+        kind = type(label)
+        if not issubclass(kind, str | int) or (
+            kind is str and label not in values.get(str, ()) and is_structured(label)
+        ):
+            raise DataError(
+                f"{train.where}: column '{column}' holds values such as {label!r:.60}, "
+                f"not labels; name another column in task.label"
+            )
+        kinds[kind] += 1
+        values.setdefault(kind, set()).add(label)
     most = max(kinds, key=lambda kind: (kinds[kind], kind.__name__), default=str)
-    labels = _in_order({value for value in values if type(value) is most})
+    labels = _in_order(values.get(most, set()))
     if len(labels) < 2:
         raise DataError(f"{train.where}: column '{column}' holds {len(labels)} label; classification needs two or more")
-    if len(labels) == len(values) >= MANY:
+    if len(labels) == kinds.total() >= MANY:
         raise DataError(
             f"{train.where}: column '{column}' makes every row a class of its own, {len(labels)} in all; "
             f"name another column in task.label, or the classes in task.labels"

@@ -7,11 +7,13 @@ equal prompts are equal.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 from sft_jax.config.tasks import CausalLM
 from sft_jax.data.chat import ASSISTANT, Conversation, open_conversation, write_conversation, write_message
+from sft_jax.data.columns import Growing
 from sft_jax.data.conversations import (
     content_of,
     read_answered,
@@ -31,36 +33,34 @@ Record = Mapping[str, Any]  # what a row has of `forms.Columns`
 NO_ANSWER = "no answer"
 
 
-def read_given(section: CausalLM, rows: Rows) -> tuple[tuple[list[Any], ...], dict[int, Bad]]:
+def read_given(section: CausalLM, rows: Rows) -> tuple[tuple[Sequence[Any], ...], dict[int, Bad]]:
     """What is given, and what is wrong with the rows that lack it."""
     columns = forms.columns_of(section, rows)
     if _is_plain(section, columns):
         return read_texts(rows, (columns.given,))
-    texts: list[str] = []
-    bad: dict[int, Bad] = {}
+    texts, bad = Growing(), dict[int, Bad]()
     for row, found in enumerate(_read(section, columns, rows)):
         texts.append("" if isinstance(found, Bad) else found[0])
         if isinstance(found, Bad):
             bad[row] = found
-    return (texts,), bad
+    return (texts.column(),), bad
 
 
 def read_targets(section: CausalLM, rows: Rows) -> Targets:
     """What is to be said, with the weights that are not 1."""
     columns = forms.columns_of(section, rows)
     if columns.answer:
-        rows.column(columns.answer)  # must be there, where it is learned
-    values: list[str | None] = []
-    bad: dict[int, Bad] = {}
+        next(rows.blocks(columns.answer), None)  # must be there, where it is learned
+    values, bad = Growing(), dict[int, Bad]()
     if _is_plain(section, columns):
-        (said,), bad = read_texts(rows, (columns.answer,)) if columns.answer else (([""] * len(rows),), {})
+        (said,), bad = read_texts(rows, (columns.answer,)) if columns.answer else ((repeat("", len(rows)),), {})
         for row, (text, weight) in enumerate(zip(said, forms.values(rows, columns.weight), strict=True)):
             try:
                 target = _with_weight(section, text, read_row_weight(columns, weight))
             except ValueError as error:
                 bad[row] = Bad(rows.place(row), "unreadable weight", str(error))
             values.append(None if row in bad else target)
-        return Targets(values, bad)
+        return Targets(values.column(), bad)
     for row, found in enumerate(_read(section, columns, rows)):
         target = None if isinstance(found, Bad) else found[1]
         values.append(target)
@@ -69,7 +69,7 @@ def read_targets(section: CausalLM, rows: Rows) -> Targets:
         elif target is None:
             said = f"{', '.join(name for name in (columns.given, columns.answer) if name)} has no answer to be learned"
             bad[row] = Bad(rows.place(row), NO_ANSWER, f"{said}, expected the assistant's last")
-    return Targets(values, bad)
+    return Targets(values.column(), bad)
 
 
 def read_row_weight(columns: forms.Columns, value: Any) -> float:
@@ -122,7 +122,7 @@ def _is_plain(section: CausalLM, columns: forms.Columns) -> bool:
 
 def _read(section: CausalLM, columns: forms.Columns, rows: Rows) -> Iterator[tuple[str, str | None] | Bad]:
     """(what is given, what is to be said) of each row, or what is wrong with it."""
-    rows.column(columns.given)
+    next(rows.blocks(columns.given), None)  # must be there
     names = [name for name, column in vars(columns).items() if column]
     for row, cells in enumerate(zip(*(forms.values(rows, getattr(columns, name)) for name in names), strict=True)):
         record = dict(zip(names, cells, strict=True))

@@ -22,6 +22,7 @@ from sft_jax.models.family import Head
 from sft_jax.tasks import baselines, metrics
 from sft_jax.tasks import labels as named
 from sft_jax.tasks import texts as texts_of
+from sft_jax.tasks.label_columns import read_values
 from sft_jax.tasks.losses import absolute_error, huber_error, squared_error
 from sft_jax.tasks.task import Documents, Examples, Ratio, Review, Targets, Task, Texts, written
 
@@ -167,14 +168,11 @@ def tenths(targets: Sequence[float]) -> list[int]:
 
 def read(rows: Rows, column: str) -> Targets:
     """The numbers of a column, those that stand there as text too; each is finite in float32."""
-    values = rows.column(column)
-    found = [_number(value) for value in values]
 
-    def bad(row: int) -> Bad:
-        text = f"{column} is {values[row]!r:.60}, expected a finite number"
-        return Bad(rows.place(row), "no number", text)
+    def bad(place: str, value: Any) -> Bad:
+        return Bad(place, "no number", f"{column} is {value!r:.60}, expected a finite number")
 
-    return Targets(found, {row: bad(row) for row, number in enumerate(found) if number is None})
+    return read_values(rows, column, _number, bad)
 
 
 def _number(value: Any) -> float | None:

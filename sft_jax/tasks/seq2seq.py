@@ -51,7 +51,7 @@ def build(section: Seq2Seq, rows: Mapping[str, Rows]) -> Task:
     def encode(texts: Texts, targets: Sequence[str] | None, tokenizer: TextTokenizer, max_length: int) -> Encoded:
         if targets is None:
             raise ConfigError("--score: seq2seq scores answers where rows have targets, in evaluation; leave it out")
-        return encode_pairs(tokenizer, given(texts), targets, max_length, section.max_target_length)
+        return encode_pairs(tokenizer, texts[0], targets, max_length, section.max_target_length, section.prefix)
 
     def given(texts: Texts) -> list[str]:
         return [section.prefix + text for text in texts[0]]
@@ -174,7 +174,7 @@ def _of_targets(batch: Mapping[str, Array]) -> dict[str, Array]:
 
 def _read_targets(section: Seq2Seq, rows: Rows) -> Targets:
     (values,), bad = read_texts(rows, (section.target,))
-    return Targets([None if row in bad else value for row, value in enumerate(values)], bad)
+    return Targets(values, bad)
 
 
 def _in_one(target: Encoded) -> Encoded:

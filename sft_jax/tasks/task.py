@@ -49,7 +49,7 @@ class Ratio:
 class Targets:
     """What rows are to be answered with: a hashable value a row, None where there is none to be had."""
 
-    values: list[Any]
+    values: Sequence[Any]
     bad: dict[int, Bad]  # row -> what is wrong with its target
 
 
@@ -125,7 +125,7 @@ class Task:
     labels: tuple[str, ...]  # names of the c outputs; of a number, its column
     texts: tuple[str, ...]  # columns of texts
     columns: tuple[str, ...]  # columns of the rows that are read, texts first
-    read: Callable[[Rows], tuple[tuple[list[Any], ...], dict[int, Bad]]]  # texts, and what is wrong with some
+    read: Callable[[Rows], tuple[tuple[Sequence[Any], ...], dict[int, Bad]]]  # texts, and what is wrong with some
     targets: Callable[[Rows], Targets]
     classes: Callable[[Sequence[Any]], Sequence[int]]  # of targets: what a stratified split is stratified by
     label_counts: Callable[[Sequence[Any]], dict[str, int | float]]  # of targets, for people: rows of each label, say

@@ -105,10 +105,17 @@ def kept(home: Path | None, name: str, make: Callable[[], np.ndarray]) -> tuple[
 
 def origin(params: Params, config: Any, encoded: Encoded, dtype: Any) -> str:
     """A hash of all that the features of a split depend on: weights, sizes, documents and our arithmetic."""
-    tokens = {name: hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest() for name, a in encoded.tokens.items()}
-    documents = [tokens, encoded.offsets.tolist(), {name: lazy.digest for name, lazy in encoded.lazy.items()}]
+    tokens = {name: _digest(array) for name, array in encoded.tokens.items()}
+    documents = [tokens, _digest(encoded.offsets), {name: lazy.digest for name, lazy in encoded.lazy.items()}]
     parts = [digests(params), repr(config), documents, np.dtype(dtype).name, jax.__version__, jax.default_backend()]
     return cache.key([*(json.dumps(part, sort_keys=True) for part in parts), *_arithmetic()])
+
+
+def _digest(array: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for part in cache.chunks(array):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
 
 
 def beside(encoded: Encoded, grain: Grain, found: np.ndarray, name: str = FEATURES) -> Encoded:

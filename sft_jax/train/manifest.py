@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sft_jax.config.data import Files, Hub, Mixture, Tfds
 from sft_jax.config.schema import Seeds
 from sft_jax.data.batch import Encoded
+from sft_jax.data.cache import chunks
 from sft_jax.errors import reason
 
 PACKAGES = ("sft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "transformers",
@@ -224,7 +225,8 @@ def fingerprint(encoded: Encoded) -> str:
     digest = hashlib.sha256()
     for name, array in sorted({**encoded.tokens, **encoded.documents, "offsets": encoded.offsets}.items()):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        for part in chunks(array):
+            digest.update(np.ascontiguousarray(part).tobytes())
     for name, lazy in sorted(encoded.lazy.items()):
         digest.update(f"{name} {lazy.digest}".encode())
     if encoded.target is not None:

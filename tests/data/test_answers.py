@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer, models, processors
 from sft_jax.data import answers
 from sft_jax.data.answers import Passage, cached, encode_passages, encode_prompts, frame, inside
 from sft_jax.data.batch import Shape, collate, lay_out
+from sft_jax.data.blocks import Maker
 from sft_jax.data.text import load_tokenizer
 
 END = "<|endoftext|>"
@@ -212,15 +213,16 @@ def test_places_are_those_of_characters():
 
 def test_the_cache_is_found_by_all_that_tokens_depend_on(tmp_path, monkeypatch):
     """C22: the same again is found, with what was lost; another template, end, text, length or version is made anew."""
+    rows = ["a", "a" * 9], ["bc", "b"]
     tokenizer = replace(write_bytes_tokenizer(tmp_path / "t", "one"), home=tmp_path / "cache")
     made = []
 
     def ask(tokenizer, *origin: str):
-        def make():
+        def make(texts, targets):
             made.append(origin)
-            return encode_passages(tokenizer, [passage("a", "bc"), passage("a" * 9, "b")], 8, framed=True)
+            return encode_passages(tokenizer, list(map(passage, texts, targets)), 8, framed=True)
 
-        return cached(tokenizer, origin, make)
+        return cached(tokenizer, origin, rows, lambda: Maker(make))
 
     first, again = ask(tokenizer, "x"), ask(tokenizer, "x")
     assert len(made) == 1 and again.lost == first.lost == {"cut before its answer": 1} and again.rows.tolist() == [0]

@@ -1,6 +1,5 @@
 """The cache of tokens: found by all that they depend on and by nothing else, whole or not at all, and bounded."""
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -8,17 +7,20 @@ import signal
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 from conftest import write_tokenizer
 
 from sft_jax import run
 from sft_jax.data import cache, text
-from sft_jax.data.cache import ARRAYS, CHECKSUM, key, load, store
+from sft_jax.data.cache import INDEX, key, load, store
 from sft_jax.data.text import TextTokenizer, load_tokenizer, tokenize
+from sft_jax.errors import DataError
 
 TEXTS = ["bara bare bari", "cela", "doro dora unknown", "漢字"]
 PAIRS = ["fena", "gula guli gulo", "hina", "jata"]
@@ -44,9 +46,9 @@ def made(monkeypatch) -> list[int]:
     found: list[int] = []
     real = text._tokenized
 
-    def counted(tokenizer, texts, pairs):
-        found.append(len(texts))
-        return real(tokenizer, texts, pairs)
+    def counted(tokenizer, columns, sink):
+        found.append(len(columns[0]))
+        real(tokenizer, columns, sink)
 
     monkeypatch.setattr(text, "_tokenized", counted)
     return found
@@ -160,7 +162,7 @@ def test_nothing_is_forked(tokenizer, home, monkeypatch):
 # Damage.
 
 
-@pytest.mark.parametrize("file", [ARRAYS, CHECKSUM])
+@pytest.mark.parametrize("file", [INDEX, "0", "2"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
 def test_a_damaged_entry_is_written_anew(file, damage, tokenizer, home, made):
     """C22: an entry with a flipped byte, cut short, emptied or lost is no find, and the next run finds it mended."""
@@ -187,9 +189,15 @@ def test_pickles_are_not_opened(home, tmp_path):
             return (Path.touch, (tmp_path / "ran",))
 
     store(home, "name", ROWS)
-    np.savez(home / "name" / ARRAYS, ids=np.array([Evil()], dtype=object))
-    (home / "name" / CHECKSUM).write_text(hashlib.sha256((home / "name" / ARRAYS).read_bytes()).hexdigest())
-    assert load(home, "name") is None and not (tmp_path / "ran").exists()
+    content = np.array([Evil()], dtype=object).dumps()
+    (home / "name" / "0").write_bytes(content)
+    for dtype, shape in (("|O", [len(content) // 8]), ("|u1", [len(content)])):
+        index = {"ids": {"dtype": dtype, "shape": shape, "file": "0", "xxh3_128": xxhash.xxh3_128_hexdigest(content)}}
+        said = json.dumps(index).encode()
+        (home / "name" / INDEX).write_bytes(xxhash.xxh3_128_hexdigest(said).encode() + b"\n" + said)
+        found = load(home, "name")
+        assert (found is None) == (dtype == "|O"), "control: the same as bytes is found"
+    assert not (tmp_path / "ran").exists()
 
 
 KILLED = """
@@ -206,8 +214,9 @@ KILLED = """
 
         def trace(frame, event, arg):
             nonlocal count
-            if frame.f_code.co_filename != cache.__file__:
-                return None
+            name = frame.f_code.co_qualname
+            if frame.f_code.co_filename != cache.__file__ or name.startswith(("Sink", "_Growing", "_mapped", "chunks")):
+                return None  # what grows is beside the entries
             count += event == "line"
             if event == "line" and count == stop:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -227,7 +236,7 @@ KILLED = """
             shutil.rmtree(home, ignore_errors=True)
             if damaged:  # an entry to be replaced
                 cache.store(home, "name", rows)
-                (home / "name" / cache.CHECKSUM).write_text("another")
+                (home / "name" / cache.INDEX).write_text("another")
             status, found = killed_at(line), cache.load(home, "name")
             whole = found is not None and np.array_equal(found["ids"], rows["ids"])
             cache.store(home, "name", rows)
@@ -252,10 +261,112 @@ def test_what_was_left_half_written_is_swept_away(home):
     """C22: what a killed process left is removed once it is a day old, and not before: another may be writing it."""
     for name, age in ((".old", 25), (".new", 1)):
         (home / name / "name").mkdir(parents=True)
-        then = (home / name).stat().st_mtime - 3600 * age
-        os.utime(home / name, (then, then))
+        (home / f"{name}.lock").touch()
+        for left in (home / name, home / f"{name}.lock"):
+            then = left.stat().st_mtime - 3600 * age
+            os.utime(left, (then, then))
     store(home, "name", ROWS)
-    assert sorted(found.name for found in home.iterdir()) == [".new", "name"]
+    assert sorted(found.name for found in home.iterdir()) == [".new", ".new.lock", "name"]
+
+
+SHARED = """
+    import os, sys, time
+    from pathlib import Path
+    import numpy as np
+    from sft_jax.data import cache
+
+    home, log, killed = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "killed"
+
+    def make(sink):
+        with open(log, "a") as file:
+            file.write("made ")
+        sink.add("ids", np.arange(1 << 20, dtype=np.int32))
+        print("making", flush=True)
+        sys.stdin.readline()
+        sink.add("ids", np.arange(1 << 20, dtype=np.int32))
+
+    found = cache.made(home, lambda: ["rows"], make)
+    print(int(found["ids"].sum()), flush=True)
+"""
+
+
+@pytest.mark.parametrize("end", ["made", "killed"])
+def test_processes_share_an_entry(end, home, tmp_path):
+    """Issue 14: of two processes one makes an entry and the other waits, and makes it if the first is killed."""
+    script = [sys.executable, "-c", textwrap.dedent(SHARED), str(home), str(tmp_path / "log"), end]
+    begun = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(script, **begun) as one:
+        assert one.stdout.readline() == "making\n"
+        with subprocess.Popen(script, **begun) as two:
+            with pytest.raises(subprocess.TimeoutExpired):
+                two.wait(1.5)
+            if end == "killed":
+                one.kill()
+                assert two.stdout.readline() == "making\n"
+                assert two.communicate("go\n", timeout=60)[0] == f"{sum(range(1 << 20)) * 2}\n"
+            else:
+                said = one.communicate("go\n", timeout=60)[0], two.communicate(timeout=60)[0]
+                assert said == (f"{sum(range(1 << 20)) * 2}\n",) * 2
+    assert (tmp_path / "log").read_text() == ("made made " if end == "killed" else "made ")
+    assert len(list(home.glob("[!.]*"))) == 1 and not list(home.glob("*.lock"))
+
+
+def test_the_cache_of_someone_else_is_read(tokenizer, home, made, monkeypatch):
+    """Issue 14: what may be read and not be written is found all the same."""
+    cached = replace(tokenizer, home=home)
+    plain = tokenize(cached, TEXTS, None, 8)
+    for name in ("utime", "rename", "mkdir", "open"):
+        monkeypatch.setattr(os, name, full)
+    assert equal(tokenize(cached, TEXTS, None, 8), plain) and made == [4]
+    assert (
+        equal(tokenize(cached, PAIRS, None, 8), tokenize(tokenizer, PAIRS, None, 8)) and len(list(home.iterdir())) == 1
+    )
+
+
+@pytest.mark.parametrize("in_memory", [0, 1 << 26])
+def test_arrays_in_blocks_are_those_at_once(in_memory, home, monkeypatch):
+    """Issue 14: blocks of any sizes make the same array, in memory, on disk, kept or not, whatever its type."""
+    monkeypatch.setattr(cache, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(cache, "MAPPED", 100)
+    draw = np.random.default_rng(0)
+    given = {
+        "numbers": draw.integers(0, 9, 1000, np.int32),
+        "alike": np.full(1000, 7, np.int16),
+        "late": np.append(np.zeros(999), -0.0),
+        "nan": np.full(1000, np.nan, np.float32),
+        "wide": draw.random((1000, 3)),
+        "flags": draw.random(1000) < 0.5,
+        "none": np.zeros(0, np.int8),
+    }
+    for number, size in enumerate((1, 7, 1000)):
+
+        def make(sink, size=size):
+            for name, array in given.items():
+                for begin in range(0, max(1, len(array)), size):
+                    sink.add(name, array[begin : begin + size])
+
+        for place in (None, home):
+            found = cache.made(place, lambda number=number: [str(number)], make)
+            again = cache.made(place, lambda number=number: [str(number)], make)
+            for name, array in given.items():
+                assert all(
+                    a.dtype == array.dtype and a.tobytes() == array.tobytes() for a in (found[name], again[name])
+                )
+    sizes = json.loads((next(home.iterdir()) / INDEX).read_bytes().partition(b"\n")[2])
+    assert "alike" in sizes["alike"] and "alike" in sizes["nan"] and "file" in sizes["late"]
+
+
+def test_an_array_in_a_file_takes_no_memory(home, monkeypatch):
+    """Issue 14: making and reading an array of 64 MB takes a fraction of that, in a cache and without one."""
+    monkeypatch.setattr(cache, "IN_MEMORY", cache.CHUNK)
+    for place in (None, home, home):
+        tracemalloc.start()
+        found = cache.made(
+            place, lambda: ["rows"], lambda sink: [sink.add("ids", np.arange(4096)) for _ in range(2048)]
+        )
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert most < 1.5 * cache.CHUNK and found["ids"].nbytes == 1 << 26 and found["ids"][-1] == 4095
 
 
 def test_a_cache_does_not_grow_without_bound(home):
@@ -273,14 +384,17 @@ def test_a_cache_does_not_grow_without_bound(home):
     assert list(home.iterdir()) == [], "what is larger than all there may be is not kept"
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(tokenizer, tmp_path, made):
+def test_a_cache_that_cannot_be_written_is_done_without(tokenizer, tmp_path, made, monkeypatch):
     """C22: a file in the way, a full disk or a directory of someone else's costs time and nothing else."""
     (tmp_path / "file").touch()
     cached = replace(tokenizer, home=tmp_path / "file" / "tokens")
     assert equal(tokenize(cached, TEXTS, None, 8), tokenize(tokenizer, TEXTS, None, 8))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(np, "savez", full)
+        patch.setattr(cache._Growing, "spill", full)
         tokenize(replace(tokenizer, home=tmp_path / "tokens"), TEXTS, None, 8)
+        monkeypatch.setattr(cache, "IN_MEMORY", 100)
+        with pytest.raises(DataError, match=r"written there \(.*No space left on device\); make room"):
+            tokenize(tokenizer, TEXTS * 20, None, 8)
     assert list((tmp_path / "tokens").iterdir()) == [], "and what was begun is taken away"
 
 

@@ -34,7 +34,9 @@ def prepared(rows: int, draw: np.random.Generator) -> Prepared:
     other = [f"{EVIL} {i} שלום עולם \ud800" for i in range(rows)]
     table = Dataset.from_dict({"text": one, "other": [text.replace("\ud800", "?") for text in other]})
     places = np.zeros(rows, np.int32), np.arange(2, rows + 2)
-    return Prepared(Rows(table, "data.source.test", (f"{EVIL}.csv, line",), *places), (one, other), [0] * rows)
+    return Prepared(
+        Rows(table, "data.source.test", (f"{EVIL}.csv, line",), *places), (one, other), [0] * rows, np.arange(rows)
+    )
 
 
 def review(kind: str, rows: int, draw: np.random.Generator) -> tuple[Review, list]:
