@@ -24,12 +24,14 @@ from sft_jax.data.prepare import Prepared
 from sft_jax.data.prepare import prepare as prepare_rows
 from sft_jax.data.report import DataReport
 from sft_jax.data.sources import load_rows
+from sft_jax.data.structured import is_structured
 from sft_jax.errors import ConfigError, DataError
 from sft_jax.report.audit import pieces
 from sft_jax.tasks.task import Audit, Examples, Task, build_task
 from sft_jax.weights.files import Checkpoint, find
 
 AT_ONCE = 64  # documents whose tokens are objects at one time
+LOOKED_AT = 1000  # texts that tell what a column holds
 MOST_GROUPS = 100  # each is counted apart, on the device
 # Settings of `data` that say nothing of which rows there are, nor of what they say; `source` is told by its files.
 NOT_OF_ROWS = {"source", "cache", "layout", "max_length", "augment", "images", "prefetch", "workers"}
@@ -130,8 +132,9 @@ def read_rows(config: Config) -> tuple[Task, dict[str, Prepared], DataReport]:
         built.append(task)
         functions = (task.read, task.targets, task.classes, task.label_counts)
         prepared, report = prepare_rows(rows, config.data, *functions, config.seed.split)
-        doubts = [f"{rows['train'].where}: {doubt}" for doubt in task.doubts(report.splits["train"].labels)]
-        return kept.Found(rows, prepared, replace(report, warnings=[*report.warnings, *doubts]), task.labels)
+        doubts = [*_written_lists(task, prepared["train"]), *task.doubts(report.splits["train"].labels)]
+        said = [f"{rows['train'].where}: {doubt}" for doubt in doubts]
+        return kept.Found(rows, prepared, replace(report, warnings=[*report.warnings, *said]), task.labels)
 
     found = kept.read(_cache(config, "rows"), source, parts, prepare)
     if not built:
@@ -145,6 +148,17 @@ def _checked(config: Config, task: Task) -> Task:
     checks.metric(best_metric(config, task), task, config.eval.answers)
     checks.changes(config.data, task)
     return task
+
+
+def _written_lists(task: Task, train: Prepared) -> list[str]:
+    """Columns of texts most of which look like lists that were written to a flat file; by the first rows of each."""
+    found = []
+    for name, column in zip(task.texts, train.texts, strict=True):
+        first = [column[row] for row in range(min(len(column), LOOKED_AT))] if task.cleans else []  # else they are JSON
+        lists = [text for text in first if isinstance(text, str) and is_structured(text)]
+        if 2 * len(lists) > len(first):
+            found.append(f"column '{name}' holds lists that are written out, such as {lists[0]!r:.60}, read as texts")
+    return found
 
 
 def best_metric(config: Config, task: Task) -> str:

@@ -463,7 +463,13 @@ def test_data_report(home, tmp_path):
     ]
     with open(file, "w", newline="") as sink:
         csv.writer(sink).writerows([("text", "label"), *rows])
-    settings = [f"data.source.train={file}", "data.bad_rows=drop", "data.duplicates=drop", "data.augment.swap=0.1"]
+    settings = [
+        f"data.source.train={file}",
+        "data.bad_rows=drop",
+        "data.most_bad=0.2",
+        "data.duplicates=drop",
+        "data.augment.swap=0.1",
+    ]
     words = [home / "base.yaml", f"model.source={model}", f"run.dir={tmp_path / 'run'}", *settings]
     said = sft_jax_command("data", "report", *words)
     assert said.code == 0 and said.err == "", said.err

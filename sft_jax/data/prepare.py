@@ -2,7 +2,8 @@
 
 The order, in which each step needs the ones before it:
 
-1. Rows that cannot be used are named, or dropped (`bad_rows`): all else needs texts and targets.
+1. Rows that cannot be used are named, or dropped (`bad_rows`), as many as may be (`most_bad`): all else needs texts
+   and targets.
 2. Texts are cleaned (`clean`), so that whatever compares texts compares what will be tokenised.
 3. The first `max_rows` of what is left; of a mixture, the first of each part in turn.
 4. Duplicates go within a split, then conflicts (equal texts, other target): once a text is there once only for each of

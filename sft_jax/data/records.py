@@ -108,8 +108,9 @@ def read_text(content: bytes, encoding: str = UTF8) -> str | Problem:
     return Problem("NUL character", "holds a NUL character; take it out") if "\0" in text else text
 
 
-def _lines(file: str | BufferedReader, where: str, encoding: str = UTF8) -> Iterator[str]:
+def _lines(file: str | BufferedReader, where: str, encoding: str = UTF8, longest: int | None = None) -> Iterator[str]:
     """Lines with their ends, of which bytes that are no text are surrogates; those too long are skipped."""
+    most = longest or MOST_CHARS
     path = Path(file).expanduser() if isinstance(file, str) else Path("stream")
     packed = path.suffix.lower() == ".gz"
     try:
@@ -121,8 +122,8 @@ def _lines(file: str | BufferedReader, where: str, encoding: str = UTF8) -> Iter
                 )
             text = "utf-8-sig" if encoding == UTF8 else encoding
             stream = io.TextIOWrapper(raw, text, errors="surrogateescape", newline="")
-            for line in iter(partial(stream.readline, MOST_CHARS), ""):
-                long = len(line) == MOST_CHARS
+            for line in iter(partial(stream.readline, most), ""):
+                long = len(line) == most
                 if long:
                     piece = line
                     while piece and not piece.endswith(("\n", "\r")):
@@ -233,10 +234,11 @@ def json_records(
     A `.json` file of one object may hold rows in it (`_rows_within`). Where records have no lines of their own they are
     counted from 1, and `numbered` is called first.
     """
-    lines = ((n, line) for n, line in enumerate(_lines(file, where, encoding), 1) if not line.isspace())
+    is_json = ".json" in [ending.lower() for ending in Path(file).suffixes[-2:]]
+    longest = MOST_LIST if is_json else MOST_CHARS  # a list may be on one line, as that of SQuAD is
+    lines = ((n, line) for n, line in enumerate(_lines(file, where, encoding, longest), 1) if not line.isspace())
     head = list(islice(lines, 2))
     begin = head[0][1].lstrip() if head else ""
-    is_json = ".json" in [ending.lower() for ending in Path(file).suffixes[-2:]]
     if is_json and begin.startswith("["):
         yield from _list_records(_whole(file, where, encoding), file, where, encoding, numbered)
     elif begin.startswith("{") and (len(head) == 1 if is_json and _ends(begin) else _goes_on(begin, file, encoding)):
@@ -411,13 +413,12 @@ def _after(text: str, place: int) -> int:
 
 def _whole(file: str, where: str, encoding: str) -> str:
     lines, total = [], 0
-    for number, line in enumerate(_lines(file, where, encoding), 1):
+    for number, line in enumerate(_lines(file, where, encoding, MOST_LIST), 1):
         total += len(line)
         if total > MOST_LIST or line is TOO_LONG:
-            most = MOST_LIST if total > MOST_LIST else MOST_CHARS
             raise DataError(
-                f"{where}: {file}, line {number}: more than {most} characters that are no object on a line; write an "
-                f"object on each line"
+                f"{where}: {file}, line {number}: more than {MOST_LIST} characters that are no object on a line; write "
+                f"an object on each line"
             )
         lines.append(line)
     return "".join(lines)

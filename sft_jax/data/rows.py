@@ -74,11 +74,8 @@ class Rows:
 
     def blocks(self, name: str, *, texts: bool = False) -> Iterator[list[Any]]:
         """What `column` gives, or `texts`, some rows at a time; at one time what is a part of objects."""
-        if texts and name in self.cells:
-            kind = pa.string()
-        else:
-            self._refuse(name)
-            kind = self.cells.get(name, pa.string())
+        self._refuse(name, texts=texts)
+        kind = pa.string() if texts else self.cells.get(name, pa.string())
         size = BLOCK if self._head(name) == name else len(self)
         for begin in range(0, len(self), max(1, size)):
             found = self._values(name, slice(begin, begin + size))
@@ -94,7 +91,7 @@ class Rows:
 
     def _refuse(self, name: str, *, texts: bool = False) -> None:
         """Raise what is wrong with a column that is there and cannot be read."""
-        head = name if name in self.names else name.partition(".")[0]
+        head = name if name in self.names or name in self.unfit else name.partition(".")[0]
         if head in self.lacking:
             raise DataError(
                 f"{self.where}: no column '{head}' in {self.lacking[head]}, which other parts have; "

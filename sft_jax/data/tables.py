@@ -63,7 +63,7 @@ def read_csv(
 
 def read_json(files: Sequence[str], where: str, encoding: str = UTF8) -> Rows:
     """The rows of files of objects (`json_records`); a column that an object lacks is None there."""
-    found, store = _gathered(files, where), Store(where)
+    found, store, beyond = _gathered(files, where), Store(where), dict[str, str]()
 
     def records(number: int, file: str) -> Iterator[tuple[int, Any]]:
         def numbered() -> None:
@@ -73,10 +73,16 @@ def read_json(files: Sequence[str], where: str, encoding: str = UTF8) -> Rows:
 
     for block in blocks(files, records, found):
         names = dict.fromkeys(name for record in block for name in record)
+        new = [name for name in names if name not in store.forms]
+        for name in new[max(0, MOST_COLUMNS - len(store.forms)) :]:
+            if len(beyond) < MOST_COLUMNS:
+                beyond[name] = f"column '{name}' is beyond the first {MOST_COLUMNS} columns; give objects of fewer"
+            del names[name]
         store.add({name: [record.get(name) for record in block] for name in names})
-        if len(store.forms) > MOST_COLUMNS:
-            raise DataError(f"{where}: {files[0]} has more than {MOST_COLUMNS} columns; give objects of the same keys")
-    return found.rows(store.table(), written=frozenset(name for name, form in store.forms.items() if form.written))
+    if beyond:
+        found.note(f"{shown(files)[0]}: more than {MOST_COLUMNS} columns, such as '{next(iter(beyond))}', are left out")
+    written = frozenset(name for name, form in store.forms.items() if form.written)
+    return found.rows(store.table(), written=written, unfit=beyond)
 
 
 def read_lines(files: Sequence[str], where: str, encoding: str = UTF8) -> Rows:

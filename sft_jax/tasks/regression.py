@@ -170,7 +170,9 @@ def read(rows: Rows, column: str) -> Targets:
     """The numbers of a column, those that stand there as text too; each is finite in float32."""
 
     def bad(place: str, value: Any) -> Bad:
-        return Bad(place, "no number", f"{column} is {value!r:.60}, expected a finite number")
+        comma = isinstance(value, str) and _number(value.replace(",", ".", 1)) is not None
+        hint = " with a point, such as 3.5" if comma else ""
+        return Bad(place, "no number", f"{column} is {value!r:.60}, expected a finite number{hint}")
 
     return read_values(rows, column, _number, bad)
 

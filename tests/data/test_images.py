@@ -188,7 +188,9 @@ def test_bad_images_are_named_or_dropped(tmp_path):
     functions = (task.read, task.targets, task.classes, task.label_counts)
 
     def read(policy: str) -> Any:
-        section = DataSection.model_validate({"source": {"kind": "files", "train": str(home)}, "bad_rows": policy})
+        section = DataSection.model_validate(
+            {"source": {"kind": "files", "train": str(home)}, "bad_rows": policy, "most_bad": 0.5}
+        )
         return prepare({"train": rows}, section, *functions, 0)
 
     with pytest.raises(DataError) as caught:
@@ -202,7 +204,7 @@ def test_bad_images_are_named_or_dropped(tmp_path):
         "blue/large.png: image 9000 × 9000 pixels; an image has at most 50000000",
     ):
         assert said in message
-    with pytest.raises(DataError, match="4 of 7 rows cannot be used, too many to drop"):
+    with pytest.raises(DataError, match=r"4 of 7 rows cannot be used \(no image: 1, "):
         read("drop")
     (home / "white").rmdir()
     rows = load_files([str(home)], WHERE)

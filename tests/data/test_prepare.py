@@ -15,6 +15,7 @@ from sft_jax.data.prepare import Prepared, cut, prepare, read_texts
 from sft_jax.data.report import DataReport
 from sft_jax.data.rows import Bad, Rows
 from sft_jax.errors import DataError
+from sft_jax.inputs import read_rows
 from sft_jax.tasks.task import Targets
 
 SHARES = st.sampled_from([0.0, 0.1, 0.2, 0.25, 0.3, 0.45])
@@ -387,3 +388,14 @@ def test_every_process_prepares_the_same():
         assert done.returncode == 0, done.stderr
         outputs.add(done.stdout)
     assert len(outputs) == 1 and "text 3" in outputs.pop()
+
+
+def test_the_split_has_a_seed_of_its_own(configure):
+    """A sweep over `seed.data` keeps the rows of each split where `seed.split` is given, and draws others where not."""
+
+    def cut_by(*seeds: str) -> dict[str, list[str]]:
+        alone = ("data.source.validation=null", "data.source.test=null", "data.split.validation=0.3")
+        return {split: part.texts[0] for split, part in read_rows(configure(*alone, *seeds))[1].items()}
+
+    assert cut_by("seed.data=3", "seed.split=0") == cut_by() != cut_by("seed.data=3")
+    assert cut_by("seed.data=3") == cut_by("seed.split=3") == cut_by("seed=3"), "old configurations keep their splits"

@@ -292,11 +292,14 @@ def test_a_file_is_one_text_in_every_process(tmp_path):
     assert len(said) == 1 and json.dumps(calls) in said.pop()
 
 
-def test_too_many_columns_are_refused(monkeypatch, read):
-    """Objects that each have keys of their own are no table, which is said before it fills the memory."""
+def test_columns_beyond_the_first_are_left_out(monkeypatch, read):
+    """I: objects with very many keys stop no run: the first are columns, that there are more is said, and which."""
     monkeypatch.setattr(tables, "MOST_COLUMNS", 20)
-    with pytest.raises(DataError, match="more than 20 columns"):
-        read("a.jsonl", "".join(json.dumps({f"key{i}": i}) + "\n" for i in range(30)))
+    rows = read("a.jsonl", "".join(json.dumps({"text": "a", f"key{i}": i}) + "\n" for i in range(30)))
+    assert rows.column("text") == ["a"] * 30 and rows.column("key3")[3] == 3 and len(rows.names) == 20
+    assert rows.notes == ("a.jsonl: more than 20 columns, such as 'key19', are left out",)
+    with pytest.raises(DataError, match="column 'key25' is beyond the first 20 columns; give objects of fewer"):
+        rows.column("key25")
 
 
 WHOLE = [{"text": "a b", "label": 0}, {"text": "c", "label": 1}]
@@ -344,7 +347,7 @@ def test_a_bad_object_of_a_list_costs_itself_alone(read):
     assert "on line 3" in rows.bad[0].text
 
 
-def test_nested_squad_is_read_as_it_is(read):
+def test_nested_squad_is_read_as_it_is(read, monkeypatch):
     """The official file of SQuAD is a row for each question, with its context and its answers."""
     asked = [
         {"id": "1", "question": "Who?", "answers": [{"text": "Bo", "answer_start": 0}], "is_impossible": False},
@@ -357,6 +360,8 @@ def test_nested_squad_is_read_as_it_is(read):
     found = read_answers(rows, "answers", "context", none=True)
     assert found.values == [((0, "Bo"),), ()] * 2 and not found.bad
     assert read("articles.json", json.dumps(data, indent=1)).column("id") == ["1", "2"] * 2
+    monkeypatch.setattr(records, "MOST_CHARS", 100)
+    assert len(read("train-v2.0.json", json.dumps({"version": "v2.0", "data": data}))) == 4, "one long line"
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le", "latin-1"])

@@ -457,6 +457,10 @@ def test_warnings_are_in_the_report_and_on_the_screen(configure, tmp_path):
     _, _, report = inputs.read_rows(configure(f"data.source.train={tmp_path / 'rows.csv'}", *alone))
     assert len(report.warnings) == 2 and "column 1 has no name" in report.warnings[0]
     assert "labels 'Spam' (" in report.warnings[1] and report.plain()["warnings"] == report.warnings
+    lists = [f"\"['{word}', 'a']\",{n % 2}" for n, word in enumerate(WORDS)]
+    (tmp_path / "lists.csv").write_text("\n".join(["text,label", *lists]))
+    told = inputs.read_rows(configure(f"data.source.train={tmp_path / 'lists.csv'}", *alone))[2].warnings
+    assert len(told) == 1 and "column 'text' holds lists that are written out, such as \"['" in told[0]  # K
     screen = Console(file=io.StringIO(), width=300)
     console.show_data(screen, report)
     assert all(f"! {warning}" in screen.file.getvalue() for warning in report.warnings)
