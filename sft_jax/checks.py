@@ -100,6 +100,8 @@ def _remedy(encoded: Encoded) -> str:
     most = max(encoded.lost, key=lambda why: encoded.lost[why], default=CUT)
     if most == WEIGHTLESS:
         return "give rows or answers a weight above 0"
+    if most == OTHERWISE:
+        return "name another template by task.template, or learn all of the text by task.loss_on=all"
     if most in encoded.lost_rows and most != CUT:
         return "mend the rows, name another template by task.template, or learn last answers alone by task.loss_on=last"
     return "raise max_length, or give other rows"
