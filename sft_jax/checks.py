@@ -19,6 +19,7 @@ from sft_jax.data.clean import RULES
 from sft_jax.data.prepare import Prepared
 from sft_jax.data.rows import MOST_SHOWN
 from sft_jax.data.text import TextTokenizer
+from sft_jax.data.turns import OTHERWISE
 from sft_jax.errors import ConfigError, DataError, ModelError, listing
 from sft_jax.models.family import NO_LIMIT, Model
 from sft_jax.tasks.labels import names_in
