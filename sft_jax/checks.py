@@ -19,6 +19,7 @@ from sft_jax.data.clean import RULES
 from sft_jax.data.prepare import Prepared
 from sft_jax.data.rows import MOST_SHOWN
 from sft_jax.data.text import TextTokenizer
+from sft_jax.data.turns import OTHERWISE
 from sft_jax.errors import ConfigError, DataError, ModelError, listing
 from sft_jax.models.family import NO_LIMIT, Model
 from sft_jax.tasks.labels import names_in
@@ -100,6 +101,8 @@ def _remedy(encoded: Encoded) -> str:
     most = max(encoded.lost, key=lambda why: encoded.lost[why], default=CUT)
     if most == WEIGHTLESS:
         return "give rows or answers a weight above 0"
+    if most == OTHERWISE:
+        return "name another template by task.template, or learn all of the text by task.loss_on=all"
     if most in encoded.lost_rows and most != CUT:
         return "mend the rows, name another template by task.template, or learn last answers alone by task.loss_on=last"
     return "raise max_length, or give other rows"

@@ -58,15 +58,18 @@ def encode_passages(
     """
     before, after = frame(tokenizer) if framed else ((), ())
     added = tokenizer.fast.get_added_tokens_decoder()
+    whole = list(added)  # found whole in any text
+    swallowing = {number: token.rstrip for number, token in added.items() if token.lstrip or token.rstrip}
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     kept: list[int] = []
     asked: list[_Asked] = []
     truncated = 0
     for number, found in enumerate(_encoded(tokenizer, [passage.text for passage in passages])):
         text, answers, weights, seams = passages[number]
-        first, last = lacking(before, found.ids, at_end=False), lacking(after, found.ids, at_end=True)
-        ids = np.asarray([*first, *found.ids, *last], np.int32)
-        begins, ends = _places(found, text, added)
+        own, offsets = found.ids, found.offsets
+        first, last = lacking(before, own, at_end=False), lacking(after, own, at_end=True)
+        ids = np.asarray([*first, *own, *last], np.int32)
+        begins, ends = _places(own, offsets, text, swallowing)
         weighs = np.zeros(len(ids), np.float32)
         inner = weighs[len(first) : len(ids) - len(last)]
         for (begin, end), weight in zip(answers, weights or [1.0] * len(answers), strict=True):
@@ -80,7 +83,14 @@ def encode_passages(
             kept.append(number)
             truncated += len(ids) > max_length
             places = [begin for begin, _ in answers] if seams is None else seams
-            asked += [_asked(found, text, seam, begins, ends, added) for seam in places if seam]
+            stands = np.flatnonzero(np.isin(own, whole))
+            for seam in (seam for seam in places if seam):
+                count = int(np.searchsorted(ends, seam, side="right"))
+                over = count < len(own) and begins[count] < seam
+                behind = int(np.searchsorted(stands, count))
+                begin = int(stands[behind - 1]) if behind else 0
+                tail = text[offsets[begin][0] if behind else 0 : seam]
+                asked.append(_Asked(tail, None if over else tuple(own[begin:count])))
     missing = np.setdiff1d(np.arange(len(passages)), kept)
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids, _, _ in parts], dtype=np.int64)])
     tokens = {
@@ -187,17 +197,20 @@ def _spans(offsets: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
     return np.where(places[:, 0] == places[:, 1], before, np.minimum(places[:, 0], before)), ends
 
 
-def _places(found: tokenizers.Encoding, text: str, added: Mapping[int, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(where tokens begin, where they end); those that swallow blanks begin and end as they are written."""
-    begins, ends = _spans(found.offsets)
-    for number, token in enumerate(found.ids):
-        if token in added and (added[token].lstrip or added[token].rstrip):
-            begin, end = found.offsets[number]
-            written = text[begin:end]
-            begins[number] = begin + len(written) - len(written.lstrip())
-            ends[number] = begins[number] + len(written.strip())
-            if added[token].rstrip and number + 1 < len(begins):  # no blank is left for what follows
-                begins[number + 1] = found.offsets[number + 1][0]
+def _places(
+    ids: Sequence[int], offsets: Sequence[tuple[int, int]], text: str, swallowing: Mapping[int, bool]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(where tokens begin, where they end); those that swallow blanks begin and end as they are written.
+
+    `swallowing` has the ids of those, and whether they take what is behind them.
+    """
+    begins, ends = _spans(offsets)
+    for number in [number for number, token in enumerate(ids) if token in swallowing] if swallowing else []:
+        written = text[slice(*offsets[number])]
+        begins[number] = offsets[number][0] + len(written) - len(written.lstrip())
+        ends[number] = begins[number] + len(written.strip())
+        if swallowing[ids[number]] and number + 1 < len(begins):  # no blank is left for what follows
+            begins[number + 1] = offsets[number + 1][0]
     return begins, ends
 
 
@@ -205,26 +218,14 @@ class _Asked(NamedTuple):
     """What asks for an answer, from its last token that is found whole in any text: what follows is split alone."""
 
     text: str
-    begin: int  # of that token in the text, 0 where there is none
-    seam: int  # where the answer begins
-    ids: tuple[int, ...] | None  # of the document, between; None where a token reaches over the seam
-
-
-def _asked(
-    found: tokenizers.Encoding, text: str, seam: int, begins: np.ndarray, ends: np.ndarray, added: Mapping[int, Any]
-) -> _Asked:
-    count = int(np.searchsorted(ends, seam, side="right"))
-    over = count < len(begins) and begins[count] < seam
-    first = next((number for number in range(count - 1, -1, -1) if found.ids[number] in added), 0)
-    begin = found.offsets[first][0] if first else 0
-    return _Asked(text, begin, seam, None if over else tuple(found.ids[first:count]))
+    ids: tuple[int, ...] | None  # that the document has for it; None where a token reaches over its end
 
 
 def _otherwise(tokenizer: TextTokenizer, asked: Sequence[_Asked]) -> int:
     """How many answers are asked for by other tokens than their documents have before them."""
-    tails = dict.fromkeys(one.text[one.begin : one.seam] for one in asked if one.ids is not None)
-    ids = dict(zip(tails, (tuple(found.ids) for found in _encoded(tokenizer, list(tails))), strict=True))
-    return sum(one.ids is None or ids[one.text[one.begin : one.seam]] != one.ids for one in asked)
+    texts = list(dict.fromkeys(one.text for one in asked if one.ids is not None))
+    alone = dict(zip(texts, (tuple(found.ids) for found in _encoded(tokenizer, texts)), strict=True))
+    return sum(one.ids is None or alone[one.text] != one.ids for one in asked)
 
 
 def _put_by(processor: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -12,6 +12,7 @@ thousands of conversations are rendered together. Knows no tokenizer but the nam
 """
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ ASKED = "answers are trained after the text that asks for them, which the templa
 CALLS = ("tool_calls", "function_call")
 THOUGHT = re.compile(r"(<think>|\[THINK\])(.*?)(</think>|\[/THINK\])", re.DOTALL)  # reasoning within the words
 KEPT = ("role", "type", "id", "index", "tool_call_id")  # what templates look at, and which are no words
-MARKS = "‡†"  # other words; the one that a text does not hold
+MARK = ord("‡")  # other words: the first character from here on that a message does not hold
 EAGER = 8  # conversations whose template is tried out without first looking what others showed
 MOST_CELLS = 1_000_000  # of a comparison of what asks for an answer and what stands before it
 
@@ -327,6 +328,9 @@ def _ended(known: Known, answers: Sequence[_Answer]) -> Steps:
         if tail and rest.endswith(tail) and known.tokens.search(rest.removesuffix(tail)):
             rest = rest.removesuffix(tail)
         ends = [found.end() for found in known.tokens.finditer(rest)]
+        last = rest[ends[-1] :] if ends else rest
+        if last.strip() and answer.text[: answer.begin].rstrip().endswith(last.strip()):  # the header of a next turn
+            rest = rest.removesuffix(last)
         if ends and not rest[ends[-1] :].strip():  # blanks behind the end of a turn are those of the next one
             rest = rest[: ends[-1]]
         answer.stop = answer.end + len(rest)
@@ -482,7 +486,7 @@ def _with(value: Any, mark: str) -> Any:
 
 def _mark(message: Message) -> str:
     said = repr(message)
-    return next((mark for mark in MARKS if mark not in said), MARKS)
+    return next(mark for mark in map(chr, range(MARK, sys.maxunicode)) if mark.isprintable() and mark not in said)
 
 
 def _common_end(text: str, other: str) -> int:

@@ -235,6 +235,18 @@ def test_an_answer_ends_as_the_template_ends_it(tmp_path):
     assert stops(hanging, found) == ["<|over|>"]
 
 
+def test_a_header_in_words_that_hangs_on_is_not_learned(tmp_path):
+    """F8: nor is the next turn's header where it is words, which every text ends with."""
+    for end, learned in (("</s>\n", "Hello!</s>"), ("", "Hello!")):
+        words = (
+            "{% for m in messages %}{{ m.role + ': ' + m.content + '" + end.replace("\n", "\\n") + "' }}{% endfor %}"
+        )
+        tokenizer = write_bytes_tokenizer(tmp_path / str(len(end)), words + "assistant:", None, "</s>")
+        found = encoded(tokenizer, [Conversation(TURNS[:2])])
+        assert marked(found, tokenizer, 0).endswith(f"assistant:⟦ {learned}⟧")
+        assert marked(encoded(tokenizer, [Conversation(TURNS[:2])], "all"), tokenizer, 0).endswith(f" {learned}⟧")
+
+
 def stops(tokenizer: TextTokenizer, found: Encoded | None) -> list[str]:
     """The tokens that generation stops at, sorted."""
     return sorted(tokenizer.fast.id_to_token(number) for number in chat.stop_tokens(tokenizer, found))

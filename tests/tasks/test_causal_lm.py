@@ -9,14 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from chats import CHATML, CONVERSATIONS, LLAMA3, said, tokenizer_of, write_bytes_tokenizer
+from chats import CHATML, CONVERSATIONS, LLAMA3, TOOL, said, tokenizer_of, write_bytes_tokenizer, write_decoder
 from datasets import Dataset
 
 from sft_jax.config.tasks import CausalLM
+from sft_jax.data import chat
 from sft_jax.data.batch import Shape, collate, lay_out
 from sft_jax.data.rows import Rows
 from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import ConfigError, ModelError
+from sft_jax.export import About, export_model
+from sft_jax.models.family import build_model
 from sft_jax.nn.heads import LazyLogits
 from sft_jax.tasks.baselines import commonest_next
 from sft_jax.tasks.task import Examples, Task, build_task, restore_task
@@ -353,3 +356,25 @@ def test_the_task_of_a_directory_knows_its_stops(tmp_path):
         for one, read in ((task, tokenizer), (task_of(format="chat"), load_tokenizer(Path(tmp_path))))
     ]
     assert named == [["<|endoftext|>", "<|end|>"]] * 2
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["own", "given"])
+def test_an_export_has_all_templates_or_the_one_that_was_given(given, tmp_path):
+    """G: every named template goes along, and `transformers` takes the same; one that was given stands for all."""
+    transformers = pytest.importorskip("transformers")
+    base = write_decoder(tmp_path / "base")
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "tool_use.jinja").write_text("tools" + CHATML)
+    (base / "chat_template.jinja").write_text("plain" + CHATML)
+    (tmp_path / "other.jinja").write_text("other" + CHATML)
+    task = task_of(format="chat", template=str(tmp_path / "other.jinja") if given else None)
+    config = json.loads((base / "config.json").read_text())
+    model = build_model(config, task.head, "tiny")
+    params = {key: np.asarray(a) for key, a in model.template.initial(jax.random.key(0), model.template.keys).items()}
+    export_model(tmp_path / "out", model, params, About(config, task, base, 64, ""))
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+    for tools, begin in ((None, "other" if given else "plain"), ([TOOL], "other" if given else "tools")):
+        text = theirs.apply_chat_template([said("user", "a")], tools=tools, tokenize=False)
+        talk = chat.Conversation([said("user", "a")], tools)
+        (ours,) = chat.prompts(load_tokenizer(tmp_path / "out"), [talk], None)
+        assert text.startswith(begin) and ours.startswith(text)
