@@ -50,7 +50,8 @@ def encode_passages(
     framed: bool,
     rows: Sequence[int] | np.ndarray | None = None,
 ) -> Encoded:
-    """Documents of passages, cut on the right; one that has nothing left to be learned is lost, and counted.
+    """Documents of passages, cut on the right, or on the left if the tokenizer says so; one that has nothing left to be
+    learned is lost, and counted.
 
     With `framed` the tokenizer puts around each what it puts around a text, and its end-of-text token after it, which
     is to be learned if the end of the text is; else the text has all it needs, as that of a chat template has. `rows`
@@ -76,12 +77,16 @@ def encode_passages(
             np.maximum(inner, weight * ((begins < end) & (ends > begin)), out=inner, casting="unsafe")
             if end == len(text):
                 weighs[len(ids) - len(last) :] = weight
+        cut = len(ids) > max_length
+        if cut and tokenizer.left:  # what stands before a text stays, as where the tokenizer itself cuts
+            left = np.r_[: len(first), len(ids) - max_length + len(first) : len(ids)]
+            ids, weighs = ids[left], weighs[left]
         learned = weighs[1:max_length]
         if learned.any():
             label = np.append(ids[1:max_length], 0)
             parts.append((ids[:max_length], label.astype(np.int32), np.append(learned, np.float32(0))))
             kept.append(number)
-            truncated += len(ids) > max_length
+            truncated += cut
             places = [begin for begin, _ in answers] if seams is None else seams
             stands = np.flatnonzero(np.isin(own, whole))
             for seam in (seam for seam in places if seam):
@@ -266,7 +271,8 @@ def cached(
     tokenizer.fast.no_padding()
 
     def parts() -> Iterator[str]:
-        described = json.dumps([tokenizer.template, sorted(tokenizer.named.items()), sorted(tokenizer.special.items())])
+        named = [sorted(tokenizer.named.items()), sorted(tokenizer.special.items())]
+        described = json.dumps([tokenizer.template, *named, tokenizer.left])
         yield from (VERSION, tokenizers.__version__, tokenizer.fast.to_str(), described, *origin)
         yield from digest(*columns)
 

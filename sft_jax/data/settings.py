@@ -287,9 +287,10 @@ def _bytes(fast: Tokenizer, settings: Mapping[str, Any]) -> None:
 
 
 def _around_roberta(fast: Tokenizer, settings: Mapping[str, Any]) -> Any:
-    sep, cls = ((word, fast.token_to_id(word)) for word in (_word(settings[n]) for n in ("sep_token", "cls_token")))
+    sep, cls = (str(_word(settings[name])) for name in ("sep_token", "cls_token"))
+    numbers: Any = [(word, fast.token_to_id(word)) for word in (sep, cls)]
     trim, blank = settings.get("trim_offsets", True), settings.get("add_prefix_space", False)
-    return processors.RobertaProcessing(sep, cls, trim, blank)
+    return processors.RobertaProcessing(*numbers, trim, blank)
 
 
 def _pieces(fast: Tokenizer, settings: Mapping[str, Any]) -> None:

@@ -92,7 +92,7 @@ def load_tokenizer(directory: Path) -> TextTokenizer:
         raise ModelError(
             f"{directory}: its tokenizer cannot be loaded ({reason(error)}); fetch {FAST} again, or save one there"
         ) from None
-    how = {"answers": {**config, **_said_of_answers(directory)}, "left": settled.left, "tidy": settled.tidy}
+    how = {"answers": _said_of_answers(directory, config), "left": settled.left, "tidy": settled.tidy}
     return TextTokenizer(fast, *described, targets=targets, **how)
 
 
@@ -193,10 +193,16 @@ def _origin(tokenizer: Tokenizer, columns: Sequence[Sequence[str]], max_length: 
     yield from digest(*columns)
 
 
-def _said_of_answers(directory: Path) -> dict[str, Any]:
-    """What a `generation_config.json` says; nothing where there is none."""
+def _said_of_answers(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model's files say of answers: `generation_config.json`, or `config.json` where there is none.
+
+    Beside the first, `transformers` reads of the second nothing but the ids of tokens that begin, end and pad.
+    """
+    if not (directory / GENERATION).is_file():
+        return dict(config)
+    ids = {key: value for key, value in config.items() if key.endswith("_token_id") and not key.startswith("forced_")}
     try:
-        return _object(directory / GENERATION)
+        return {**ids, **_object(directory / GENERATION)}
     except (OSError, ValueError) as error:
         file = directory / GENERATION
         raise ModelError(f"{file}: cannot be read ({reason(error)}); fetch it again, or remove it") from None

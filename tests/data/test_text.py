@@ -174,3 +174,13 @@ def test_code_that_comes_with_a_tokenizer_is_not_run(tmp_path):
     with contextlib.suppress(ModelError):  # to refuse is as good as to do without
         load_tokenizer(tmp_path)
     assert not canary.exists()
+
+
+def test_what_is_said_of_answers_in_two_files(tmp_path):
+    """Fault E: beside `generation_config.json` the rules of answers in `config.json` are not read, as there."""
+    write_tokenizer(tmp_path)
+    said = {"model_type": "bert", "forced_eos_token_id": 3, "no_repeat_ngram_size": 2, "decoder_start_token_id": 5}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    assert load_tokenizer(tmp_path).answers == said
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 7}))
+    assert load_tokenizer(tmp_path).answers == {"decoder_start_token_id": 5, "eos_token_id": 7}

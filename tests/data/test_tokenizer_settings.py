@@ -23,6 +23,7 @@ from tokenizers import (
 from transformers import AutoTokenizer
 from transformers import logging as transformers_logging
 
+from sft_jax.data.answers import Passage, encode_passages
 from sft_jax.data.pairs import encode_sources
 from sft_jax.data.settings import ALIASES, OTHERS, OWN
 from sft_jax.data.text import load_tokenizer, tokenize
@@ -173,3 +174,14 @@ def test_every_class_of_the_reference_is_known():
     known = {*OWN, *ALIASES, *(f"{name}Tokenizer" for name in OTHERS)}
     left = {name for name in classes() if name.endswith("Tokenizer")} - known
     assert left == set()
+
+
+def test_passages_are_cut_where_texts_are(made, tmp_path):
+    """Fault N: documents of a language model lose the end that the tokenizer names, as texts do."""
+    home = written(tmp_path, made["merges"], "llama", {"truncation_side": "left", "eos_token": "</s>"}, {})
+    tokenizer = load_tokenizer(home)
+    whole = encode_passages(tokenizer, [Passage(TEXTS[0], ((0, len(TEXTS[0])),))], 100, framed=True)
+    cut = encode_passages(tokenizer, [Passage(TEXTS[0], ((0, len(TEXTS[0])),))], 8, framed=True)
+    assert cut.tokens["input_ids"].tolist() == whole.tokens["input_ids"].tolist()[-8:] and cut.truncated == 1
+    assert cut.tokens["label"].tolist()[:-1] == whole.tokens["label"].tolist()[-8:-1]
+    assert cut.tokens["token_weight"].tolist() == [1] * 7 + [0]
