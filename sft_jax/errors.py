@@ -25,6 +25,7 @@ EXITS = {
     2: "the configuration or the command line is wrong; trying again cannot help",
     42: "stopped by SIGTERM after saving; the same command goes on",
     65: "rows, a checkpoint or a run directory cannot be used as asked",
+    69: "an asset could not be fetched, or is not what it was",
     74: "a file or a disk cannot be read or written",
     76: "loss or gradient became NaN or infinite",
     130: "stopped by Ctrl-C after saving; the same command goes on",

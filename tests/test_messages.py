@@ -209,9 +209,14 @@ def test_split_of_nothing(configure: Make):
 
 def test_unknown_metric(configure: Make):
     """C18: a metric that the task does not have is refused at once, with the nearest and all there are."""
-    message = said(ConfigError, configure("eval.best_metric=acuracy"), "eval.best_metric: ", "did you mean 'accuracy'?")
+    with pytest.raises(ConfigError) as caught:
+        configure("eval.best_metric=acuracy")
+    message = str(caught.value)
+    assert "eval.best_metric: sequence_classification has no metric 'acuracy'; did you mean 'accuracy'?" in message
     known = run.prepare(configure()).task.metric_names
-    assert f"(known: {', '.join(known)})" in message and "f1_macro" in known
+    assert f"(known: {', '.join(known)}" in message and "f1_macro" in known
+    many = configure("eval.best_metric=top5_accuracy")  # that two labels have no five likeliest, rows must tell
+    said(ConfigError, many, "eval.best_metric: ", "has no metric 'top5_accuracy'", f"(known: {', '.join(known)})")
 
 
 def test_document_longer_than_the_model(configure: Make, tiny):

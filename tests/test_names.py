@@ -12,6 +12,7 @@ import pytest
 import transformers
 
 import sft_jax
+import sft_jax.assets.fetch  # whose mistakes have a code of their own
 from sft_jax import errors, names
 from sft_jax.config.read import known_keys, read_config
 from sft_jax.errors import ConfigError

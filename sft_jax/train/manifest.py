@@ -169,9 +169,18 @@ def split(encoded: Encoded, scored: Iterable[Iterable[Any]] | None) -> dict[str,
     if scored is not None:
         digest = hashlib.sha256()
         for value in chain.from_iterable(scored):
-            digest.update(repr(value).encode() + b"\n")
+            digest.update(repr(_plain(value)).encode() + b"\n")
         written = digest.hexdigest()
     return {"rows": len(encoded), "sha256": fingerprint(encoded), "scored": written}
+
+
+def _plain(value: Any) -> Any:
+    """A value in Python's own types, whether it was read now or kept in arrays; an image by its name."""
+    if isinstance(value, tuple | list):
+        return tuple(_plain(part) for part in value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def command(words: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from sft_jax.errors import NonFiniteError
 from sft_jax.jobs import begin_directory
 from sft_jax.run import prepare
 from sft_jax.train.directory import differences
-from sft_jax.train.manifest import Manifest, command, file_sha256, local_files
+from sft_jax.train.manifest import Manifest, command, file_sha256, git_state, local_files
 
 Make = Callable[..., Config]
 
@@ -146,3 +147,24 @@ def test_files_are_those_of_every_part(tmp_path: Path):
     before = file_sha256(tmp_path / "saved")
     (tmp_path / "saved" / "a.arrow").rename(tmp_path / "saved" / "b.arrow")
     assert file_sha256(tmp_path / "saved") != before
+
+
+def test_the_code_that_ran_is_named(tmp_path: Path):
+    """newcomer 22: the commit of a checkout and whether it has changes stand there; a directory that a repository does
+    not keep, such as an environment in a project of others, has none."""
+
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    kept, beside = tmp_path / "kept", tmp_path / "beside"
+    for home in (kept, beside):
+        home.mkdir()
+        (home / "a.py").write_text("1")
+    git("init", "-q")
+    git("add", "kept")
+    git("commit", "-qm", "one")
+    commit = git("rev-parse", "HEAD").strip()
+    assert git_state(kept) == {"commit": commit, "changed": False} and git_state(beside) is None
+    (kept / "a.py").write_text("2")
+    assert git_state(kept) == {"commit": commit, "changed": True}
