@@ -208,7 +208,7 @@ class DataSection(Section):
     images: Images = Images()
     """Changes to training images."""
     cache: bool = True
-    """Keep tokenised rows in the user's cache, found again by what they were made from."""
+    """Keep tokenised rows, and prepared ones of large files, in the user's cache, found by what they were made from."""
     prefetch: Positive = 4
     """Batches prepared ahead in the background."""
     workers: Annotated[int, Field(ge=0)] = 0

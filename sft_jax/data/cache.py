@@ -127,9 +127,10 @@ class _Growing:
         """Write what is in memory."""
         assert self.file
         for block in self.blocks:
-            content = memoryview(block).cast("B") if block.size else b""
-            self.digest.update(content)
-            self.file.write(content)
+            for part in chunks(block):
+                content = part.tobytes()
+                self.digest.update(content)
+                self.file.write(content)
         self.blocks.clear()
 
     def finish(self) -> tuple[np.ndarray, dict[str, Any]]:

@@ -197,7 +197,7 @@ def flat(values: Sequence[Any]) -> Column | None:
     try:
         if str in kinds:
             return TextColumn(pa.array(values, pa.large_string()))
-        return NumberColumn(np.asarray(values, *kinds))
+        return NumberColumn(np.asarray(values, kinds.pop()))
     except (OverflowError, UnicodeEncodeError):  # beyond 64 bits, or half of a surrogate pair
         return None
 

@@ -180,7 +180,8 @@ def _put_rows(sink: Sink, rows: Rows, name: str) -> dict[str, Any]:
             sink.add(name + field, array)
     cells = {column: str(kind) for column, kind in rows.cells.items()}
     said = {name: getattr(rows, name) for name in ("where", "files", "bad", "notes")}
-    return {**said, "written": sorted(rows.written), "cells": cells, "unfit": dict(rows.unfit)}
+    said |= {"cells": cells, "lacking": dict(rows.lacking), "unfit": dict(rows.unfit)}
+    return {**said, "written": sorted(rows.written)}
 
 
 def _rows(arrays: Arrays, said: Mapping[str, Any], name: str) -> Rows:
@@ -195,6 +196,7 @@ def _rows(arrays: Arrays, said: Mapping[str, Any], name: str) -> Rows:
         notes=tuple(said["notes"]),
         written=frozenset(said["written"]),
         cells={column: pa.type_for_alias(kind) for column, kind in said["cells"].items()},
+        lacking=said["lacking"],
         unfit=said["unfit"],
     )
 

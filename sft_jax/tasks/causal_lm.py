@@ -78,7 +78,11 @@ def _task(
         if is_chat:
             return _told_apart(cached(worker, origin, columns, lambda: _of_chats(section, worker, max_length)))
         make = MAKE[section.format]
-        return cached(worker, origin, columns, lambda: Maker(lambda *block: make(section, *block, worker, max_length)))
+
+        def of_block(given: Sequence[str], answers: Sequence[str]) -> Encoded:
+            return make(section, given, answers, worker, max_length)
+
+        return cached(worker, origin, columns, lambda: Maker(of_block))
 
     def prompt(texts: Texts, tokenizer: TextTokenizer, max_length: int) -> Encoded:
         worker, found = of(tokenizer), list(texts[0])

@@ -6,7 +6,7 @@ Which format that makes is settled once, for a run and for its export; columns t
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from typing import Any
 
@@ -110,7 +110,7 @@ def values(rows: Rows, name: str | None) -> Iterator[Any]:
     """A column that rows may have or not, as they say it: None where rows, or a part of a mixture, have it not."""
     if name is None or not _has(rows, name):
         return repeat(None, len(rows))
-    found, kind = chain.from_iterable(rows.blocks(name)), _kind(rows, name)
+    found, kind = chain.from_iterable(replace(rows, lacking={}).blocks(name)), _kind(rows, name)
     return found if kind is None or hasattr(kind, "dtype") else (as_said(value, kind) for value in found)
 
 

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import tracemalloc
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from sft_jax import inputs
 from sft_jax.data import cache, columns, kept, rows
 from sft_jax.data.columns import Growing, NumberColumn, TextColumn, digest, flat, numbers, picked, ranges
 from sft_jax.data.order import random_bits, sorting
+from sft_jax.data.prepare import Prepared
 from sft_jax.data.text import load_tokenizer, tokenize
 
 TEXTS = ["a", "", "ébc", "漢字", "a b", "🎉"] * 3
@@ -195,6 +196,26 @@ def test_sorting_is_stable():
 
 
 # Prepared rows that are kept.
+
+
+def test_all_that_rows_say_is_kept():
+    """Issue 14: whoever gives `Rows`, a report or a prepared split another field says here that it is kept too."""
+    of_rows = {
+        "table",
+        "where",
+        "files",
+        "file",
+        "line",
+        "part",
+        "bad",
+        "notes",
+        "written",
+        "cells",
+        "lacking",
+        "unfit",
+    }
+    assert {field.name for field in fields(rows.Rows)} == of_rows
+    assert {field.name for field in fields(Prepared)} == {"rows", "texts", "targets", "numbers"}
 
 
 @pytest.fixture

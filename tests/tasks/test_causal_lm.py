@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from chats import CHATML, CONVERSATIONS, LLAMA3, TOOL, said, tokenizer_of, write
 from datasets import Dataset
 
 from sft_jax.config.tasks import CausalLM
-from sft_jax.data import chat
+from sft_jax.data import chat, columns
 from sft_jax.data.batch import Shape, collate, lay_out
 from sft_jax.data.rows import Rows
 from sft_jax.data.text import load_tokenizer
@@ -114,6 +115,36 @@ def test_rows_that_cannot_be_used_are_told_apart(format, columns, reasons):
     bad = task.read(rows)[1] | task.targets(rows).bad
     assert {row: found.reason for row, found in bad.items()} == reasons
     assert all(found.place == f"row {row + 1}" and "expected" in found.text for row, found in bad.items())
+
+
+@pytest.mark.parametrize("home", [False, True])
+def test_documents_are_the_same_in_blocks(home, chatml, tmp_path, monkeypatch):
+    """Issue 14: conversations in blocks of one, of three and of all come to the same documents, and what is said of
+    those that became none, or of what the template was given, is said of all of them together."""
+    chatml = replace(
+        chatml,
+        template="{% if messages[0]['content'] == 'no' %}{{ raise_exception('no') }}{% endif %}"
+        + (chatml.template or ""),
+    )
+    talks = [m for m, _ in CONVERSATIONS.values()] + [[said("user", "no"), said("assistant", "b")]] * 4
+    rows = rows_of({"messages": [json.dumps(talk) for talk in talks * 2], "more": ['{"idle": 1}'] * (2 * len(talks))})
+    task = task_of(format="chat")
+    rows = Rows(rows.table.rename_column("more", "chat_template_kwargs"), WHERE)
+    (texts, bad), targets = task.read(rows), task.targets(rows)
+    kept = [row for row in range(len(rows)) if row not in bad | targets.bad]
+    given = [texts[0][row] for row in kept], [targets.values[row] for row in kept]
+    found = []
+    for size in (99, 3, 1):
+        monkeypatch.setattr(columns, "BLOCK", size)
+        worker = replace(chatml, home=tmp_path / str(size)) if home else chatml
+        found += [task.encode(given[:1], given[1], worker, 60) for _ in range(1 + home)]
+    for other in found[1:]:
+        assert (other.lost, other.lost_rows, other.noted, other.truncated) == (
+            found[0].lost, found[0].lost_rows, found[0].noted, found[0].truncated
+        )  # fmt: skip
+        assert other.offsets.tolist() == found[0].offsets.tolist() and other.rows.tolist() == found[0].rows.tolist()
+        assert all(other.tokens[name].tobytes() == array.tobytes() for name, array in found[0].tokens.items())
+    assert found[0].lost["refused by the template: no"] == 8 and any("idle" in note for note in found[0].noted)
 
 
 @pytest.mark.parametrize("format", ["text", "completion", "chat"])
