@@ -547,13 +547,13 @@ def test_tokens_are_learned_as_they_are_given(columns, expected, plain):
 
 def test_tokens_that_are_none_are_refused(plain):
     """Formats of peers: labels that are other tokens, masks of another length, and tokens beyond the vocabulary."""
-    for columns, why in (
+    for given, why in (
         ({"input_ids": [[1, 2]], "labels": [[1, 3]]}, "labels has 3 where token 2 is 2, expected that or -100"),
         ({"input_ids": [[1, 2]], "loss_mask": [[1]]}, "loss_mask has 1 numbers, expected 2 as there are tokens"),
         ({"input_ids": [[-1]]}, "expected a list of the numbers of tokens"),
     ):
-        task = build_task(CausalLM(kind="causal_lm"), {"train": rows_of(columns)})
-        assert task.targets(rows_of(columns)).bad[0].text.endswith(why)
+        task = build_task(CausalLM(kind="causal_lm"), {"train": rows_of(given)})
+        assert task.targets(rows_of(given)).bad[0].text.endswith(why)
     beyond = {"input_ids": [[1, 9999]]}
     task = build_task(CausalLM(kind="causal_lm"), {"train": rows_of(beyond)})
     with pytest.raises(DataError, match=r"has a token 9999, the tokenizer of the model has 257 of them"):
