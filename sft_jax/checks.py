@@ -64,9 +64,10 @@ def changes(section: DataSection, task: Task) -> None:
         raise ConfigError(f"data.augment: {task.kind} needs tokens where they are; leave it out")
 
 
-def documents(data: Mapping[str, Encoded], rows: Mapping[str, Prepared], *, drop: bool) -> None:
+def documents(data: Mapping[str, Encoded], rows: Mapping[str, Prepared], section: DataSection) -> None:
     """Most rows of each split must have become documents (C9), and all that nobody asked to leave out, unless rows that
-    cannot be used are to be dropped."""
+    cannot be used are to be dropped, which is for few."""
+    most = section.most_bad if section.bad_rows == "drop" else 0.0
     for split, encoded in data.items():
         lost = sum(encoded.lost.values())
         if not len(encoded) or lost > MOST_LOST * (lost + len(encoded)):
@@ -80,14 +81,14 @@ def documents(data: Mapping[str, Encoded], rows: Mapping[str, Prepared], *, drop
                 + f"\n{_remedy(encoded)}"
             )
         wrong = {why: count for why, count in encoded.lost.items() if why in encoded.lost_rows and why not in AS_ASKED}
-        if wrong and not drop:
+        if sum(wrong.values()) > most * len(rows[split]):
             places = lost_places(encoded, rows[split])
             shown = [f"{place}: {why}" for why in wrong for place in places[why]]
             more = sum(wrong.values()) - len(shown[:MOST_SHOWN])
             what = f"data.{split}: {sum(wrong.values())} of {len(rows[split])} rows become no documents"
             raise DataError(
                 listing(what, shown[:MOST_SHOWN], more=more)
-                + f"\n{_remedy(encoded)}; or leave these rows out with data.bad_rows=drop"
+                + f"\n{_remedy(encoded)}; or leave these rows out with data.bad_rows=drop data.most_bad=1"
             )
 
 

@@ -480,7 +480,7 @@ def test_data_report(home, tmp_path):
     assert (train["read"], train["used"], train["dropped"]) == (7, 5, {"no text": 1, "duplicate": 1})
     assert train["conflicts"] == 2 and train["labels"] == {"bad": 3, "good": 2}
     tokens = train["tokens"]
-    assert tokens["truncated"] == 1 and tokens["truncated_share"] == 0.2 and tokens["supervised"] == 5
+    assert tokens["truncated"] == 1 and tokens["truncated_share"] == 0.2 and tokens["supervised"] is None
     assert tokens["lengths"]["max"] == 16 and 0 < tokens["padding_share"] < 1
     assert not (tmp_path / "run").exists()
     assert sft_jax_command("data", "report", *words, "data.max_length=0").code == 2

@@ -82,10 +82,8 @@ def settled(section: CausalLM, rows: Rows | None) -> tuple[CausalLM, str]:
     made = section.model_copy(update=changed)
     _check(section, rows)
     columns = columns_of(made, rows)
-    own = columns_of(section, rows) if asked == made.format else None
-    if own == columns and not set(columns.names) - _named(section):
-        return made, ""
-    return made, f"{made.format}, told by the columns {', '.join(columns.names)}"
+    told = [name for name in columns.names if name not in _named(section) or asked == "auto"]
+    return made, f"{made.format}, told by the columns {', '.join(told)}" if told else ""
 
 
 def columns_of(section: CausalLM, rows: Rows | None) -> Columns:

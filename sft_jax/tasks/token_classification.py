@@ -178,9 +178,7 @@ def supervision(encoded: Encoded, tokenizer: Any, labels: Sequence[str]) -> Iter
     """The tokens of each window, with the tags of those that are trained on."""
     for begin, end in pairwise(encoded.offsets.tolist()):
         ids, label, weight = (encoded.tokens[name][begin:end] for name in ("input_ids", "label", "token_weight"))
-        told: list[str | None] = [
-            labels[tag] if worth else None for tag, worth in zip(label.tolist(), weight.tolist(), strict=True)
-        ]
+        told = [labels[int(tag)] if worth else None for tag, worth in zip(label, weight, strict=True)]
         yield audits.tokens(tokenizer, ids, weight.tolist(), told)
 
 

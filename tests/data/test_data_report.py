@@ -22,7 +22,7 @@ def test_lengths_and_shares():
     tokens = report.splits["train"].tokens
     assert tokens is not None and report.splits["test"].tokens is None
     assert tokens.lengths == {name: 1 + share for name, share in QUANTILES.items()}
-    assert (tokens.total, tokens.supervised, tokens.padding_share) == (101 * 51, 101, 0.25)
+    assert (tokens.total, tokens.supervised, tokens.padding_share) == (101 * 51, None, 0.25)
     assert before.splits["train"].tokens is None, "reports are not changed, but made anew"
 
 

@@ -151,7 +151,7 @@ def test_what_is_lost_is_reported(configure, models, tmp_path):
         return run.prepare(configure(f"model.source={models['gpt2']}", *sources, *task))
 
     tokens = prepare(5, 6, 7, 40).report.splits["train"].tokens
-    assert tokens is not None and tokens.lost == {"cut before its answer": 1} and tokens.supervised == 3
+    assert tokens is not None and tokens.lost == {"cut before its answer": 1} and tokens.supervised == 12
     console = Console(width=200, record=True, file=io.StringIO())
     show_data(console, prepare(5, 6, 7, 40).report)
     assert "cut before its answer" in console.export_text()
