@@ -381,6 +381,7 @@ PAIRS = ("data.source.train=PAIRS", "data.source.validation=PAIRS", "data.source
 TRANSLATING = ("model.source=MARIAN", "task.kind=seq2seq", "task.generate.max_new_tokens=3", *PAIRS)
 DRAWING = (*DECODING, "task.generate.temperature=2.0")
 COMPLETING, TALKING = (*DECODING, "task.format=completion"), (*DECODING, "task.format=chat")
+INSTRUCTING = (*TALKING, "task.messages=")
 DATED = (*TALKING, "task.template=TEMPLATE", "task.today=2025-01-01")
 ASKED = ("data.source.train=ASKED", "data.source.validation=ASKED", "data.source.test=null", "data.max_length=12")
 ASKING = (*ASKED, "task.kind=question_answering", "task.stride=4", "eval.best_metric=loss")
@@ -496,7 +497,13 @@ EFFECTS = {
     "CausalLM.prompt": Effect("text", tokens, COMPLETING),
     "CausalLM.completion": Effect("text", tokens, COMPLETING),
     "CausalLM.messages": Effect("others", tokens, TALKING),
-    "CausalLM.tools": Effect("tools", tokens, TALKING),
+    "CausalLM.tools": Effect("''", tokens, TALKING),
+    "CausalLM.system": Effect("briefing", tokens, TALKING),
+    "CausalLM.input": Effect("beside", tokens, INSTRUCTING),
+    "CausalLM.history": Effect("earlier", tokens, INSTRUCTING),
+    "CausalLM.learned": Effect("asked", supervised, (*DECODING, "task.format=tokens", "task.text=ids")),
+    "CausalLM.weight": Effect("counts", supervised, TALKING),
+    "CausalLM.chat_template_kwargs": Effect("{brief: true}", tokens, (*TALKING, "task.template=BRIEF")),
     "CausalLM.loss_on": Effect("last", supervised, TALKING),
     "CausalLM.mask": Effect("[scaffold]", supervised, (*TALKING, "task.template=THINKING")),
     "CausalLM.template": Effect("TEMPLATE", tokens, (*TALKING, "task.today=2025-01-01")),
@@ -702,7 +709,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     talk = [said("user", "a"), said("assistant", "b"), said("user", "c"), said("assistant", "d")]
     talks = [
         {"messages": talk[: 2 + 2 * (n % 2)], "others": talk[2:], "tools": [{"name": f"f{n}"}], "text": f"t{n}",
-         "prompt": f"p{n}", "completion": f"c{n}"} for n in range(16)
+         "prompt": f"p{n}", "completion": f"c{n}", "briefing": f"b{n}", "beside": f"i{n}", "earlier": [["q", f"a{n}"]],
+         "ids": [n, 1, 2, 3], "asked": [0, 0, 1, 1], "counts": 0.5} for n in range(16)
     ]  # fmt: skip
     (home / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talks))
     asked = "".join(json.dumps(asked_row(number)) + "\n" for number in range(len(WORDS)))
@@ -710,6 +718,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     plain = write_model(home / "small", SMALL)
     either = [f"{word} é,{n % 2},a;{word};{n % 2};b" for n, word in enumerate(WORDS)]
     (home / "either.csv").write_text("\n".join(["text,label,a;text;label;b", *either]), encoding="utf-8")
+    (home / "brief.jinja").write_text("{{ 'In short: ' if brief }}" + CHATML)
     (home / "dated.jinja").write_text("{{ strftime_now('%d %b %Y') }}" + CHATML)
     (home / "thinking.jinja").write_text(QWEN3)
     return {
@@ -720,6 +729,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "ASKED": home / "asked.jsonl",
         "TAGS": write_tagged(home / "tagged.jsonl"),
         "TEMPLATE": home / "dated.jinja",
+        "BRIEF": home / "brief.jinja",
         "THINKING": home / "thinking.jinja",
         "SMALL": plain,
         "ADAPTER": write_adapter(home / "adapter", plain),
