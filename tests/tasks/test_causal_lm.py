@@ -17,7 +17,7 @@ from sft_jax.data import chat
 from sft_jax.data.batch import Shape, collate, lay_out
 from sft_jax.data.rows import Rows
 from sft_jax.data.text import load_tokenizer
-from sft_jax.errors import ConfigError, ModelError
+from sft_jax.errors import ConfigError, DataError, ModelError
 from sft_jax.export import About, export_model
 from sft_jax.models.family import build_model
 from sft_jax.nn.heads import LazyLogits
@@ -378,3 +378,188 @@ def test_an_export_has_all_templates_or_the_one_that_was_given(given, tmp_path):
         talk = chat.Conversation([said("user", "a")], tools)
         (ours,) = chat.prompts(load_tokenizer(tmp_path / "out"), [talk], None)
         assert text.startswith(begin) and ours.startswith(text)
+
+
+def test_what_counts_for_nothing_is_not_learned(chatml, plain):
+    """F4, Q: an answer of weight 0 is read and not learned; weights of rows scale all they have, and 0 is lost."""
+    talk = [said("user", "a"), said("assistant", "bad", weight=0), said("user", "c"), said("assistant", "good")]
+    examples = examples_of(task_of(format="chat"), {"messages": [talk, talk]}, chatml, 999)
+    assert learned(examples, chatml) == ["good<|im_end|>"] * 2
+    text = chatml.fast.decode(examples.encoded.tokens["input_ids"].tolist(), skip_special_tokens=False)
+    assert "assistant\nbad<|im_end|>" in text and "weight" not in text
+    columns = {"messages": [talk, talk, talk[2:]], "counts": [0.5, 0, 1]}
+    scaled = examples_of(task_of(format="chat", weight="counts"), columns, chatml, 999).encoded
+    assert sorted(set(scaled.tokens["token_weight"].tolist())) == [0, 0.5, 1] and scaled.rows.tolist() == [0, 2]
+    assert scaled.lost == {"all its answers weigh 0": 1} and scaled.lost_rows == {"all its answers weigh 0": [1]}
+    for settings, given in (({}, {"text": TEXTS}), ({"format": "completion"}, PROMPTS)):
+        found = examples_of(task_of(weight="counts", **settings), {**given, "counts": [2, 0, 1]}, plain)
+        assert found.encoded.rows.tolist() == [0, 2] and found.encoded.tokens["token_weight"].max() == 2
+        assert task_of(weight="counts", **settings).review(np.ones((2, 3)), found).truth[0] in ("ab", "x")
+
+
+def test_an_unreadable_weight_is_a_bad_row():
+    """F4, Q: a weight that is a text, negative or no number is named by its place, of a message and of a row."""
+    talk = [said("user", "a"), said("assistant", "b", weight="0")]
+    rows = rows_of({"messages": [json.dumps(talk)], "text": ["a"], "counts": [-1.0]})
+    (bad,) = task_of(format="chat").targets(rows).bad.values()
+    assert bad.place == "row 1" and bad.text.endswith("weight of message 2 is '0', expected a number from 0")
+    (bad,) = task_of(weight="counts").targets(rows).bad.values()
+    assert (bad.reason, bad.text) == ("unreadable weight", "counts is -1.0, expected a number from 0")
+    with pytest.raises(ConfigError, match=r"task\.weight: .* has no column 'count'; did you mean 'counts'"):
+        build_task(CausalLM(kind="causal_lm", weight="count"), {"train": rows})
+
+
+FORMS = {
+    "messages": ({"messages": [[said("user", "a"), said("assistant", "b")]]}, "chat, told by the columns messages"),
+    "sharegpt": (
+        {"conversations": [[{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]]},
+        "chat, told by the columns conversations",
+    ),
+    "turns": (
+        {"prompt": [[said("user", "a")]], "completion": [[said("assistant", "b")]]},
+        "chat, told by the columns prompt, completion",
+    ),
+    "prompt of messages": (
+        {"prompt": [[said("user", "a")]], "completion": ["b"]},
+        "chat, told by the columns prompt, completion",
+    ),
+    "alpaca": ({"instruction": ["a"], "output": ["b"]}, "chat, told by the columns instruction, output"),
+    "orca": ({"question": ["a"], "response": ["b"]}, "chat, told by the columns question, response"),
+    "preference": (
+        {"chosen": [[said("user", "a"), said("assistant", "b")]], "rejected": [[said("user", "a")]]},
+        "chat, told by the columns chosen",
+    ),
+    "a last user": (
+        {"messages": [[said("user", "a"), said("assistant", "b"), said("user", "c")]]},
+        "chat, told by the columns messages",
+    ),
+    "parts": (
+        {"messages": [json.dumps([said("user", [{"type": "text", "text": "a"}]), said("assistant", "b")])]},
+        "chat, told by the columns messages",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_others_are_told_by_their_columns(form, chatml):
+    """F4, F5 and formats of peers: rows in each form are the same conversation, and what was told is said."""
+    columns, told = FORMS[form]
+    task = build_task(CausalLM(kind="causal_lm"), {"train": rows_of(columns)})
+    assert task.told == told
+    examples = examples_of(task, columns, chatml)
+    assert learned(examples, chatml) == ["b<|im_end|>"]
+    whole = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>"
+    assert chatml.fast.decode(examples.encoded.ids()[0], skip_special_tokens=False) == whole
+    again = restore_task(task.to_hf(), "here")
+    asked, bad = again.read(rows_of({again.texts[0]: ["a"]}))
+    assert not bad and again.prompt is not None and len(again.prompt(asked, chatml, 99)) == 1, "without other columns"
+
+
+def test_a_whole_alpaca_row_is_a_conversation(chatml):
+    """Alpaca's input, history and system stand in the text; with `format: completion`, the input too."""
+    columns = {"instruction": ["Add."], "input": ["1 2"], "output": ["3"], "history": [[["a", "b"]]], "system": ["s"]}
+    examples = examples_of(build_task(CausalLM(kind="causal_lm"), {"train": rows_of(columns)}), columns, chatml)
+    messages = [said("system", "s"), said("user", "a"), said("assistant", "b"), said("user", "Add.\n1 2")]
+    assert json.loads(examples.texts[0][0]) == messages and learned(examples, chatml) == ["b<|im_end|>3<|im_end|>"]
+    plainly = CausalLM(kind="causal_lm", format="completion")
+    found = examples_of(build_task(plainly, {"train": rows_of(columns)}), columns, chatml)
+    assert found.texts[0] == ["Add.\n1 2\n"] and found.targets == ["3"]
+
+
+def test_tools_are_taken_where_rows_have_them(chatml):
+    """A tools column is used unless it is left out by name, and is not needed to ask the model."""
+    messages, tools = CONVERSATIONS["tools"]
+    columns = {"messages": [json.dumps(messages)], "tools": [json.dumps(tools)]}
+    rows = rows_of(columns)
+    for settings, there in (({}, True), ({"tools": "tools"}, True), ({"tools": ""}, False)):
+        task = build_task(CausalLM(kind="causal_lm", **settings), {"train": rows})
+        examples = examples_of(task, columns, chatml, 999)
+        assert ("Tools: " in chatml.fast.decode(examples.encoded.ids()[0])) == there == ("tools" in task.columns)
+        assert not task.read(rows_of({"messages": ["Hi"]}))[1]
+    older = {"messages": columns["messages"], "functions": [json.dumps([tools[0]["function"]])]}
+    task = build_task(CausalLM(kind="causal_lm"), {"train": rows_of(older)})
+    assert json.loads(task.read(rows_of(older))[0][0][0])["tools"] == tools
+
+
+def test_conversations_are_written_as_transformers_writes_them(tmp_path):
+    """H, F2: null contents, nulls and numbers in arguments and schemas, and parts, as the reference renders them."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer = tokenizer_of("chatml", tmp_path)
+    reference = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    function = {"name": "w", "arguments": {"city": None, "n": 2.5, "deep": [1, {"b": 2, "a": None}]}}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": function}]}
+    tools = [{"type": "function", "function": {"name": "w", "parameters": {"x": {"default": None}}}}]
+    messages = [said("user", "a"), call, said("tool", "s"), said("assistant", "b")]
+    columns = {"messages": [json.dumps(messages)], "tools": [json.dumps(tools)]}
+    examples = examples_of(build_task(CausalLM(kind="causal_lm"), {"train": rows_of(columns)}), columns, tokenizer, 999)
+    expected = reference.apply_chat_template(messages, tools=tools, tokenize=False)
+    assert tokenizer.fast.decode(examples.encoded.ids()[0], skip_special_tokens=False) == expected.rstrip()
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"input_ids": [[1, 2, 3, 4]], "labels": [[-100, -100, 3, 4]]}, [0, 1, 1, 0]),
+        ({"input_ids": [[1, 2, 3, 4]], "completion_mask": [[0, 1, 0, 1]]}, [1, 0, 1, 0]),
+        ({"input_ids": [[1, 2, 3, 4]], "assistant_masks": [[0, 0, 0, 1]]}, [0, 0, 1, 0]),
+        ({"input_ids": [[1, 2, 3, 4, 0]], "attention_mask": [[1, 1, 1, 1, 0]]}, [1, 1, 1, 0]),
+    ],
+)
+def test_tokens_are_learned_as_they_are_given(columns, expected, plain):
+    """Formats of peers: tokens by their numbers, with labels of -100 or a mask, are documents as they stand."""
+    task = build_task(CausalLM(kind="causal_lm"), {"train": rows_of(columns)})
+    encoded = examples_of(task, columns, plain).encoded
+    assert task.told.startswith("tokens, told by the columns input_ids")
+    assert encoded.ids() == [[1, 2, 3, 4]] and encoded.tokens["token_weight"].tolist() == expected
+    assert encoded.tokens["label"].tolist() == [2, 3, 4, 0]
+
+
+def test_tokens_that_are_none_are_refused(plain):
+    """Formats of peers: labels that are other tokens, masks of another length, and tokens beyond the vocabulary."""
+    for columns, why in (
+        ({"input_ids": [[1, 2]], "labels": [[1, 3]]}, "labels has 3 where token 2 is 2, expected that or -100"),
+        ({"input_ids": [[1, 2]], "loss_mask": [[1]]}, "loss_mask has 1 numbers, expected 2 as there are tokens"),
+        ({"input_ids": [[-1]]}, "expected a list of the numbers of tokens"),
+    ):
+        task = build_task(CausalLM(kind="causal_lm"), {"train": rows_of(columns)})
+        assert task.targets(rows_of(columns)).bad[0].text.endswith(why)
+    beyond = {"input_ids": [[1, 9999]]}
+    task = build_task(CausalLM(kind="causal_lm"), {"train": rows_of(beyond)})
+    with pytest.raises(DataError, match=r"has a token 9999, the tokenizer of the model has 257 of them"):
+        examples_of(task, beyond, plain)
+
+
+def test_segments_are_learned_by_their_labels(plain):
+    """Axolotl's segments: nothing is put around the text, and only what is labelled is learned."""
+    columns = {"segments": [json.dumps([{"label": True, "text": "ab"}, {"label": False, "text": "cd"},
+                                        {"label": True, "text": "e<|endoftext|>"}])]}  # fmt: skip
+    task = build_task(CausalLM(kind="causal_lm"), {"train": rows_of(columns)})
+    examples = examples_of(task, columns, plain)
+    assert learned(examples, plain) == ["be<|endoftext|>"] and task.told == "segments, told by the columns segments"
+    assert plain.fast.decode(examples.encoded.ids()[0], skip_special_tokens=False) == "abcde<|endoftext|>"
+    assert task.asked(examples.texts, 0) == "abcde<|endoftext|>"
+
+
+def test_what_a_template_does_not_read_is_said(chatml):
+    """Q: keys of messages, tools and settings that the template never looks at are counted by name."""
+    talk = [said("user", "a", foo=1, name="Ann"), said("assistant", "b", reasoning="c")]
+    columns = {"messages": [json.dumps(talk), json.dumps([talk[0], said("assistant", "b")])]}
+    columns["chat_template_kwargs"] = [json.dumps({"enable_thinking": False})] * 2
+    task = build_task(CausalLM(kind="causal_lm"), {"train": rows_of(columns)})
+    audit = task.audit(examples_of(task, columns, chatml), chatml)
+    assert audit is not None
+    said_so = {"foo (2 rows)", "name (2 rows)", "reasoning (1 rows)", "enable_thinking (2 rows)"}
+    assert set(audit.facts["not read"].split(", ")) == said_so
+
+
+def test_supervision_has_every_token_with_its_weight(chatml):
+    """C4: what is saved of a document is its tokens in order, those with a weight being what is learned."""
+    talk = [said("user", "a"), said("assistant", "é!", weight=0.5)]
+    examples = examples_of(task_of(format="chat"), {"messages": [json.dumps(talk)]}, chatml)
+    supervision = task_of(format="chat").supervision
+    assert supervision is not None
+    (tokens,) = supervision(examples.encoded, chatml)
+    assert [token.id for token in tokens] == examples.encoded.ids()[0]
+    counted = [token.id for token in tokens if token.weight == 0.5]
+    assert chatml.fast.decode(counted, skip_special_tokens=False) == "é!<|im_end|>"
+    assert {token.weight for token in tokens} == {0, 0.5}
