@@ -73,12 +73,9 @@ def documents(data: Mapping[str, Encoded], rows: Mapping[str, Prepared], section
         if not len(encoded) or lost > MOST_LOST * (lost + len(encoded)):
             reasons = ", ".join(f"{reason}: {count}" for reason, count in encoded.lost.items())
             few = f"only {len(encoded)}" if len(encoded) else "none"
-            shown = [line for lines in lost_places(encoded, rows[split]).values() for line in lines]
+            first = next((f"; the first is {lines[0]}" for lines in lost_places(encoded, rows[split]).values()), "")
             raise DataError(
-                listing(
-                    f"data.{split}: of {len(rows[split])} rows {few} made a document ({reasons})", shown[:MOST_SHOWN]
-                )
-                + f"\n{_remedy(encoded)}"
+                f"data.{split}: of {len(rows[split])} rows {few} made a document ({reasons}); {_remedy(encoded)}{first}"
             )
         wrong = {why: count for why, count in encoded.lost.items() if why in encoded.lost_rows and why not in AS_ASKED}
         if sum(wrong.values()) > most * len(rows[split]):

@@ -11,11 +11,12 @@ from conftest import ONE_SHAPE
 from rich.console import Console
 from safetensors.numpy import load_file
 
-from sft_jax import jobs, run
+from sft_jax import inputs, jobs, run
 from sft_jax.console import show_audit, show_data
 from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import ConfigError, DataError
 from sft_jax.infer.predict import load_predictor
+from sft_jax.report import audit
 from sft_jax.tasks.task import Audit
 
 SPLITS = ("train", "validation", "test")
@@ -201,3 +202,59 @@ def test_texts_and_tokens_stay(override, message, prepared):
         prepared("gpt2", "task.format=completion", override)
     if "clean" in override:
         prepared("gpt2", override)
+
+
+HOLLOW = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+HOLLOW += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+@pytest.fixture
+def calling(configure, models, tmp_path):
+    """`calling("key=value", ...)`: a run on chats of which one in four is a call that the template does not write."""
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "w", "arguments": {}}}]}
+    talks = [[said("user", f"a{n}"), call if n % 4 == 0 else said("assistant", "b")] for n in range(8)]
+    file = tmp_path / "chats.jsonl"
+    file.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    (tmp_path / "hollow.jinja").write_text(HOLLOW)
+    base = [f"model.source={models['gpt2']}", "task.kind=causal_lm", f"task.template={tmp_path / 'hollow.jinja'}"]
+    base += [f"data.source.train={file}", f"data.source.validation={file}", "data.source.test=null"]
+    base += ["data.max_length=128", "data.leakage=keep", "eval.best_metric=loss", "train.steps=1", ONE_SHAPE]
+    return lambda *overrides: configure(*base, *overrides)
+
+
+def test_rows_that_a_template_loses_obey_bad_rows(calling):
+    """What a template writes nothing of is named by file and line, and stops a run unless bad rows are dropped; then
+    it is in the report, and a sample of the first rows does not end the run."""
+    with pytest.raises(DataError) as error:
+        run.prepare(calling())
+    text = str(error.value)
+    assert "data.train: 2 of 8 rows become no documents" in text and "chats.jsonl, line 5: the template writes" in text
+    assert "task.template" in text and "task.loss_on=last" in text and "data.bad_rows=drop" in text
+    with pytest.raises(DataError, match="2 of 8 rows become no documents"):
+        run.prepare(calling("data.bad_rows=drop"))
+    built = run.prepare(calling("data.bad_rows=drop", "data.most_bad=0.3"))
+    found = built.report.splits["train"]
+    assert found.tokens is not None and found.tokens.lost == {"the template writes nothing of its answer": 2}
+    (places,) = [v for k, v in found.examples.items() if k.startswith("the template writes")]
+    assert [place.rpartition("/")[2] for place in places] == ["chats.jsonl, line 1", "chats.jsonl, line 5"]
+    result = jobs.train(built)
+    samples = [json.loads(line) for line in (result.directory / "samples.jsonl").read_text().splitlines()]
+    assert [sample["prompt"] for sample in samples] == ["a1", "a2", "a3"], "what the user said, and of rows there are"
+    page = (result.directory / "report.html").read_text()
+    assert "<mark>b&lt;|im_end|&gt;</mark>" in page and "chats.jsonl, line 2" in page and ">a1</th>" in page
+    assert "share of documents of which every learned token is the likeliest" in page
+
+
+def test_what_is_supervised_is_saved(calling, tmp_path):
+    """C4: the audit as JSON lines and as a page has each row, where it stands, its tokens and their weights."""
+    config = calling("data.bad_rows=drop", "data.most_bad=1")
+    records = list(inputs.audit_data(config, "train", range(1, 6)))
+    assert [record["row"] for record in records] == [2, 3, 4, 6] and records[3]["place"].endswith("chats.jsonl, line 6")
+    assert records[0]["pieces"][-1][:2] == ["b<|im_end|>", 1.0]
+    assert [token["text"] for token in records[0]["tokens"] if token["weight"]] == ["b", "<|im_end|>"]
+    assert audit.write_lines(records, tmp_path / "a.jsonl") == 4 and audit.read_lines(tmp_path / "a.jsonl") == records
+    assert audit.write_page(records, tmp_path / "a.html", "a < b") == 4
+    page = (tmp_path / "a.html").read_text()
+    assert "a &lt; b" in page and page.count("<mark>") == 4 and "<|im_end|>" not in page
+    with pytest.raises(ConfigError, match=r"--split test: the rows have train, validation"):
+        next(inputs.audit_data(config, "test"))
