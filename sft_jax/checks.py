@@ -64,10 +64,9 @@ def changes(section: DataSection, task: Task) -> None:
         raise ConfigError(f"data.augment: {task.kind} needs tokens where they are; leave it out")
 
 
-def documents(data: Mapping[str, Encoded], rows: Mapping[str, Prepared], section: DataSection) -> None:
-    """Most rows of each split must have become documents (C9), and all that nobody asked to leave out, unless rows that
-    cannot be used are to be dropped, which is for few."""
-    most = section.most_bad if section.bad_rows == "drop" else 0.0
+def documents(data: Mapping[str, Encoded], rows: Mapping[str, Prepared], most: float) -> None:
+    """Most rows of each split must have become documents (C9), and all that nobody asked to leave out but for a share
+    of at most `most`."""
     for split, encoded in data.items():
         lost = sum(encoded.lost.values())
         if not len(encoded) or lost > MOST_LOST * (lost + len(encoded)):

@@ -172,7 +172,8 @@ def to_try(run: Run, model: str) -> str:
 
 
 def _is_chat(run: Run) -> bool:
-    return getattr(run.config.task, "format", "") == "chat"
+    written = run.task.to_hf().get("sft_jax_task", {})  # with a format that the columns told
+    return written.get("format") == "chat"
 
 
 def show_evaluation(console: Console, title: str, scores: Scores) -> None:

@@ -171,7 +171,7 @@ def encode(config: Config, task: Task, rows: Mapping[str, Prepared], tokenizer: 
     worker = replace(tokenizer, home=_cache(config, "tokens"))
     length = config.data.max_length
     found = {split: task.encode(part.texts, part.targets, worker, length) for split, part in rows.items()}
-    checks.documents(found, rows, config.data)
+    checks.documents(found, rows, config.data.most_bad if config.data.bad_rows == "drop" else 0.0)
     return found
 
 

@@ -25,6 +25,7 @@ from sft_jax.infer.answered import Answered, answering
 from sft_jax.infer.predict import Loaded, find_model, load_model_of
 from sft_jax.inputs import grouped
 from sft_jax.report.predictions import predictions
+from sft_jax.tasks.forms import SETTLED
 from sft_jax.tasks.task import Examples, Record, Table, Task, renamed, restore_section
 from sft_jax.train.evaluate import Evaluated, evaluate
 from sft_jax.train.step import Program, abstract, make_eval_step
@@ -108,9 +109,9 @@ def score_files(source: str, files: Sequence[str], columns: Mapping[str, str], *
         refuse(WHERE, bad)
         raise DataError(f"{WHERE}: {', '.join(files)} holds no row; give files with some")
     texts = tuple(clean([column[row] for row in good], loaded.clean) for column in texts)
-    prepared = {WHERE: Prepared(given.select(good), texts, [targets.values[row] for row in good])}
+    prepared = {WHERE: Prepared(given.select(good), texts, [targets.values[row] for row in good], np.asarray(good))}
     encoded = task.encode(texts, prepared[WHERE].targets, loaded.tokenizer, loaded.max_length)
-    checks.documents({WHERE: encoded}, prepared)
+    checks.documents({WHERE: encoded}, prepared, 1.0 if drop else 0.0)
     checks.ids(loaded.model, {WHERE: encoded})
     checks.target_length(loaded.model, {WHERE: encoded}, source)
     groups, data = grouped(section.group, prepared, {WHERE: encoded})
@@ -119,7 +120,8 @@ def score_files(source: str, files: Sequence[str], columns: Mapping[str, str], *
     found = _evaluated(loaded, examples, len(groups), dtype, section.batch_size)
     reader, length = loaded.tokenizer, loaded.max_length
     how = {"scored": section.answers, "shown": 0, "batch_size": section.batch_size}
-    answers = answering(loaded.model, task, reader, prepared[WHERE], length, dtype, **how)
+    usable = np.unique(encoded.rows).tolist()
+    answers = answering(loaded.model, task, reader, prepared[WHERE], usable, length, dtype, **how)
     scores = scores_of(task, found, examples, groups, answers(loaded.params) if answers else None)
     return Scored(scores, bad, task, examples, prepared[WHERE])
 
@@ -136,6 +138,7 @@ def _section(config: Mapping[str, Any], where: str, run: Config | None, columns:
     if run:
         own = {"labels": section.labels} if "labels" in type(section).model_fields else {}
         own |= {"template": None} if "template" in type(section).model_fields else {}  # the model has it
+        own |= {name: getattr(section, name) for name in SETTLED} if section.kind == "causal_lm" else {}
         section = run.task.model_copy(update=own)
     return renamed(section, columns)
 

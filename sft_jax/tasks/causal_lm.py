@@ -13,7 +13,7 @@ Letters: r rows of the batch, t tokens in a row, n document slots in a row, d do
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as Collection
 from dataclasses import replace
 from pathlib import Path
@@ -250,7 +250,7 @@ def _told_apart(found: Encoded) -> Encoded:
     return replace(found, lost=lost, lost_rows=rows)
 
 
-MAKE = {
+MAKE: dict[str, Callable[..., Encoded]] = {
     "text": _of_texts,
     "completion": _of_texts,
     "segments": _of_segments,

@@ -40,6 +40,7 @@ OPTIONAL = {
     "learned": ("labels", "completion_mask", "assistant_masks", "loss_mask"),
 }
 BESIDE_INSTRUCTION = ("input", "history")  # that mean something else beside other columns
+SETTLED = ("format", "text", "prompt", "completion", "messages", "input")  # settings that columns may tell
 FUNCTIONS = "functions"  # tools as OpenAI had them before
 SETTINGS = "chat_template_kwargs"
 PADDED = "attention_mask"

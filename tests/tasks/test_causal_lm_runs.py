@@ -17,6 +17,7 @@ from sft_jax.data.text import load_tokenizer
 from sft_jax.errors import ConfigError, DataError
 from sft_jax.infer.predict import load_predictor
 from sft_jax.report import audit
+from sft_jax.scores import score_files
 from sft_jax.tasks.task import Audit
 
 SPLITS = ("train", "validation", "test")
@@ -240,6 +241,8 @@ def test_rows_that_a_template_loses_obey_bad_rows(calling):
     result = jobs.train(built)
     samples = [json.loads(line) for line in (result.directory / "samples.jsonl").read_text().splitlines()]
     assert [sample["prompt"] for sample in samples] == ["a1", "a2", "a3"], "what the user said, and of rows there are"
+    scored = score_files(str(result.directory), [str(Path(str(built.config.data.source.train)))], {}, drop=True)
+    assert len(scored.examples.encoded) == 6, "a format that columns told is that of the run's model"
     page = (result.directory / "report.html").read_text()
     assert "<mark>b&lt;|im_end|&gt;</mark>" in page and "chats.jsonl, line 2" in page and ">a1</th>" in page
     assert "share of documents of which every learned token is the likeliest" in page
