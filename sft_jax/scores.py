@@ -108,9 +108,10 @@ def score_files(source: str, files: Sequence[str], columns: Mapping[str, str], *
         refuse(WHERE, bad)
         raise DataError(f"{WHERE}: {', '.join(files)} holds no row; give files with some")
     texts = tuple(clean([column[row] for row in good], loaded.clean) for column in texts)
-    prepared = {WHERE: Prepared(given.select(good), texts, [targets.values[row] for row in good])}
+    numbers = np.asarray(good, np.int64)
+    prepared = {WHERE: Prepared(given.select(good), texts, [targets.values[row] for row in good], numbers)}
     encoded = task.encode(texts, prepared[WHERE].targets, loaded.tokenizer, loaded.max_length)
-    checks.documents({WHERE: encoded}, prepared)
+    checks.documents({WHERE: encoded}, prepared, drop=drop)
     checks.ids(loaded.model, {WHERE: encoded})
     checks.target_length(loaded.model, {WHERE: encoded}, source)
     groups, data = grouped(section.group, prepared, {WHERE: encoded})
@@ -119,7 +120,8 @@ def score_files(source: str, files: Sequence[str], columns: Mapping[str, str], *
     found = _evaluated(loaded, examples, len(groups), dtype, section.batch_size)
     reader, length = loaded.tokenizer, loaded.max_length
     how = {"scored": section.answers, "shown": 0, "batch_size": section.batch_size}
-    answers = answering(loaded.model, task, reader, prepared[WHERE], length, dtype, **how)
+    asked = np.unique(encoded.rows).tolist()
+    answers = answering(loaded.model, task, reader, prepared[WHERE], asked, length, dtype, **how)
     scores = scores_of(task, found, examples, groups, answers(loaded.params) if answers else None)
     return Scored(scores, bad, task, examples, prepared[WHERE])
 
