@@ -111,7 +111,7 @@ def test_train(trained: Said, home):
         assert part in trained.out
     assert f"sft-jax predict {home / 'run' / 'model'}" in trained.out
     files = {"config.yaml", "data.json", "ledger.jsonl", "manifest.json", "metrics.jsonl", "summary.json"}
-    expected = files | {"run.lock", "review.json", "report.html", "checkpoints", "events", "model"}
+    expected = files | {"run.lock", "review.json", "predictions.jsonl", "report.html", "checkpoints", "events", "model"}
     assert {file.name for file in (home / "run").iterdir()} == expected
 
 
