@@ -142,10 +142,12 @@ def stop_tokens(tokenizer: TextTokenizer, train: Encoded | None) -> list[int]:
         return sorted(number for number in found if number is not None)
     learned = train.tokens["token_weight"] > 0
     last = learned & ~np.append(learned[1:], False)
-    if train.truncated:  # what ends where it was cut ends with any token
+    if train.truncated and not tokenizer.left:  # what ends where it was cut ends with any token
         cut = train.lengths == train.lengths.max()
         last[(train.offsets[1:] - 2)[cut]] = False
-    special = [number for number in (tokenizer.fast.token_to_id(token) for token in special_tokens(tokenizer))]
+    special = [
+        number for token in special_tokens(tokenizer) if (number := tokenizer.fast.token_to_id(token)) is not None
+    ]
     ends = np.unique(train.tokens["label"][last])
     return sorted({*ends[np.isin(ends, special)].tolist(), *found} - {None})
 

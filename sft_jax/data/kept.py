@@ -169,7 +169,7 @@ def _column(arrays: Arrays, known: list[str], name: str) -> Column:
 
 def _put_rows(sink: Sink, rows: Rows, name: str) -> dict[str, Any]:
     """Put rows into a sink, the table as a stream of Arrow; gives back what is no array."""
-    table = rows.table.with_format("arrow")
+    table: Any = rows.table.with_format("arrow")
     parts = (table[begin : begin + BLOCK] for begin in range(0, len(rows), BLOCK))
     first = next(parts)
     with pa.ipc.new_stream(_Stream(sink, name + TABLE), first.schema) as stream:

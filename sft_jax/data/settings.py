@@ -290,7 +290,7 @@ def _around_roberta(fast: Tokenizer, settings: Mapping[str, Any]) -> Any:
     sep, cls = (str(_word(settings[name])) for name in ("sep_token", "cls_token"))
     numbers: Any = [(word, fast.token_to_id(word)) for word in (sep, cls)]
     trim, blank = settings.get("trim_offsets", True), settings.get("add_prefix_space", False)
-    return processors.RobertaProcessing(*numbers, trim, blank)
+    return processors.RobertaProcessing(numbers[0], numbers[1], trim_offsets=trim, add_prefix_space=blank)
 
 
 def _pieces(fast: Tokenizer, settings: Mapping[str, Any]) -> None:

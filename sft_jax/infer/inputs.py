@@ -310,9 +310,10 @@ def _row(task: Task, value: Any) -> Mapping[str, Any]:
     """The columns of a row."""
     if isinstance(value, Mapping):
         return value
-    if len(task.texts) > 1 and isinstance(value, list | tuple) and len(value) == len(task.texts):
+    first, *more = task.texts
+    if more and isinstance(value, list | tuple) and len(value) == len(task.texts):
         return dict(zip(task.texts, value, strict=True))
-    return {task.texts[0]: value}
+    return {first: value}
 
 
 def _written(row: Mapping[str, Any], number: int) -> str:

@@ -250,7 +250,7 @@ def _pieces(train: Examples, window: int, tokenizer: TextTokenizer) -> list[tupl
     return [(audits.shortened(text), number == 1) for number, text in enumerate(texts)]
 
 
-def _read(rows: Rows, section: QuestionAnswering) -> tuple[tuple[list[Any], ...], dict[int, Bad]]:
+def _read(rows: Rows, section: QuestionAnswering) -> tuple[tuple[Sequence[Any], ...], dict[int, Bad]]:
     (questions, contexts), bad = read_texts(rows, (section.question, section.context))
     return ([text.strip() if isinstance(text, str) else text for text in questions], contexts), bad
 
