@@ -7,10 +7,12 @@ the largest stands in the table. A cell that no test measured stays empty.
 import importlib.metadata
 import sys
 from collections import defaultdict
+from datetime import date
 from pathlib import Path
 from xml.etree import ElementTree
 
 from sft_jax.models.family import FAMILIES, find_family
+from sft_jax.train.manifest import processor
 
 PAGE = Path(__file__).with_name("models.md")
 WHAT = ("logits", "gradients", "trajectory", "export", "generation", "published")
@@ -48,9 +50,8 @@ def page(cells: Cells) -> str:
         figures = [f"{row[what]:.0e}" if row.get(what) else "0" if what in row else "" for what in WHAT]
         lines.append(f"| {family} | {head} | {' | '.join(figures)} |")
     kinds = [f"- `{name}`: {', '.join(find_family({'model_type': name}, name).heads)}" for name in sorted(FAMILIES)]
-    return "\n".join(
-        [HEADER, f"Measured with {versions}.", "", *lines, "", "## Heads of each model type", "", *kinds, ""]
-    )
+    how = f"Measured on {date.today()} on one processor, {processor()}, with {versions}; others round otherwise."
+    return "\n".join([HEADER, how, "", *lines, "", "## Heads of each model type", "", *kinds, ""])
 
 
 if __name__ == "__main__":
