@@ -174,7 +174,7 @@ def test_a_wrong_merge_is_seen(make, tmp_path: Path, monkeypatch):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("adapter.match=['**/attn/w']", r"matches no layer; the nearest are blocks/0/attn"),
+        ("adapter.match=['**/attn/w']", r"matches no layer; there are blocks/\*/attn/k"),
         ("adapter.match=['head/out']", r"the head has no adapter"),
         ("adapter.also=['**/attn/q/bias']", r"blocks/0/attn/q/bias is of a layer that has an adapter"),
         ("adapter.also=['nothing/**']", r"adapter.also"),

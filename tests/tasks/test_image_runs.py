@@ -90,7 +90,7 @@ def test_labels_come_from_the_source():
     bad = build_task(ImageClassification(kind="image_classification", labels=["cat", "dog"]), {}).targets(named).bad
     assert (
         bad[0].text
-        == "label is 'dgo'; did you mean 'dog'?; expected one of the 2 labels (cat, dog) or a number from 0 to 1"
+        == "label is 'dgo'; did you mean 'dog'?; expected one of the 2 labels (cat, dog)"
     )
 
 

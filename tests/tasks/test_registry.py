@@ -41,6 +41,7 @@ OTHERS = {
     "tag_schemes",
     "answer_columns",
     "spans",
+    "span_columns",
     "squad",
     "losses",
     "vocabulary",
