@@ -11,7 +11,12 @@ import pytest
 from chats import LLAMA, said, write_decoder
 from exact_runs import metrics_lines
 
-KNOWN = "JAX_PLATFORMS", "XLA_FLAGS", "JAX_ENABLE_COMPILATION_CACHE", "GLIBC_TUNABLES"  # what tests set for all processes
+KNOWN = (
+    "JAX_PLATFORMS",
+    "XLA_FLAGS",
+    "JAX_ENABLE_COMPILATION_CACHE",
+    "GLIBC_TUNABLES",
+)  # what tests set for all processes
 # What stands in a run directory and says nothing of times or of where it was run.
 KEPT = "data.json", "predictions.jsonl"
 

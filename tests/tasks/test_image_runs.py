@@ -88,10 +88,7 @@ def test_labels_come_from_the_source():
     assert task.labels == ("cat", "dog") and task.targets(rows).values == [1, 0] and task.images
     named = Rows(Dataset.from_dict({"image": cells, "label": ["dgo", "cat"]}), "here")
     bad = build_task(ImageClassification(kind="image_classification", labels=["cat", "dog"]), {}).targets(named).bad
-    assert (
-        bad[0].text
-        == "label is 'dgo'; did you mean 'dog'?; expected one of the 2 labels (cat, dog)"
-    )
+    assert bad[0].text == "label is 'dgo'; did you mean 'dog'?; expected one of the 2 labels (cat, dog)"
 
 
 def test_restored_from_models_of_others():
