@@ -5,14 +5,14 @@ the largest stands in the table. A cell that no test measured stays empty.
 """
 
 import importlib.metadata
+import platform
 import sys
 from collections import defaultdict
-from datetime import date
+from datetime import datetime
 from pathlib import Path
 from xml.etree import ElementTree
 
 from sft_jax.models.family import FAMILIES, find_family
-from sft_jax.train.manifest import processor
 
 PAGE = Path(__file__).with_name("models.md")
 WHAT = ("logits", "gradients", "trajectory", "export", "generation", "published")
@@ -28,6 +28,8 @@ is logits at a published size. An empty cell was not measured.
 
 This page is made by `make models` (pytest tests/parity, then `docs/make_models.py`).
 """
+# Of a processor, widest first: what decides how its libraries add up.
+UNITS = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2"}
 Cells = dict[tuple[str, str], dict[str, float]]
 
 
@@ -42,7 +44,26 @@ def measured(file: Path) -> Cells:
     return cells
 
 
-def page(cells: Cells) -> str:
+def when(file: Path) -> str:
+    """The day on which a report of pytest was written."""
+    suite = next(ElementTree.parse(file).iter("testsuite"))
+    return datetime.fromisoformat(suite.get("timestamp", "")).date().isoformat()
+
+
+def processor() -> str:
+    """The name of this machine's processor, and whether it has units for products of matrices."""
+    cpus = Path("/proc/cpuinfo")
+    said = _said(cpus.read_text()) if cpus.exists() else {}
+    units = [name for flag, name in UNITS.items() if flag in said.get("flags", "").split()]
+    return " with ".join([said.get("model name") or platform.processor() or platform.machine(), *units[:1]])
+
+
+def _said(text: str) -> dict[str, str]:
+    pairs = (line.partition(":")[::2] for line in text.splitlines())
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
+def page(cells: Cells, day: str) -> str:
     """The whole page."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "torch", "transformers"))
     lines = [f"| model type | head | {' | '.join(WHAT)} |", f"|---|---|{'---|' * len(WHAT)}"]
@@ -50,9 +71,21 @@ def page(cells: Cells) -> str:
         figures = [f"{row[what]:.0e}" if row.get(what) else "0" if what in row else "" for what in WHAT]
         lines.append(f"| {family} | {head} | {' | '.join(figures)} |")
     kinds = [f"- `{name}`: {', '.join(find_family({'model_type': name}, name).heads)}" for name in sorted(FAMILIES)]
-    how = f"Measured on {date.today()} on one processor, {processor()}, with {versions}; others round otherwise."
-    return "\n".join([HEADER, how, "", *lines, "", "## Heads of each model type", "", *kinds, ""])
+    return "\n".join(
+        [
+            HEADER,
+            f"Measured with {versions}, on {day}, on a processor that calls itself {processor()}.",
+            "",
+            *lines,
+            "",
+            "## Heads of each model type",
+            "",
+            *kinds,
+            "",
+        ]
+    )
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(measured(Path(sys.argv[1]))), encoding="utf-8")
+    report = Path(sys.argv[1])
+    PAGE.write_text(page(measured(report), when(report)), encoding="utf-8")

@@ -1,19 +1,28 @@
 """What is asked of the machine: a private cache of compiled programs that may break, and files that are ours alone."""
 
 import os
+import pwd
+import re
+import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import jax
 import pytest
 
 from sft_jax import checks, machine
+from sft_jax import mesh as meshes
 from sft_jax.config.schema import RunSection
-from sft_jax.errors import ConfigError
+from sft_jax.errors import ConfigError, ProcessError
 from sft_jax.run import prepare, train_program
+from sft_jax.train.checkpoint import Checkpoints
 from sft_jax.train.profile import programs
 from sft_jax.train.state import abstract_frozen, abstract_state
+
+TWO = {"SFT_COORDINATOR": "127.0.0.1:1234", "SFT_NUM_PROCESSES": "2", "SFT_PROCESS_ID": "1"}
 
 
 @pytest.fixture
@@ -254,3 +263,136 @@ def test_jaxlib_knows_its_flags(nonsense):
     environment = {**os.environ, "XLA_FLAGS": " ".join(words), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert (done.returncode == 0 and done.stdout == "3\n") == (not nonsense), done.stderr
+
+
+@pytest.fixture
+def homeless(tmp_path, monkeypatch) -> Path:
+    """A user id that no list of users has, without HOME, and where its temporary files are."""
+
+    def unknown(number: int):
+        raise KeyError(number)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME", "SFT_JAX_CACHE", machine.PROGRAMS, *machine.WORTH[:1], *machine.CACHES):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_user_without_a_home_has_a_cache(homeless, monkeypatch):
+    """M: what can be made again is kept in a private directory among temporary files, and so do libraries."""
+    assert not machine.has_home()
+    home = machine.cache_home()
+    assert home.parent == homeless and mode(home) == 0o700
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    machine.quiet()
+    assert [Path(os.environ[name]).parent for name in machine.CACHES] == [home] * len(machine.CACHES)
+    machine.keep_programs()
+    assert os.environ[machine.PROGRAMS] == str(home / "programs")
+    home.chmod(0o777)
+    with pytest.raises(ConfigError, match=r"is not a directory of yours alone; set SFT_JAX_CACHE"):
+        machine.cache_home()
+
+
+def test_a_link_is_no_private_directory(homeless, tmp_path_factory):
+    """M: whoever was there first may not send us elsewhere."""
+    (homeless / f"sft_jax-{os.geteuid()}").symlink_to(tmp_path_factory.mktemp("elsewhere"))
+    with pytest.raises(ConfigError, match="is not a directory of yours alone"):
+        machine.cache_home()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"SFT_COORDINATOR": "a:1"},
+            "SFT_COORDINATOR alone; set SFT_COORDINATOR, SFT_NUM_PROCESSES and SFT_PROCESS_ID",
+        ),
+        ({"SFT_PROCESS_ID": "1", "SFT_NUM_PROCESSES": "2"}, "SFT_NUM_PROCESSES and SFT_PROCESS_ID alone"),
+        ({**TWO, "SFT_PROCESS_ID": "2"}, "SFT_PROCESS_ID=2 of SFT_NUM_PROCESSES=2; they are counted from 0 to 1"),
+        ({**TWO, "SFT_PROCESS_ID": "-1"}, "SFT_PROCESS_ID=-1; expected a whole number from 0"),
+        ({**TWO, "SFT_NUM_PROCESSES": "two"}, "SFT_NUM_PROCESSES=two; expected a whole number from 1"),
+        ({**TWO, "SFT_COORDINATOR": "host"}, "SFT_COORDINATOR=host; expected host:port"),
+        ({**TWO, "SFT_COORDINATOR": "host:70000"}, "SFT_COORDINATOR=host:70000; expected host:port"),
+        ({**TWO, "SFT_WAIT": "soon"}, "SFT_WAIT=soon; expected a whole number from 1 to 3000"),
+    ],
+)
+def test_what_a_launcher_says_wrongly_is_one_line(given, said, monkeypatch):
+    """A process of several that is told half, or what cannot be, says what is wrong."""
+    for name in (meshes.COORDINATOR, meshes.PROCESSES, meshes.PROCESS, meshes.WAIT):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"^environment: {re.escape(said)}"):
+        meshes.start_processes()
+
+
+def test_a_coordinator_that_is_not_there(monkeypatch):
+    """Nobody answers: the address, why, and what to do, after the seconds that were given; a port that is taken too."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for name, value in {**TWO, "SFT_COORDINATOR": address, "SFT_PROCESS_ID": "0"}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigError, match=f"={address}; process 0 cannot listen there .*; give another port"):
+            meshes.start_processes()
+    monkeypatch.setenv("SFT_PROCESS_ID", "1")
+    monkeypatch.setenv("SFT_WAIT", "1")
+    with pytest.raises(
+        ProcessError, match=f"={address}; process 0 cannot be reached there .Connection refused.; start"
+    ):
+        meshes.start_processes()
+
+
+def test_processes_that_do_not_come():
+    """The first of two that waits in vain ends with one line and code 69, not with a trace of C++."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    code = (
+        "import sys; from sft_jax import __main__, mesh; sys.app = mesh.start_processes; "
+        "sys.modules['sft_jax.cli'] = sys; __main__.main()"
+    )
+    environment = {**os.environ, **TWO, "SFT_COORDINATOR": address, "SFT_PROCESS_ID": "0", "SFT_WAIT": "2"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 69 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert f"SFT_NUM_PROCESSES=2, but not all of them came to SFT_COORDINATOR={address} in time" in done.stderr
+
+
+def test_another_process_that_died(monkeypatch, tmp_path):
+    """What jax says when another process is gone is told apart from what a full disk says, however deep it stands."""
+    try:
+        raise ValueError("save") from RuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+    except ValueError as error:
+        gone = error
+    assert meshes.lost_peer(gone) is None, "alone, nobody can be gone"
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    assert str(meshes.lost_peer(gone)).startswith("UNKNOWN: Gloo")
+    assert meshes.lost_peer(OSError(28, "No space left on device")) is None
+
+    def fail(manager):
+        raise gone
+
+    with pytest.raises(ValueError, match="save"):  # not "make room for it"
+        Checkpoints(tmp_path, 2)._try(fail)
+
+
+@pytest.mark.parametrize(
+    "locale", [{"LC_ALL": "C"}, {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+)
+def test_words_of_any_language_are_printed_under_any_locale(tmp_path, locale):
+    """S: what is printed is UTF-8, as files are; a home that does not exist is a line."""
+    file = tmp_path / "base.yaml"
+    file.write_text(
+        "model: {source: x/y}\ntask: {kind: sequence_classification, labels: [плохо, 好]}\n", encoding="utf-8"
+    )
+    environment = {**{k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHON"))}, **locale}
+    command = [sys.executable, "-m", "sft_jax", "config", "show", str(file), "eval.every=never"]
+    root = Path(checks.__file__).parents[1]
+    data = "data.source={kind: files, train: ~nobody-of-this-name/train.csv}"
+    done = subprocess.run([*command, data], env=environment, capture_output=True, cwd=root)
+    assert (
+        done.returncode == 2
+        and done.stderr.decode() == "~: no directory is known for it; set HOME, or write whole paths\n"
+    )
+    data = f"data.source={{kind: files, train: {file}}}"
+    done = subprocess.run([*command, data], env=environment, capture_output=True, cwd=root)
+    assert done.returncode == 0 and "плохо" in done.stdout.decode() and "好" in done.stdout.decode(), done.stderr

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from bounds import ROUNDINGS, UNIT
 from chats import GPT2, LLAMA, write_decoder, write_talks
 from conftest import write_model
 from exact_runs import differing, gradient, metrics_lines, norm, take_steps, train_until
@@ -259,10 +260,13 @@ SCANNED = [("llama", "lora"), ("llama", "nf4"), ("bert", "dora"), ("marian", "lo
 
 @pytest.mark.parametrize(("family", "kind"), SCANNED, ids=lambda value: value)
 def test_scanned_layers_with_adapters(family: str, kind: str, make, tmp_path: Path):
-    """C11, C19: adapters and few-bit kernels of layers that are held as one array train as those of a loop do."""
+    """C11, C19: adapters and few-bit kernels of layers that are held as one array train as those of a loop do.
+
+    In float32, all of them: six steps of bfloat16 round as much as they move.
+    """
     exported = {}
     for scan in ("always", "never"):
-        more = (*KINDS[kind], "model.dropout=0.1", f"train.scan={scan}")
+        more = (*KINDS[kind], "train.compute_dtype=float32", "model.dropout=0.1", f"train.scan={scan}")
         run = prepare(make(tmp_path / scan, family, *more, layers=2))
         stacked = [key for key in run.model.template.keys if "{" in key]
         assert any(map(is_adapter, stacked)) is (scan == "always")
@@ -270,11 +274,11 @@ def test_scanned_layers_with_adapters(family: str, kind: str, make, tmp_path: Pa
         exported[scan] = load_file(tmp_path / scan / "model" / "model.safetensors")
     start = load_file(Path(run.config.model.source) / "model.safetensors")
     assert exported["always"].keys() == exported["never"].keys()
-    bfloat16, moved = "train.compute_dtype=bfloat16" in KINDS[kind], 0
-    for name, array in exported["never"].items():
-        np.testing.assert_allclose(exported["always"][name], array, atol=2e-2 if bfloat16 else 1e-4)
-        moved += name in start and not np.allclose(start[name], array, atol=1e-3)
-    assert moved  # or all would be equal for want of training
+    moved = {name: exported["never"][name] - array for name, array in start.items() if name in exported["never"]}
+    apart = {name: exported["always"][name] - exported["never"][name] for name in moved}
+    assert (
+        norm(apart) < ROUNDINGS * UNIT * norm(start) < 1e-3 * norm(moved)
+    )  # or all might be equal for want of training
 
 
 def test_what_is_estimated_of_adapters(make, tmp_path: Path):

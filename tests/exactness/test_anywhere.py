@@ -23,7 +23,8 @@ KEPT = "data.json", "predictions.jsonl"
 
 def call(**arguments: Any) -> dict:
     """An answer that is a call of a tool."""
-    return {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "f"} | {"arguments": arguments}}]}  # fmt: skip
+    function = {"name": "f", "arguments": arguments}
+    return {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": function}]}
 
 
 def talks(shift: int) -> list[dict]:
@@ -42,7 +43,8 @@ def talks(shift: int) -> list[dict]:
     rows = []
     for number, arguments in enumerate(each[shift:] + each[:shift]):
         schema = {key: {"type": "string", "default": None} for key in arguments}
-        tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": schema, "required": [*arguments]}}}  # fmt: skip
+        parameters = {"properties": schema, "required": [*arguments]}
+        tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
         messages = [said("user", f"Вопрос {number}"), call(**arguments), said("tool", "42"), said("assistant", "да!")]
         rows.append({"messages": messages, "tools": [tool], "meta": [number, arguments][number % 2]})
     return rows
@@ -86,7 +88,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     config = {
         "run": {"dir": "run"},
         "model": {"source": str(model), "dropout": 0.1},
-        "task": {"kind": "causal_lm", "tools": "tools", "generate": {"max_new_tokens": 4}},
+        "task": {"kind": "causal_lm", "format": "chat", "tools": "tools", "generate": {"max_new_tokens": 4}},
         "data": {"source": {"kind": "files", **{s: str(f) for s, f in files.items()}}, "max_length": 512},
         "train": {"batch_size": 3, "steps": 4, "log_every": 1},
         "eval": {"every": 2, "samples": 2, "batch_size": 4},

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bounds import rounding
 from torch_reference import torch
 
 from sft_jax.nn.convolution import BatchNorm, Conv, max_pool
@@ -33,7 +34,11 @@ def close(ours, theirs) -> bool:
     [(3, 1, 1, 1), (3, 2, 1, 1), (7, 2, 3, 1), (1, 1, 0, 1), (1, 2, 0, 1), (4, 4, 0, 1), (3, 1, 1, 2), (2, 2, 0, 6)],
 )
 def test_convolution_equals_torch(size, stride, padding, groups):
-    """R57: whatever the kernel, stride, padding and groups, and however we write it: values and both gradients."""
+    """R57: whatever the kernel, stride, padding and groups, and however we write it: values and both gradients are
+    torch's in float64, within what the products that each number is a sum of may be rounded by.
+
+    The control: a kernel that is longer by a hundredth gives others.
+    """
     x, kernel = DRAW.normal(size=(2, 9, 11, 6)), DRAW.normal(size=(size, size, 6 // groups, 12))
     x, kernel = x.astype(np.float32), kernel.astype(np.float32)
     template = Template.of(Conv(6, 12, size, zeros, stride=stride, padding=padding, groups=groups, bias=True))
@@ -42,14 +47,26 @@ def test_convolution_equals_torch(size, stride, padding, groups):
     def ours(x, kernel):
         return template.bind({"kernel": kernel, "bias": bias})(x)
 
-    there, weight = first(x), torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()).requires_grad_()
-    theirs = torch.nn.functional.conv2d(there, weight, torch.from_numpy(bias), stride, padding, groups=groups)
     found, pull = jax.vjp(ours, x, kernel)
-    assert close(found, last(theirs))
     by = DRAW.normal(size=found.shape).astype(np.float32)
-    theirs.backward(first(by).detach())
-    of_x, of_kernel = pull(jnp.asarray(by))
-    assert close(of_x, last(there.grad)) and close(of_kernel, weight.grad.numpy().transpose(2, 3, 1, 0))
+    given = x, kernel, bias, by
+    exact, sizes = (
+        _of_torch(*map(f, given), stride, padding, groups) for f in (np.float64, lambda a: abs(np.float64(a)))
+    )
+    # How many products each number is a sum of: those of a window, of the windows that see it, and of all places.
+    terms = kernel[..., 0].size + 1, kernel[..., 0].size * 12 // 6, by[..., 0].size
+    for mine, theirs, size, count in zip((found, *pull(jnp.asarray(by))), exact, sizes, terms, strict=True):
+        assert (np.abs(mine - theirs) <= rounding(count, size)).all()
+    longer = np.abs(ours(x, 1.01 * kernel) - exact[0]) / rounding(terms[0], sizes[0])
+    assert np.median(longer) > 10 and longer.max() > 100
+
+
+def _of_torch(x, kernel, bias, by, stride, padding, groups) -> tuple[np.ndarray, ...]:
+    """A convolution, and how what is pulled by `by` pulls on images and kernel, in the type that is given."""
+    there, weight = first(x), torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()).requires_grad_()
+    out = torch.nn.functional.conv2d(there, weight, torch.from_numpy(bias), stride, padding, groups=groups)
+    out.backward(first(by).detach())
+    return last(out), last(there.grad), weight.grad.numpy().transpose(2, 3, 1, 0)
 
 
 def test_batch_normalisation_equals_torch():

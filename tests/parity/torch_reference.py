@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from bounds import ROUNDINGS, UNIT
 
 torch = pytest.importorskip("torch", reason="the reference that parity is measured against is not installed")
 transformers = pytest.importorskip("transformers")
@@ -24,6 +25,7 @@ from sft_jax.nn.heads import LazyLogits
 from sft_jax.weights.files import open_checkpoint
 
 TOLERANCE = 1e-4
+STEP = 2.0**-13  # far above rounding, and small enough for a network to be straight
 LABELS = 3
 LONGEST = 21  # tokens in a document
 
@@ -240,6 +242,24 @@ def randomised(
         for parameter in reference.parameters():
             parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
     return reference.eval()
+
+
+def rounded(reference: "torch.nn.Module", outputs: Callable[[Any], Any], apart: Callable[[Any, Any], float]) -> float:
+    """The most that float32 may put between two computations of `outputs(reference)`, as `apart` measures it.
+
+    Each parameter is moved by STEP of itself, up or down; what that does is scaled down to a rounding (`bounds.py`).
+    """
+    moved, generator = copy.deepcopy(reference), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter.mul_(1 + STEP * (2 * torch.randint(0, 2, parameter.shape, generator=generator) - 1))
+    return ROUNDINGS * UNIT / STEP * apart(outputs(moved), outputs(reference))
+
+
+def gap(one: np.ndarray, other: np.ndarray) -> float:
+    """The largest difference."""
+    assert one.shape == other.shape
+    return float(np.abs(one - other).max())
 
 
 def paired(reference: "torch.nn.Module", directory: Path) -> Pair:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from bounds import rounding
 
 from sft_jax.train.adam import adam, adamw, scale_by_adam
 
@@ -43,10 +44,13 @@ def furthest(found: np.ndarray, wanted: np.ndarray) -> float:
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_the_updates_are_those_of_float64(nesterov: bool):
-    """C33: every step is as long as in float64 within 1e-6; negative control: with optax's corrections it is not."""
+    """C33: every step is as long as in float64 but for rounding; negative control: with optax's corrections it is not.
+
+    An update goes through a dozen roundings: two moments of three each, two corrections, a root, a sum and a quotient.
+    """
     wanted = by_hand(nesterov=nesterov)
-    assert furthest(updates(scale_by_adam(B1, B2, EPS, nesterov=nesterov)), wanted) < 1e-6
-    assert furthest(updates(optax.scale_by_adam(B1, B2, EPS, nesterov=nesterov)), wanted) > 5e-6
+    assert furthest(updates(scale_by_adam(B1, B2, EPS, nesterov=nesterov)), wanted) < rounding(12)
+    assert furthest(updates(optax.scale_by_adam(B1, B2, EPS, nesterov=nesterov)), wanted) > 4 * rounding(12)
 
 
 @pytest.mark.parametrize("options", [{}, {"b2": 0.95, "eps_root": 1e-6}, {"mu_dtype": "bfloat16"}], ids=str)
