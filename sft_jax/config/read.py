@@ -74,7 +74,7 @@ class _Dumper(yaml.SafeDumper):
     """SafeDumper that also quotes a text such as "1e5", which `_Loader` would take for a number."""
 
 
-for _tag, _pattern in {pair for pairs in _Loader.yaml_implicit_resolvers.values() for pair in pairs}:
+for _tag, _pattern in dict.fromkeys(pair for pairs in _Loader.yaml_implicit_resolvers.values() for pair in pairs):
     _Dumper.add_implicit_resolver(_tag, _pattern, None)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from bounds import ROUNDINGS, SAME, UNIT
+from bounds import SAME, UNIT, roundings
 from chats import GPT2, LLAMA, write_decoder, write_talks
 from conftest import write_model
 from exact_runs import (
@@ -196,9 +196,9 @@ def test_stopped_resumed_and_held_otherwise(work: Path, rows: Path):
         found = trained(prepare(config(name, "always")), "latest")[0]
         assert name != "same" or differing(whole, found) == []
         assert name != "same" or metrics_lines(work / "whole") == metrics_lines(work / name)
-        assert distance(to_host(whole.params), to_host(found.params)) < ROUNDINGS * UNIT
+        assert distance(to_host(whole.params), to_host(found.params)) < roundings() * UNIT
         written = [load_file(work / run / "model" / "model.safetensors") for run in ("whole", name)]
-        assert distance(*written) < ROUNDINGS * UNIT
+        assert distance(*written) < roundings() * UNIT
     export(open_run(work / "whole", ["train.scan=never"]), work / "looped-export")
     one, other = (load_file(home / "model.safetensors") for home in (work / "looped-export", work / "whole" / "model"))
     assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)

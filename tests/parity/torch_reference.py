@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from bounds import ROUNDINGS, UNIT
+from bounds import TERMS, UNIT, roundings
 
 torch = pytest.importorskip("torch", reason="the reference that parity is measured against is not installed")
 transformers = pytest.importorskip("transformers")
@@ -253,7 +253,8 @@ def rounded(reference: "torch.nn.Module", outputs: Callable[[Any], Any], apart: 
     with torch.no_grad():
         for parameter in moved.parameters():
             parameter.mul_(1 + STEP * (2 * torch.randint(0, 2, parameter.shape, generator=generator) - 1))
-    return ROUNDINGS * UNIT / STEP * apart(outputs(moved), outputs(reference))
+    terms = max([TERMS, *(parameter[0].numel() for parameter in moved.parameters() if parameter.ndim > 1)])
+    return roundings(terms) * UNIT / STEP * apart(outputs(moved), outputs(reference))
 
 
 def gap(one: np.ndarray, other: np.ndarray) -> float:
