@@ -140,10 +140,10 @@ def test_dry_run(home, tmp_path):
             assert re.search(rf"^ +{part} ", said.out, re.M), part
         less = sft_jax_command(*words, "--memory", "20KB", "mesh={data: 4, fsdp: 2}", "train.batch_size=16")
     assert sorted(tmp_path.rglob("*")) == before
-    found = re.findall(r"(train\.remat=full|train\.accumulate=2|mesh\.fsdp=8).*", less.out)
+    found = re.findall(r"(train\.accumulate=2|mesh\.fsdp=8).*", less.out)  # of remat it is the compiler who decides
     sizes = [float(size) for size in re.findall(r"(?:=\w+ +│ +)([\d.]+) kB", less.out)]
     assert len(sizes) > 2 and sizes == sorted(sizes, reverse=True), less.out
-    assert "does not fit" in less.out and {"train.remat=full", "train.accumulate=2", "mesh.fsdp=8"} <= {*found}
+    assert "does not fit" in less.out and {"train.accumulate=2", "mesh.fsdp=8"} <= {*found}
     for size in ("much", "16", "0GB", "16XB"):
         assert sft_jax_command(*words, "--memory", size).code == 2, size
     assert sft_jax_command("train", home / "base.yaml", "--memory", "1GB").code == 2
