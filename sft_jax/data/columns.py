@@ -6,6 +6,7 @@ Holds numpy and Arrow only.
 """
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -25,9 +26,9 @@ TEXT, ENDS, NUMBERS = "text", "ends", "numbers"  # of a sink: the bytes of all t
 class Column(Sequence[Any]):
     """Values by number, of a flat column or of some of its rows; equal to any sequence of the same values."""
 
+    @abstractmethod
     def select(self, rows: np.ndarray) -> "Column":
         """These values alone, in this order."""
-        raise NotImplementedError
 
     def __iter__(self) -> Iterator[Any]:
         return chain.from_iterable(self[begin : begin + BLOCK] for begin in range(0, len(self), BLOCK))
